@@ -1,0 +1,57 @@
+"""Shared by the tests: small real images, small recipes, and no way to the network or to the user's own caches."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study.config import Recipe
+from study.data import Images
+from study.search_space import load_baseline
+
+# Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """The baseline's recipe, made small: resnet18 at 32 px, two epochs; keywords change fields."""
+
+    def make(**changes: object) -> Recipe:
+        small = {"model": "resnet18", "image_size": 32, "epochs": 2, "batch_size": 16}
+        return Recipe.from_dict({**load_baseline().values, **small, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_images() -> Callable[..., Images]:
+    """Images of `classes` classes that can be told apart: each class has its own colour, under noise."""
+
+    def make(count: int, classes: int = 3, side: int = 32, seed: int = 0) -> Images:
+        generator = np.random.default_rng(seed)
+        labels = np.arange(count) % classes
+        colours = generator.integers(0, 256, (classes, 3, 1, 1))
+        noise = generator.integers(-40, 41, (count, 3, side, side))
+        pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+        return Images(pixels, labels.astype(np.int64))
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, make_images: Callable[..., Images]) -> Path:
+    """A folder of PNG files: train/<class>/* with 8 images a class, test/<class>/* with 4, of two classes."""
+    from PIL import Image
+
+    root = tmp_path / "pets"
+    for split, count in (("train", 16), ("test", 8)):
+        images = make_images(count, classes=2)
+        for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+            folder = root / split / ("cat", "dog")[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{index}.png")
+    return root

@@ -1,0 +1,81 @@
+"""Mistakes in recipes and studies are told by field, rule and value."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from study.config import Plan, StudyConfig
+from study.errors import ConfigError
+from study.search_space import baseline_recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "vgg61"}, r"unknown model 'vgg61'. Did you mean 'vgg16'\? Known: .*resnet18"),
+        ({"unfreeze_depth": 6}, r"unfreeze_depth: must be 0 to 5, but got 6\."),
+        ({"lr": 0.0}, r"lr: must be above 0, but got 0\.0\."),
+        ({"lr": float("nan")}, r"lr: must be above 0, but got nan\."),
+        ({"lr": "0.1"}, r"lr: must be of type float, but got '0\.1'\."),
+        ({"batch_size": 0}, r"batch_size: must be at least 1, but got 0\."),
+        ({"batch_size": True}, r"batch_size: must be of type int, but got True\."),
+        ({"epochs": 0}, r"epochs: must be at least 1, but got 0\."),
+        ({"image_size": 31}, r"image_size: must be at least 32, but got 31\."),
+        ({"momentum": 1.0}, r"momentum: must be in \[0, 1\), but got 1\.0\."),
+        ({"weight_decay": -1.0}, r"weight_decay: must be at least 0, but got -1\.0\."),
+        ({"label_smoothing": 1.0}, r"label_smoothing: must be in \[0, 1\), but got 1\.0\."),
+        ({"optimizer": "adamm"}, r"optimizer: unknown choice 'adamm'. Did you mean 'adam"),
+        ({"lr_schedule": "cosin"}, r"lr_schedule: unknown choice 'cosin'. Did you mean 'cosine'\?"),
+        ({"augmentation": "mixup"}, r"augmentation: unknown choice 'mixup'. .*Known: autoaugment, none\."),
+        ({"lerning_rate": 0.1}, r"unknown key 'lerning_rate'"),
+    ],
+)
+def test_recipe_names_field_rule_and_value(make_recipe, change, message):
+    with pytest.raises(ConfigError, match=message):
+        make_recipe(**change)
+
+
+def test_recipe_survives_the_way_through_plain_values(make_recipe):
+    recipe = make_recipe(lr=3e-4)
+    assert type(recipe).from_dict(recipe.to_dict()) == recipe
+
+
+def test_recipe_takes_a_whole_number_for_a_float(make_recipe):
+    assert make_recipe(weight_decay=0).weight_decay == 0.0
+
+
+def test_recipe_names_what_is_missing():
+    values = baseline_recipe("vgg16").to_dict()
+    del values["lr"]
+    with pytest.raises(ConfigError, match=r"lr: must be given, but is missing\."):
+        type(baseline_recipe("vgg16")).from_dict(values)
+
+
+def test_plan_title_tells_what_differs(make_recipe):
+    plan = Plan(7, "search", make_recipe(unfreeze_depth=2, lr=3.1e-4, batch_size=64), 0)
+    assert plan.title == "#7 resnet18 · depth 2 · lr 0.00031 · batch 64"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../escape"}, r"--name: must be 1 to 64 letters"),
+        ({"name": ""}, r"--name: must be 1 to 64 letters"),
+        ({"name": ".hidden"}, r"--name: must be .* begin with a letter or digit"),
+        ({"fraction": 0.0}, r"--fraction: must be in \(0, 1\], but got 0\.0\."),
+        ({"fraction": 1.5}, r"--fraction: must be in \(0, 1\], but got 1\.5\."),
+        ({"seed": -1}, r"--seed: must be at least 0, but got -1\."),
+        ({"cpus_per_trial": 0.0}, r"--cpus-per-trial: must be above 0, but got 0\.0\."),
+        ({"gpus_per_trial": -0.5}, r"--gpus-per-trial: must be at least 0, but got -0\.5\."),
+        ({"concurrent": 0}, r"--concurrent: must be above 0, but got 0\."),
+    ],
+)
+def test_study_config_names_flag_rule_and_value(tmp_path: Path, change, message):
+    good = StudyConfig(
+        name="a", recipes=(baseline_recipe("vgg16"),), as_written=False, data="digits", data_dir=tmp_path,
+        fraction=1.0, weights="none", seed=0, precision="auto", mlruns=tmp_path, tracking_uri=None, ray_address=None,
+        cpus_per_trial=None, gpus_per_trial=None, concurrent=None, verbose=False,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(good, **change)
