@@ -1,0 +1,249 @@
+"""Fine-tune a classifier by a recipe, one result an epoch, and evaluate it.
+
+Knows nothing of trials, studies, Ray, Optuna or MLflow: images and a recipe in, numbers out.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from study.augment import draw
+from study.config import Recipe
+from study.data import Images
+from study.errors import TrialError
+from study.features import autocast, prefix_outputs, rebatch
+from study.models import Classifier, preprocessing
+from study.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a trial runs and at which precision."""
+
+    device: torch.device
+    precision: str
+    """bf16 (autocast, channels-last) or fp32."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier made of a set of images, in plain values."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    confusion: list[list[int]]
+    """Counts (classes, classes): row = true class, column = predicted class."""
+    predictions: list[int]
+    """The predicted class of each image, in the set's order."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose class was predicted, in [0, 1]."""
+        return accuracy(self.confusion)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of one trial, in plain values."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    """Mean over the epoch's images, as they were trained on."""
+    epoch_s: float
+    """Seconds of training, validation not included."""
+    images_per_s: float
+    """Training images over `epoch_s`."""
+    val_loss: float | None = None
+    """None where no validation images are held out, like the confusion."""
+    val_confusion: list[list[int]] | None = None
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The share of validation images whose class was predicted, in [0, 1]."""
+        return None if self.val_confusion is None else accuracy(self.val_confusion)
+
+
+def accuracy(confusion: list[list[int]]) -> float:
+    """Return the diagonal's share of all counts, in [0, 1]."""
+    counts = np.asarray(confusion)
+    return float(np.trace(counts) / counts.sum())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an epoch is, for whoever watches."""
+
+    epoch: int
+    images: int
+    """Done in this epoch."""
+    of: int
+    images_per_s: float
+
+
+def choose_hardware(precision: str) -> Hardware:
+    """Take the GPU that this process may use, else the CPU; 'auto' is bf16 where the hardware gains from it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":  # same seed, same numbers; where CUDA knows no repeatable way, torch warns
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if precision == "auto":
+        precision = "bf16" if _gains_from_bf16(device) else "fp32"
+    return Hardware(device, precision)
+
+
+def _gains_from_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Return the sizes of an epoch's batches; a last batch of one image joins the batch before it.
+
+    BatchNorm in training mode has no variance over a single value.
+    """
+    sizes = [batch_size] * (images // batch_size)
+    if rest := images % batch_size:
+        sizes.append(rest)
+    if len(sizes) > 1 and sizes[-1] == 1 < batch_size:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
+
+
+def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the order (images,) int64 in which an epoch goes through the images; the batches are cut from it."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
+
+
+def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer; fused, which gives the same steps in fewer passes over memory."""
+    match recipe.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        case "adamw":  # Loshchilov & Hutter, arXiv:1711.05101
+            return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        case _:
+            return torch.optim.SGD(
+                parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+            )
+
+
+def build_lr_schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build the recipe's schedule over `steps` optimizer steps, the whole trial."""
+    match recipe.lr_schedule:
+        case "cosine":  # to zero, without restarts: arXiv:1608.03983
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        case "one-cycle":  # arXiv:1708.07120, torch's proportions
+            return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
+        case _:
+            return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def train(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    *,
+    classes: int,
+    seed: int,
+    hardware: Hardware,
+    validation: Images | None = None,
+    watch: Callable[[Progress], None] | None = None,
+) -> Iterator[EpochResult]:
+    """Fine-tune `classifier` in place and yield one result an epoch.
+
+    Everything random is a function of (seed, purpose, epoch): the order and the augmentation of an epoch are the
+    same for every recipe.
+
+    Raises:
+        TrialError: the loss of an epoch is not finite.
+    """
+    device = hardware.device
+    classifier.network.to(device).to(memory_format=torch.channels_last)
+    parameters = [parameter for parameter in classifier.suffix.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(recipe, parameters)
+    sizes = batch_sizes(len(images), recipe.batch_size)
+    schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
+    preprocess = preprocessing(recipe.model, recipe.image_size)
+    pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+
+    for epoch in range(1, recipe.epochs + 1):
+        started = time.perf_counter()
+        order = epoch_order(len(images), seed=seed, epoch=epoch)
+        targets = labels[order].to(device)
+        augmented = recipe.augmentation == "autoaugment"
+        chunks = prefix_outputs(
+            classifier,
+            preprocess,
+            pixels,
+            order,
+            draws=draw(len(images), seed=seed, epoch=epoch) if augmented else None,
+            device=device,
+            precision=hardware.precision,
+        )
+        torch.manual_seed(derive_seed(seed, "dropout", epoch))
+        classifier.suffix.train()
+        total = torch.zeros((), device=device)
+        done = 0
+        for batch in rebatch(chunks, sizes):
+            target = targets[done : done + len(batch)]
+            with autocast(device, hardware.precision):
+                loss = cross_entropy(classifier.suffix(batch).float(), target, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(batch)
+            done += len(batch)
+            if watch:
+                watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
+        train_loss = total.item() / len(images)  # waits for the device, so that the seconds are all there
+        epoch_s = time.perf_counter() - started
+        if not math.isfinite(train_loss):
+            raise TrialError(f"train_loss: must stay finite, but became {train_loss} in epoch {epoch}. Lower lr.")
+        result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s)
+        if validation is not None:
+            held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware)
+            result = dataclasses.replace(result, val_loss=held_out.loss, val_confusion=held_out.confusion)
+        yield result
+
+
+def evaluate(classifier: Classifier, recipe: Recipe, images: Images, *, classes: int, hardware: Hardware) -> Evaluation:
+    """Predict every image, not augmented, in the given order."""
+    device = hardware.device
+    chunks = prefix_outputs(
+        classifier,
+        preprocessing(recipe.model, recipe.image_size),
+        torch.from_numpy(images.pixels),
+        torch.arange(len(images)),
+        draws=None,
+        device=device,
+        precision=hardware.precision,
+    )
+    classifier.suffix.eval()
+    logits: list[Tensor] = []
+    with torch.inference_mode(), autocast(device, hardware.precision):
+        for features in chunks:
+            logits.append(classifier.suffix(features))
+    return summarise(torch.cat(logits), images.labels, classes=classes)
+
+
+def summarise(scores: Tensor, labels: np.ndarray, *, classes: int) -> Evaluation:
+    """Turn scores (n, classes), before softmax, and true labels (n,) into an Evaluation."""
+    scores = scores.float().cpu()
+    predictions = scores.argmax(dim=1).numpy()
+    cells = np.bincount(labels * classes + predictions, minlength=classes**2)
+    return Evaluation(
+        loss=cross_entropy(scores, torch.from_numpy(labels)).item(),
+        confusion=cells.reshape(classes, classes).tolist(),
+        predictions=predictions.tolist(),
+    )

@@ -1,0 +1,173 @@
+"""A trial as one straight line, without Ray: images and a recipe in, numbers out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from study import training
+from study.errors import TrialError
+from study.models import build
+from study.training import Hardware, batch_sizes, evaluate, train
+
+CPU = Hardware(torch.device("cpu"), "fp32")
+
+
+def fit(recipe, images, *, seed=0, hardware=CPU, validation=None, watch=None):
+    """Train a fresh classifier; return it and its epochs."""
+    classifier = build(recipe.model, classes=3, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=seed)
+    results = list(
+        train(classifier, recipe, images, classes=3, seed=seed, hardware=hardware, validation=validation, watch=watch)
+    )
+    return classifier, results
+
+
+def losses(results):
+    return [result.train_loss for result in results]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (9, 4, [4, 5]), (3, 4, [3]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+)
+def test_batch_sizes_never_end_in_a_single_image(images, batch_size, sizes):
+    assert batch_sizes(images, batch_size) == sizes
+
+
+def test_train_yields_each_epoch_once(make_recipe, make_images):
+    _, results = fit(make_recipe(epochs=3), make_images(32))
+    assert [result.epoch for result in results] == [1, 2, 3]
+
+
+def test_train_learns_what_can_be_learnt(make_recipe, make_images):
+    images = make_images(96)
+    recipe = make_recipe(epochs=6, unfreeze_depth=5, augmentation="none", lr=3e-4)
+    classifier, results = fit(recipe, images)
+    assert results[-1].train_loss < results[0].train_loss
+    assert evaluate(classifier, recipe, images, classes=3, hardware=CPU).accuracy > 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_train_repeats_itself_for_one_seed(make_recipe, make_images, precision):
+    hardware = dataclasses.replace(CPU, precision=precision)
+    first, second = (fit(make_recipe(), make_images(48), hardware=hardware)[1] for _ in range(2))
+    assert losses(first) == losses(second)
+
+
+def test_train_differs_between_seeds(make_recipe, make_images):
+    first, second = (fit(make_recipe(), make_images(48), seed=seed)[1] for seed in (0, 1))
+    assert losses(first) != losses(second)
+
+
+def test_train_bf16_agrees_with_fp32(make_recipe, make_images):
+    """Within what bf16's eight bits of precision allow."""
+    images = make_images(48)
+    exact, fast = (
+        fit(make_recipe(epochs=1, lr=1e-5), images, hardware=dataclasses.replace(CPU, precision=precision))[1]
+        for precision in ("fp32", "bf16")
+    )
+    assert losses(fast) == pytest.approx(losses(exact), rel=0.03)
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_train_leaves_the_prefix_as_it_was(make_recipe, make_images, depth):
+    recipe = make_recipe(unfreeze_depth=depth, epochs=1)
+    before = build("resnet18", classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
+    after, _ = fit(recipe, make_images(32))
+    frozen = [name for name, _ in before.prefix.named_parameters()]
+    assert frozen
+    for (name, old), new in zip(before.prefix.state_dict().items(), after.prefix.state_dict().values(), strict=True):
+        assert torch.equal(old, new), name
+
+
+def test_train_changes_the_whole_suffix(make_recipe, make_images):
+    before = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    after, _ = fit(make_recipe(epochs=1), make_images(32))
+    for (name, old), new in zip(before.suffix.named_parameters(), after.suffix.parameters(), strict=True):
+        assert not torch.equal(old, new), name
+
+
+def test_train_validates_every_epoch(make_recipe, make_images):
+    _, results = fit(make_recipe(), make_images(32), validation=make_images(9, seed=1))
+    assert [np.sum(result.val_confusion) for result in results] == [9, 9]
+    assert all(0 <= result.val_accuracy <= 1 for result in results)
+
+
+def test_train_results_do_not_depend_on_validation(make_recipe, make_images):
+    _, alone = fit(make_recipe(), make_images(32))
+    _, watched = fit(make_recipe(), make_images(32), validation=make_images(9, seed=1))
+    assert losses(alone) == losses(watched)
+
+
+def test_train_reports_progress_up_to_the_last_image(make_recipe, make_images):
+    seen = []
+    fit(make_recipe(epochs=1), make_images(40), watch=seen.append)
+    assert [progress.images for progress in seen] == [16, 32, 40]
+
+
+def test_train_names_the_epoch_of_a_loss_that_is_not_finite(make_recipe, make_images):
+    with pytest.raises(TrialError, match=r"train_loss: must stay finite, but became nan in epoch 1"):
+        fit(make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), make_images(64))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("lr_schedule", ["constant", "cosine", "one-cycle"])
+def test_train_runs_every_optimizer_with_every_schedule(make_recipe, make_images, optimizer, lr_schedule):
+    recipe = make_recipe(optimizer=optimizer, lr_schedule=lr_schedule, epochs=1, unfreeze_depth=0)
+    _, results = fit(recipe, make_images(32))
+    assert np.isfinite(results[0].train_loss)
+
+
+def test_build_lr_schedule_cosine_ends_at_zero(make_recipe):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = training.build_optimizer(make_recipe(lr_schedule="cosine"), [parameter])
+    schedule = training.build_lr_schedule(make_recipe(lr_schedule="cosine"), optimizer, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1e-3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_train_matches_a_plain_loop(make_recipe, make_images):
+    """The stream of chunks and batches changes nothing: a loop over the same batches gives the same losses."""
+    images, recipe = make_images(40), make_recipe(epochs=2, augmentation="none", unfreeze_depth=1)
+    _, results = fit(recipe, images)
+
+    from torch.nn.functional import cross_entropy
+
+    from study.models import preprocessing
+    from study.training import epoch_order
+
+    classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    classifier.network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(classifier.suffix.parameters(), 1e-3)
+    inputs = preprocessing("resnet18", 32)(torch.from_numpy(images.pixels)).contiguous(
+        memory_format=torch.channels_last
+    )
+    expected = []
+    for epoch in (1, 2):
+        order = epoch_order(40, seed=0, epoch=epoch)
+        total = 0.0
+        classifier.suffix.train()
+        for batch in order.split(16):
+            with torch.no_grad():
+                features = classifier.prefix(inputs[batch])
+            loss = cross_entropy(classifier.suffix(features), torch.from_numpy(images.labels)[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        expected.append(total / 40)
+    assert losses(results) == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluate_counts_each_image_once(make_recipe, make_images):
+    images = make_images(70)
+    classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    result = evaluate(classifier, make_recipe(), images, classes=3, hardware=CPU)
+    assert np.sum(result.confusion, axis=1).tolist() == np.bincount(images.labels).tolist()
+    assert result.accuracy == np.mean(np.asarray(result.predictions) == images.labels)
