@@ -1,0 +1,247 @@
+"""The figures that MLflow and the report show: confusions, sample images, learning curves, models side by side.
+
+Knows arrays and names only. Never touches pyplot's state or rcParams, which belong to the whole process: a background
+thread draws while others work. Class names are taken as they are, even with the `$` that matplotlib reads as maths.
+"""
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+DPI = 110
+COLOURS = seaborn.color_palette("colorblind")
+MARKERS = "os^DvP"  # a second cue beside the colour
+INK = "#333333"
+FAINT = "#9aa5b1"
+GRID = "#e4e4e4"
+MOST_ANNOTATED = 25
+"""Classes up to which a confusion matrix has room for a text in each cell."""
+MOST_TICKS = 100
+"""Class names that fit along an axis; with more classes only every second, third … is written."""
+LONGEST_NAME = 26
+"""Characters of a class name on an axis."""
+MOST_SAMPLES = 32
+
+
+def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw counts and row percents, coloured by row percent so that rare and common classes read alike.
+
+    Args:
+        confusion: (classes, classes) integer counts of images, rows true, columns predicted.
+        classes: the names, in the order of the rows.
+        title: wrapped where it is long.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    percents = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without images is all zero
+    texts = [
+        [f"{count}\n{percent:.0f} %" for count, percent in zip(*row, strict=True)]
+        for row in zip(counts, percents, strict=True)
+    ]
+    return _heatmap(percents, texts, classes, title, "share of the true class (%)", cmap="Blues", vmin=0, vmax=100)
+
+
+def confusion_difference(before: np.ndarray, after: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw by how many images each cell grew (red) or shrank (blue) from `before` to `after`.
+
+    Args:
+        before: (classes, classes) integer counts of images, rows true, columns predicted.
+        after: the same images as another classifier sees them.
+        classes: the names, in the order of the rows.
+        title: wrapped where it is long.
+    """
+    change = np.asarray(after, dtype=np.int64) - np.asarray(before, dtype=np.int64)
+    largest = max(int(np.abs(change).max()), 1)
+    texts = [[f"{cell:+d}" if cell else "0" for cell in row] for row in change]
+    label = "change (images, after minus before)"
+    return _heatmap(change, texts, classes, title, label, cmap="vlag", vmin=-largest, vmax=largest)
+
+
+def samples(images: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw the first 32 images at most in rows of eight, each above the name of its class.
+
+    Args:
+        images: (n, 3, height, width) float in [0, 1], true colours, n from 1; drawn as squares.
+        labels: n indices into `classes`.
+        classes: the names.
+        title: wrapped where it is long.
+    """
+    shown = min(len(images), MOST_SAMPLES)
+    columns = min(shown, 8)
+    side = 8.8 / max(columns, 5)  # inches of a column
+    # Spaces for underscores, so that a name breaks between its words; fifteen characters an inch.
+    words = [classes[int(label)].replace("_", " ") for label in labels[:shown]]
+    names = [textwrap.fill(name, int(15 * side), max_lines=2, placeholder="…") for name in words]
+    pitch = 1.1 + 0.15 * max(name.count("\n") + 1 for name in names)  # of a row, in columns: an image above its name
+    rows = math.ceil(shown / columns)
+    figure = _figure(max(columns * side, 5), rows * pitch * side + 0.5, title)
+    ax = figure.subplots()
+    ax.set_axis_off()
+    for index, name in enumerate(names):
+        row, column = divmod(index, columns)
+        top = row * pitch
+        pixels = np.clip(images[index].transpose(1, 2, 0), 0, 1)  # undoing a normalisation leaves rounding errors
+        ax.imshow(pixels, extent=(column + 0.04, column + 0.96, top + 0.96, top + 0.04))
+        ax.text(column + 0.5, top + 1, name, ha="center", va="top", fontsize=8, color=INK, parse_math=False)
+    ax.set(xlim=(0, columns), ylim=(rows * pitch, 0))
+    return figure
+
+
+def learning_curve(epochs: Sequence[int], metrics: Mapping[str, Sequence[float | None]], title: str) -> Figure:
+    """Draw losses by epoch and, in a second panel where there are any, accuracies in percent.
+
+    Args:
+        epochs: counted from 1.
+        metrics: `<split>_loss` and `<split>_accuracy` (fractions in [0, 1]), one value an epoch, None where
+            it was not measured; all else is left out.
+        title: wrapped where it is long.
+    """
+    panels = [("loss", "cross-entropy loss (nats)", 1), ("accuracy", "accuracy (%)", 100)]
+    if not any(name.endswith("_accuracy") and any(v is not None for v in values) for name, values in metrics.items()):
+        del panels[1]
+    figure = _figure(9 if len(panels) == 2 else 6, 3.8, title)
+    drawn = [name for name in metrics if name.endswith(("_loss", "_accuracy"))]
+    splits = list(dict.fromkeys(name.rpartition("_")[0] for name in drawn))  # a split looks alike in both panels
+    for ax, (kind, label, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, split in enumerate(splits):
+            values = metrics.get(f"{split}_{kind}", [None] * len(epochs))
+            points = [(epoch, scale * v) for epoch, v in zip(epochs, values, strict=True) if v is not None]
+            _curve(ax, points, split, index)
+        _finish_curves(ax, label)
+    return figure
+
+
+def comparison(
+    models: Sequence[str],
+    losses: Mapping[str, Sequence[float]],
+    accuracies: Mapping[str, float],
+    images_per_s: Mapping[str, float],
+) -> Figure:
+    """Draw the models of a baseline side by side; one that lacks a value has no line or bar there.
+
+    Args:
+        models: the names, from top to bottom.
+        losses: by model, the training loss of each epoch.
+        accuracies: by model, on the test set, fractions in [0, 1].
+        images_per_s: by model, training images a second.
+    """
+    figure = _figure(9, max(3.4, 1.9 + 0.3 * len(models)), "Baseline: the models side by side")
+    curves, tests, speeds = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    for index, model in enumerate(models):
+        _curve(curves, list(enumerate(losses.get(model, ()), start=1)), model, index)
+    _finish_curves(curves, "training loss (nats)")
+    percents = [100 * accuracies.get(model, math.nan) for model in models]
+    _bars(tests, models, percents, "test accuracy (%)", lambda percent: f"{percent:.1f} %")
+    tests.set(xlim=(0, 130), xticks=range(0, 101, 25))  # the room beyond 100 % is for the values
+    rates = [images_per_s.get(model, math.nan) for model in models]
+    _bars(speeds, models, rates, "training speed (images/s)", lambda rate: f"{rate:,.{0 if rate >= 100 else 1}f}")
+    speeds.margins(x=0.3)  # room for the values
+    speeds.tick_params(labelleft=False)  # the names stand beside the accuracies
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    # Draws once, where Figure.savefig would first draw everything for its layout alone.
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches around the panels
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    wrapped = textwrap.fill(title, int(10 * width))  # ten characters an inch
+    figure.suptitle(wrapped, fontsize=11, color=INK, parse_math=False)
+    return figure
+
+
+def _heatmap(
+    values: np.ndarray, texts: list[list[str]], classes: Sequence[str], title: str, label: str, **colours: object
+) -> Figure:
+    n = len(classes)
+    width = float(np.interp(n, (2, 10, 60, 100), (6, 8.5, 9, 12)))
+    figure = _figure(width, 0.88 * width, title)
+    ax = figure.subplots()
+    annotated = n <= MOST_ANNOTATED
+    seaborn.heatmap(
+        values,
+        ax=ax,
+        annot=np.array(texts) if annotated else False,
+        fmt="",
+        annot_kws={"fontsize": np.interp(n, (4, 10, 25), (11, 8, 5)), "in_layout": False},
+        linewidths=0.5 if annotated else 0,
+        xticklabels=False,  # its own choice of ticks would drop names
+        yticklabels=False,
+        cbar_kws={"label": label, "shrink": 0.8, "aspect": 30, "ticks": MaxNLocator(5, integer=True)},
+        **colours,
+    )
+    for text, value in zip(ax.texts, values.flat, strict=False):  # no texts where there are too many classes
+        if value == 0:
+            text.set_color(FAINT)
+    _name_classes(ax, classes, width)
+    bar = figure.axes[1]
+    bar.tick_params(labelsize=8, length=0, labelcolor=INK)
+    bar.yaxis.label.set(fontsize=9, color=INK)
+    return figure
+
+
+def _name_classes(ax: Axes, classes: Sequence[str], width: float) -> None:
+    n = len(classes)
+    names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in classes]
+    size = float(np.interp(n, (10, 30, 100), (9, 7.5, 5.5)))
+    shown = slice(None, None, math.ceil(n / MOST_TICKS))
+    centres = np.arange(n) + 0.5
+    style: dict[str, Any] = {"fontsize": size, "color": INK, "parse_math": False}
+    ax.set_yticks(centres[shown], names[shown], rotation=0, **style)
+    longest = max(map(len, names)) * 0.64 * size / 72  # inches, as is all of this
+    if longest > (width - longest - 1.4) / n:  # wider than a cell: the colour bar and all labels take 1.4
+        style |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if n <= MOST_ANNOTATED else {"rotation": 90}
+    ax.set_xticks(centres[shown], names[shown], **style)
+    ax.tick_params(length=0)
+    ax.set_xlabel("predicted class", color=INK)
+    ax.set_ylabel("true class", color=INK)
+
+
+def _curve(ax: Axes, points: Sequence[tuple[int, float]], name: str, index: int) -> None:
+    if points:
+        epochs, values = zip(*points, strict=True)
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        sparse = max(1, len(points) // 15)  # markers on a long line hide it
+        ax.plot(epochs, values, label=name, color=colour, marker=marker, markersize=4, markevery=sparse)
+
+
+def _finish_curves(ax: Axes, label: str) -> None:
+    ax.set_xlabel("epoch", color=INK)
+    ax.set_ylabel(label, color=INK)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    _quiet(ax, "both")
+    if ax.lines:
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK)
+
+
+def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], label: str, write: Callable[[float], str]) -> None:
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    bars = ax.barh(range(len(names)), values, height=0.55, color=colours)
+    ax.bar_label(bars, fmt=write, padding=3, fontsize=8, color=INK)
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel(label, color=INK)
+    _quiet(ax, "x")
+
+
+def _quiet(ax: Axes, grid: Literal["both", "x"]) -> None:
+    ax.set_axisbelow(True)
+    ax.grid(axis=grid, color=GRID, linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#999999")
+    ax.tick_params(labelsize=8, length=0, labelcolor=INK)

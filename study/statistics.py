@@ -1,0 +1,134 @@
+"""The verdict's paired statistics: which test images were classified rightly in, intervals and p-values out.
+
+Knows no model, file or recipe: `verdict.py` brings the predictions, `report.py` says what the numbers mean.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Flags = NDArray[np.bool_]
+"""Whether each test image was classified rightly."""
+Decision = Literal["better", "worse", "no better"]
+
+CONFIDENCE = 0.95
+BATCH = 500
+"""Resamples drawn at once: at most 500 x 10,000 counts of 8 bytes, 40 MB."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Test accuracy after minus before, as a fraction in [-1, 1], with the bounds of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ClassPair(NamedTuple):
+    """Two classes, by index, and how many images of each were taken for the other."""
+
+    first: int
+    second: int
+    first_as_second: int
+    second_as_first: int
+
+
+def accuracy_interval(correct: Flags, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Wilson's interval of one trained classifier's accuracy; it knows of test images, not of seeds.
+
+    Args:
+        correct: (images,) bool.
+        confidence: of the interval, in (0, 1).
+    """
+    right = int(np.count_nonzero(correct))
+    interval = stats.binomtest(right, correct.size).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar_exact(before_correct: Flags, after_correct: Flags) -> float:
+    """Return the exact two-sided p for two trained classifiers that are right equally often (McNemar, 1947).
+
+    It speaks of one seed. Pooled over seeds it would count each image several times as if it were a new one, and
+    its p would be too small: `paired_difference` is what joins seeds.
+
+    Args:
+        before_correct: (images,) bool.
+        after_correct: (images,) bool, the same images in the same order.
+    """
+    assert before_correct.shape == after_correct.shape
+    won = int(np.count_nonzero(after_correct & ~before_correct))
+    lost = int(np.count_nonzero(before_correct & ~after_correct))
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def paired_difference(before: Flags, after: Flags, *, seed: int, resamples: int = 10_000) -> Difference:
+    """Bootstrap the difference of two recipes' accuracies over test images and over seeds.
+
+    Each resample draws images and seeds, both with replacement, and keeps the pairs (the pigeonhole bootstrap, Owen,
+    doi:10.1214/07-AOAS122); the interval is its 2.5 % and 97.5 % quantiles. Three seeds resampled among themselves
+    hide how far a fourth might lie: where seeds matter more than images, an equal recipe would be called better in
+    every eighth case (three differences of one sign). So each seed's deviation from the mean is stretched first, by
+    what turns a bootstrap's spread into Student's interval: √(S / (S-1)) · t / z for S seeds (both corrections:
+    Hesterberg, doi:10.1080/00031305.2015.1089789); 9.2 for two seeds, 2.7 for three, 1.6 for five.
+
+    Limits. Simulated with equal recipes, "better" came out in at most 4 % of cases for 2 to 10 seeds, where 2.5 % is
+    aimed at. Where seeds matter little, the interval is too wide, never too narrow: at three seeds by about a third,
+    so a small true gain may be missed. Two seeds seldom show anything. One seed says nothing of others: its interval
+    is over images only, thus about two trained classifiers rather than two recipes.
+
+    Args:
+        before: (seeds, images) bool.
+        after: (seeds, images) bool, the same seeds and images in the same order.
+        seed: of the resampling.
+        resamples: of the bootstrap.
+    """
+    assert before.ndim == 2 and before.shape == after.shape
+    seeds, images = before.shape
+    gains = after.astype(np.int8) - before.astype(np.int8)
+    mean = float(gains.mean())
+    stretched = (_stretch(seeds) - 1) * (gains.mean(axis=1) - mean)
+    # Images with the same gains are interchangeable, and there are at most 3^seeds kinds of them: drawing how often
+    # each kind occurs is the same bootstrap as drawing images, at a fraction of the numbers.
+    kinds, counts = np.unique(gains, axis=1, return_counts=True)
+
+    generator = np.random.default_rng(seed)
+    differences = np.empty(resamples)
+    for start in range(0, resamples, BATCH):
+        size = min(BATCH, resamples - start)
+        by_seed = generator.multinomial(images, counts / images, size) @ kinds.T.astype(float) / images
+        shares = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
+        differences[start : start + size] = np.sum(shares * (by_seed + stretched), axis=1)
+    low, high = np.quantile(differences, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(mean, float(low), float(high))
+
+
+def decide(difference: Difference) -> Decision:
+    """Call a recipe better, or worse, only where the whole interval lies on that side of 0."""
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "no better"
+
+
+def hardest_pair(confusion: NDArray[np.integer[Any]]) -> ClassPair:
+    """Return the two classes that are mistaken for each other most often, the first such pair of several.
+
+    Args:
+        confusion: (classes, classes) counts, at least two classes; rows are the true ones.
+    """
+    firsts, seconds = np.triu_indices(len(confusion), k=1)
+    worst = np.argmax(confusion[firsts, seconds] + confusion[seconds, firsts])
+    first, second = int(firsts[worst]), int(seconds[worst])
+    return ClassPair(first, second, int(confusion[first, second]), int(confusion[second, first]))
+
+
+def _stretch(seeds: int) -> float:
+    """Return the factor of the seeds' deviations; 1 for one seed, which has none, and towards 1 for many."""
+    if seeds == 1:
+        return 1.0
+    tail = (1 + CONFIDENCE) / 2
+    return math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail))
