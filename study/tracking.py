@@ -1,0 +1,340 @@
+"""MLflow as a window on the record, and the only importer of mlflow.
+
+A Tracker projects trials from the record into runs: it derives what is missing and sends that, so that sending again
+does no harm and a run exists once a trial. It works in a thread of its own: a slow or absent server never delays a
+trial. Nothing of MLflow's stands in the record; runs are found again by their tags.
+"""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from study import figures
+from study.config import Plan
+from study.errors import TrackingError
+from study.record import Record, TrialRecord
+from study.training import EpochResult, Progress
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself tries again, without holding anything up
+}
+STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+RETRY_S = 5.0
+"""Seconds until what could not be sent is tried again."""
+EXPERIMENT_NOTE = (
+    "One parent run a study, one child run a trial. Select the trials of a study and press Compare: parallel "
+    "coordinates of the recipe against the accuracy, and the learning curves side by side."
+)
+PARENT_NOTE = (
+    "The study as a whole: its comparison table and plot are among the artifacts, its trials are its children."
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def local_uri(mlruns: Path) -> str:
+    """Return the store that is used where no --tracking-uri is given: a SQLite file below `mlruns`."""
+    return f"sqlite:///{mlruns / 'mlflow.db'}"
+
+
+def ui_command(uri: str) -> str:
+    """Return the command that opens MLflow's UI on `uri`, for this machine alone; the address of a server as it is."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri}"
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", *options])
+
+
+def connect(uri: str, *, verbose: bool) -> "MlflowClient":
+    """Open the store at `uri`, creating the database of a local one, and make sure that it answers.
+
+    Raises:
+        TrackingError: it does not answer, or cannot be written.
+    """
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+
+    if not verbose:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # of requests, SQLAlchemy, sqlite3 and MLflow: no common base
+        raise TrackingError(
+            f"--tracking-uri {uri}: must be a store that answers, but {str(error).splitlines()[0]} "
+            "Start the server, or leave the flag out for a local file."
+        ) from error
+    return client
+
+
+class Tracker:
+    """Keeps the runs of one study in step with its record."""
+
+    def __init__(
+        self, client: "MlflowClient", record: Record, *, artifacts: Path | None, samples: Callable[[Plan], bytes]
+    ) -> None:
+        """Start the thread that sends.
+
+        Args:
+            client: from `connect`.
+            record: of the study; its manifest names data, classes and split.
+            artifacts: where a local store keeps them; None for a server, which knows better.
+            samples: draws the first training batch of a plan as the model sees it, as a PNG.
+        """
+        self._client = client
+        self._record = record
+        self._manifest = record.manifest
+        self._artifacts = artifacts
+        self._samples = samples
+        self._experiment = ""
+        self._runs: dict[str, str] = {}
+        self._epochs_sent: dict[int, set[int]] = {}
+        self._changed: set[int] = set()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def on_start(self, plan: Plan) -> None:
+        """Send a trial that has started."""
+        self.on_change(plan.number)
+
+    def on_progress(self, number: int, progress: Progress) -> None:
+        """Send nothing: MLflow gets whole epochs."""
+
+    def on_change(self, number: int) -> None:
+        """Send what is new of a trial, soon."""
+        with self._wake:
+            self._changed.add(number)
+            self._wake.notify()
+
+    def finish(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> int:
+        """Send what is left and end all runs; return how many runs could not be sent.
+
+        Args:
+            status: of the parent run, and of trials that have not finished: FINISHED, FAILED or KILLED.
+            files: artifacts of the parent run by name.
+            metrics: of the parent run by name.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        unsent = len(self._changed)
+        try:
+            for trial in self._record.trials():
+                if trial.state == "running" and trial.plan.number not in self._changed:
+                    self._client.set_terminated(self._run_of(trial), status)
+            parent = self._parent()
+            for name, value in metrics.items():
+                self._client.log_metric(parent, name, value)
+            self._send_files(parent, files)
+            self._client.set_terminated(parent, status)
+        except Exception:  # as in `connect`; the record has it all, so nothing is lost
+            _logger.debug("the parent run could not be sent", exc_info=True)
+            unsent += 1
+        return unsent
+
+    def _work(self) -> None:
+        """Send changed trials until closed; while the store does not answer, try again every RETRY_S seconds."""
+        last = False
+        while not last:
+            with self._wake:
+                self._wake.wait_for(lambda: self._changed or self._closing)
+                last = self._closing  # nothing changes any more: what cannot be sent now stays unsent
+                numbers = sorted(self._changed)
+                self._changed.clear()
+            unsent = {number for number in numbers if not self._try_to_send(number)}
+            with self._wake:
+                self._changed |= unsent
+                if unsent and not last:
+                    self._wake.wait_for(lambda: self._closing, timeout=RETRY_S)
+
+    def _try_to_send(self, number: int) -> bool:
+        try:
+            self._send(self._record.trial(number))
+        except Exception:  # as in `connect`: whatever it is, training must go on
+            _logger.debug("trial %d could not be sent", number, exc_info=True)
+            self._epochs_sent.pop(number, None)  # unknown now: to be asked for
+            return False
+        return True
+
+    def _send(self, trial: TrialRecord) -> None:
+        """Send what MLflow does not have of a trial."""
+        from mlflow.entities import Metric
+
+        run = self._run_of(trial)
+        number = trial.plan.number
+        if number not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
+            self._log_params(run, {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed})
+            self._log_dataset(run)
+            self._epochs_sent[number] = {metric.step for metric in self._client.get_metric_history(run, "train_loss")}
+        now = round(time.time() * 1000)
+        for result in trial.epochs:
+            if result.epoch not in self._epochs_sent[number]:
+                values = {name: value for name, value in _epoch_metrics(result).items() if value is not None}
+                metrics = [Metric(name, value, now, result.epoch) for name, value in values.items()]
+                self._client.log_batch(run, metrics=metrics)
+                self._epochs_sent[number].add(result.epoch)
+        if trial.finished:
+            self._send_end(run, trial)
+
+    def _send_end(self, run: str, trial: TrialRecord) -> None:
+        """Send what is known once a trial has finished, and end its run."""
+        from mlflow.entities import Metric, RunTag
+
+        now = trial.ended_ms or round(time.time() * 1000)
+        last = len(trial.epochs)
+        tags = {"study.state": trial.state, **{f"study.{name}": str(value) for name, value in trial.facts.items()}}
+        if trial.reason:
+            tags["study.reason"] = trial.reason
+        metrics = {}
+        if trial.test:
+            metrics = {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
+        self._client.log_batch(
+            run,
+            metrics=[Metric(name, value, now, last) for name, value in metrics.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self._send_files(
+            run, trial_files(trial, self._manifest["classes"]) | {"samples.png": self._samples(trial.plan)}
+        )
+        self._client.set_terminated(run, STATUS[trial.state], trial.ended_ms)
+
+    def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory(prefix="study-") as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            self._client.log_artifacts(run, folder)
+
+    def _parent(self) -> str:
+        """Return the study's own run, creating it, and the experiment, where there is none."""
+        if not self._experiment:
+            self._experiment = self._open_experiment()
+            self._runs = self._find_runs(self._experiment)
+        if "parent" not in self._runs:
+            self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
+            facts = {
+                key: value if isinstance(value, str) else json.dumps(value) for key, value in self._manifest.items()
+            }
+            self._log_params(self._runs["parent"], facts)
+        return self._runs["parent"]
+
+    def _run_of(self, trial: TrialRecord) -> str:
+        """Return the run of a trial, creating it where there is none."""
+        parent = self._parent()
+        plan = trial.plan
+        key = str(plan.number)
+        if key not in self._runs:
+            tags = {"mlflow.parentRunId": parent, "study.trial": key, "study.stage": plan.stage}
+            self._create_run(key, plan.title, trial.started_ms, tags)
+        return self._runs[key]
+
+    def _create_run(self, key: str, name: str, started_ms: int | None, tags: Mapping[str, str]) -> None:
+        run = self._client.create_run(self._experiment, started_ms, {**self._common_tags(), **tags}, run_name=name)
+        self._runs[key] = run.info.run_id
+
+    def _log_params(self, run: str, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in values.items()])
+
+    def _open_experiment(self) -> str:
+        """Return the id of the data set's experiment, creating it where there is none."""
+        name = self._manifest["data"]
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        location = (self._artifacts / name).as_uri() if self._artifacts else None
+        return str(self._client.create_experiment(name, location, {"mlflow.note.content": EXPERIMENT_NOTE}))
+
+    def _find_runs(self, experiment: str) -> dict[str, str]:
+        """Return the study's runs that MLflow has: 'parent' or the trial's number → run id."""
+        runs: dict[str, str] = {}
+        token = None
+        while True:
+            mine = f"tags.`study.uid` = '{self._manifest['uid']}'"
+            page = self._client.search_runs([experiment], mine, page_token=token)
+            runs.update({run.data.tags.get("study.trial", "parent"): run.info.run_id for run in page})
+            token = page.token
+            if not token:
+                return runs
+
+    def _common_tags(self) -> dict[str, str]:
+        named = ("uid", "data_fingerprint", "split_fingerprint")
+        tags = {f"study.{key}": self._manifest[key] for key in named} | {"study.name": self._record.name}
+        tags |= {f"version.{name}": version for name, version in self._manifest["versions"].items()}
+        if commit := self._manifest["git_commit"]:
+            tags["mlflow.source.git.commit"] = commit
+        return tags
+
+    def _log_dataset(self, run: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        sizes = {key: self._manifest[key] for key in ("train_images", "test_images")}
+        dataset = Dataset(
+            name=self._manifest["data"],
+            digest=self._manifest["data_fingerprint"],
+            source_type="local",
+            source=json.dumps({"source": self._manifest["source"], "fraction": self._manifest["fraction"]}),
+            profile=json.dumps({**sizes, "classes": len(self._manifest["classes"])}),
+        )
+        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
+    """Return the artifacts of a finished trial by file name; none of what it did not reach."""
+    files: dict[str, bytes] = {}
+    title = trial.plan.title
+    if trial.epochs:
+        curves = [_epoch_metrics(result) for result in trial.epochs]
+        shown = {name: [values[name] for values in curves] for name in ("train_loss", "val_loss", "val_accuracy")}
+        shown = {name: values for name, values in shown.items() if values[0] is not None}
+        figure = figures.learning_curve([result.epoch for result in trial.epochs], shown, title)
+        files["learning_curve.png"] = figures.png(figure)
+    confusion = trial.test.confusion if trial.test else trial.epochs[-1].val_confusion if trial.epochs else None
+    if confusion:
+        split = "test" if trial.test else "validation"
+        files["confusion_matrix.png"] = figures.png(
+            figures.confusion_matrix(np.asarray(confusion), classes, f"{title} · {split}")
+        )
+        files["confusion_matrix.json"] = _json({"split": split, "classes": classes, "counts": confusion})
+        files["classification_report.json"] = _json(_classification_report(np.asarray(confusion), classes))
+    return files
+
+
+def _epoch_metrics(result: EpochResult) -> dict[str, float | None]:
+    names = ("train_loss", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
+    return {name: getattr(result, name) for name in names}
+
+
+def _classification_report(confusion: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Return scikit-learn's report for counts: each cell stands for that many equal pairs."""
+    from sklearn.metrics import classification_report
+
+    true, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
+    report: dict[str, Any] = classification_report(
+        true, predicted, labels=range(len(classes)), target_names=classes, output_dict=True, zero_division=0
+    )
+    return report
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()

@@ -1,0 +1,156 @@
+"""The Ray Tune boundary of one trial: a plan in, reports out.
+
+`run_trial` is a plain generator that needs no Ray; `trainable` hands what it yields to Ray Tune.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from study import notebook
+from study.config import Plan
+from study.data import Images
+from study.errors import StudyError
+from study.models import StateDict, build
+from study.training import (
+    EpochResult,
+    Evaluation,
+    Hardware,
+    Progress,
+    choose_hardware,
+    evaluate,
+    summarise,
+    train,
+)
+
+PROGRESS_S = 2.0
+"""Seconds between two reports of how far an epoch is."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all trials of a study share, read-only, through Ray's object store."""
+
+    train: Images
+    validation: Images | None
+    test: Images | None
+    """None in a search: its trials cannot see what they must not select on."""
+    classes: int
+    pretrained: Mapping[str, Mapping[str, np.ndarray] | None]
+    """By model: a state dict as arrays, since Ray shares arrays without a copy; None for untrained weights."""
+    precision: str
+    """auto, bf16 or fp32."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a trial's process says of itself before it trains."""
+
+    device: str
+    precision: str
+    parameters: int
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial cannot go on, where trying again would not help."""
+
+    reason: str
+
+
+Report = Facts | Progress | EpochResult | Evaluation | Failure
+
+
+def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
+    """Run the trial `config["plan"]` and report to Ray Tune; exceptions become a Failure, not a retry."""
+
+    def send(report: Report) -> None:
+        tune.report({"report": report})
+
+    last = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_S:
+            last = time.monotonic()
+            send(progress)
+
+    # Ray's arrays are read-only, and nothing here writes to them: torch's warning would tell nobody anything.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    try:
+        for report in run_trial(config["plan"], inputs, watch):
+            send(report)
+    except StudyError as error:
+        send(Failure(str(error)))
+    except torch.OutOfMemoryError as error:
+        send(Failure(f"out of memory: {str(error).splitlines()[0]}"))
+    except Exception as error:
+        # A bug or a broken installation fails alike the second time; Ray retries only dead processes.
+        send(Failure(f"{type(error).__name__}: {error}"))
+
+
+def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
+    """Train one recipe and yield its facts, one result an epoch, and its test where there is a test set.
+
+    Raises:
+        TrialError: the loss is not finite.
+    """
+    arrays = inputs.pretrained[plan.recipe.model]
+    pretrained = None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if plan.stage == "as-written":
+        yield from _run_as_written(plan, inputs, pretrained)
+        return
+    hardware = choose_hardware(inputs.precision)
+    classifier = build(
+        plan.recipe.model,
+        classes=inputs.classes,
+        unfreeze_depth=plan.recipe.unfreeze_depth,
+        pretrained=pretrained,
+        seed=plan.seed,
+    )
+    yield _facts(classifier.network, hardware)
+    yield from train(
+        classifier,
+        plan.recipe,
+        inputs.train,
+        classes=inputs.classes,
+        seed=plan.seed,
+        hardware=hardware,
+        validation=inputs.validation,
+        watch=watch,
+    )
+    if inputs.test is not None:
+        yield evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware)
+
+
+def _run_as_written(plan: Plan, inputs: Inputs, pretrained: StateDict | None) -> Iterator[Report]:
+    """Train as the assignment's solution did, on the CPU or GPU in fp32."""
+    hardware = Hardware(choose_hardware("fp32").device, "fp32")
+    network = notebook.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
+    yield _facts(network, hardware)
+    started = time.perf_counter()
+    for epoch, train_loss in notebook.train(network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device):
+        epoch_s = time.perf_counter() - started
+        yield EpochResult(epoch, train_loss, epoch_s, len(inputs.train) / epoch_s)
+        started = time.perf_counter()
+    if inputs.test is not None:
+        scores = notebook.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, device=hardware.device)
+        yield summarise(scores, inputs.test.labels, classes=inputs.classes)
+
+
+def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    on_gpu = hardware.device.type == "cuda"
+    return Facts(
+        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        precision=hardware.precision,
+        parameters=sum(count for count, _ in counts),
+        trainable_parameters=sum(count for count, trained in counts if trained),
+    )

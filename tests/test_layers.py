@@ -1,0 +1,72 @@
+"""The house rules that no single module can show: who imports whom, and what a mistake costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import study
+
+ROOM = Path(study.__file__).parent
+LAYERS = [
+    ["errors", "families", "seeding"],
+    ["config"],
+    ["search_space"],
+    ["data", "augment", "models", "statistics", "figures"],
+    ["features", "notebook"],
+    ["training"],
+    ["record"],
+    ["cluster", "comparison", "tracking", "trainable"],
+    ["search"],
+    ["tuner"],
+    ["console"],
+    ["run"],
+]
+"""From the ground up: a module imports only modules of layers below its own."""
+HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
+OUTSIDERS = {"mlflow": {"tracking"}, "ray": {"cluster", "search", "trainable"}, "optuna": {"record", "run"}}
+"""Packages that only these modules may import."""
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOM / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "study" else {node.module}
+            )
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert {path.stem for path in ROOM.glob("*.py")} - {"__init__"} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("module", HEIGHT)
+def test_imports_go_downward_only(module):
+    ours = {name.split(".")[1] for name in imports(module) if name.startswith("study.")}
+    assert {name for name in ours if HEIGHT[name] >= HEIGHT[module]} == set()
+
+
+@pytest.mark.parametrize("package", OUTSIDERS)
+def test_only_its_adapters_import_a_package(package):
+    users = {module for module in HEIGHT if any(name.split(".")[0] == package for name in imports(module))}
+    assert users <= OUTSIDERS[package]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--baseline", "vgg61"], ["--baseline", "--fraction", "7"]])
+def test_help_and_mistakes_need_no_heavy_import(arguments):
+    code = (
+        "import sys; from study import run\n"
+        f"try: run.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert seen.returncode == 0, seen.stderr

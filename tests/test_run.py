@@ -1,0 +1,207 @@
+"""The command as a user types it: what it prints, what it leaves behind, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from study.models import build
+from study.tracking import connect, local_uri
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
+
+QUICK = ["--weights", "none", "--image-size", "32", "--epochs", "1"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "study.run", *map(str, arguments)]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Run a command in an empty directory of its own."""
+    room = tmp_path / "room"
+    room.mkdir()
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(*arguments), cwd=room, capture_output=True, text=True, env={**os.environ, **environment}
+        )
+
+    run.room = room
+    return run
+
+
+def runs_of(room: Path, experiment: str):
+    """Return the parent run and the children by trial number."""
+    client = connect(local_uri(room / "mlruns"), verbose=False)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    children = {run.data.tags["study.trial"]: run for run in runs if "study.trial" in run.data.tags}
+    (parent,) = (run for run in runs if "study.trial" not in run.data.tags)
+    return client, parent, children
+
+
+def test_baseline_trains_tests_records_and_tracks(study, image_folder):
+    done = study("--baseline", "resnet18", "resnet34", "--data", image_folder, "--name", "one", *QUICK)
+    assert done.returncode == 0, done.stderr
+    for expected in ("16 training and 8 test images", "trains fastest", "hardest pair", "mlflow ui", "loss of epoch 1"):
+        assert expected in done.stdout
+    assert "Configuration for experiment" not in done.stdout  # Ray's chatter
+    assert done.stderr == ""
+
+    journal = study.room / "mlruns" / "studies" / "one" / "journal.log"
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    recorded = optuna.load_study(study_name="one", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.state.name for trial in recorded.trials] == ["COMPLETE", "COMPLETE"]
+    client, parent, children = runs_of(study.room, "pets")
+    assert parent.info.status == "FINISHED"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"comparison.csv", "comparison.png"}
+    for trial in recorded.trials:
+        run = children[str(trial.number)]
+        assert run.data.metrics["test_accuracy"] == trial.value
+        assert run.data.params["model"] == trial.user_attrs["recipe"]["model"]
+        assert run.info.status == "FINISHED"
+
+
+def test_a_study_whose_trials_all_fail_exits_1_with_the_reason(study, image_folder, tmp_path):
+    state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
+    state["conv1.weight"].fill_(float("nan"))
+    weights = tmp_path / "broken.safetensors"
+    save_file(state, weights)
+    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK, "--weights", weights, "--name", "one")
+    assert done.returncode == 1
+    assert "train_loss: must stay finite, but became nan in epoch 1" in done.stdout
+    _, parent, children = runs_of(study.room, "pets")
+    assert (parent.info.status, children["0"].info.status) == ("FAILED", "FAILED")
+    assert "train_loss" in children["0"].data.tags["study.reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
+        (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
+        (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
+        (["--baseline", "--epochs", "0"], "epochs: must be at least 1, but got 0."),
+        (["--baseline", "resnet34", "--as-written"], "--as-written: the assignment's solution knows vgg16"),
+        (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
+        (["--baseline", "--data", "no/such/folder"], "unknown data set or folder 'no/such/folder'"),
+        (["--baselin"], "required: --baseline"),
+        ([], "required: --baseline"),
+    ],
+)
+def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, message):
+    done = study(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(study.room.glob("mlruns/studies/*"))
+
+
+def test_a_weights_file_that_hides_code_is_refused_before_anything_is_written(study, image_folder, tmp_path):
+    marker = tmp_path / "ran"
+    hostile = tmp_path / "weights.pth"
+    hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
+    done = study("--baseline", "resnet18", "--data", image_folder, "--weights", hostile)
+    assert done.returncode == 1
+    assert "weights.pth: must" in done.stderr
+    assert not marker.exists()
+    assert not list(study.room.glob("mlruns/studies/*"))
+
+
+def test_a_broken_image_is_named(study, image_folder):
+    broken = image_folder / "train" / "cat" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK)
+    assert done.returncode == 1
+    assert str(broken) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_tracking_server_that_does_not_answer_stops_the_study_before_it_begins(study, image_folder):
+    uri = "http://127.0.0.1:9"  # the discard port: closed
+    done = study("--baseline", "resnet18", "--data", image_folder, "--tracking-uri", uri, *QUICK)
+    assert done.returncode == 1
+    assert f"--tracking-uri {uri}: must be a store that answers" in done.stderr
+    assert not list(study.room.glob("mlruns/studies/*"))
+
+
+def test_a_directory_that_cannot_be_written_is_named(study, image_folder):
+    (study.room / "mlruns").write_text("in the way")
+    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK)
+    assert done.returncode == 1
+    assert f"{study.room / 'mlruns'}: must be writable" in done.stderr
+
+
+def test_no_network_and_no_images_names_every_way_round(study, tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    done = study("--baseline", "resnet18", "--data-dir", tmp_path / "data", "--weights", "none", **nowhere)
+    assert done.returncode == 1
+    for expected in ("cifar-10-python.tar.gz", str(tmp_path / "data"), "--data", "--demo"):
+        assert expected in done.stderr
+
+
+def test_no_network_and_no_weights_names_every_way_round(study, image_folder, tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
+    done = study("--baseline", "resnet18", "--data", image_folder, **nowhere)
+    assert done.returncode == 1
+    for expected in ("resnet18-", str(tmp_path / "torch"), "--weights none", "--weights FILE", "--demo"):
+        assert expected in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, image_folder, name):
+    arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK, "--epochs", "100000"]
+    with subprocess.Popen(
+        command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "epoch 2/" in line:
+                break
+        ours = children_of(process.pid)
+        assert ours
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 20
+    while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == set()
+    _, parent, children = runs_of(study.room, "pets")
+    assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
+
+
+def children_of(pid: int) -> set[int]:
+    """Return all processes below `pid`."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+    below, added = {pid}, {pid}
+    while added := {child for child, parent in parents.items() if parent in added} - below:
+        below |= added
+    return below - {pid}
+
+
+def test_greyscale_images_of_any_size_can_be_studied(study, tmp_path):
+    for split in ("train", "test"):
+        for label, shade in (("dark", 20), ("light", 230)):
+            for index in range(3):
+                file = tmp_path / "shades" / split / label / f"{index}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (40 + 9 * index, 50), shade).save(file)
+    done = study("--baseline", "resnet18", "--data", tmp_path / "shades", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "6 training and 6 test images, 2 classes" in done.stdout

@@ -1,0 +1,237 @@
+"""MLflow shows what the record holds, no more and no less, and a store that fails never stops a study."""
+
+import json
+import logging
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import optuna
+import pytest
+from sqlalchemy import text
+
+from study.errors import TrackingError
+from study.record import Record
+from study.tracking import Tracker, connect, local_uri, ui_command
+from study.training import EpochResult, Evaluation
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
+
+CLASSES = ["cat", "dog"]
+MANIFEST = {
+    "data": "pets", "classes": CLASSES, "source": "/pets", "fraction": 1.0, "train_images": 8, "test_images": 8,
+    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "versions": {"torch": "2"}, "git_commit": "abc",
+}  # fmt: skip
+TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
+
+
+def epoch(number: int) -> EpochResult:
+    return EpochResult(number, train_loss=2.0 / number, epoch_s=3.0, images_per_s=10.0)
+
+
+@pytest.fixture
+def record(tmp_path, make_recipe):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = Record(tmp_path / "studies" / "one", "one", MANIFEST)
+    record.add([("baseline", make_recipe(), 0), ("baseline", make_recipe(unfreeze_depth=2), 0)])
+    yield record
+    record.close()
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A migrated database, made once: migrations take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    connect(local_uri(folder), verbose=False)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def client(tmp_path, empty_store):
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return connect(local_uri(tmp_path), verbose=False)
+
+
+def track(client, record, tmp_path):
+    return Tracker(client, record, artifacts=tmp_path / "artifacts", samples=lambda plan: b"\x89PNG picture")
+
+
+def run_a_trial(record, tracker, epochs=2):
+    plan = record.next_trial()
+    tracker.on_start(plan)
+    record.facts(plan.number, {"device": "CPU", "trainable_parameters": 5})
+    for number in range(1, epochs + 1):
+        record.epoch(plan.number, epoch(number))
+        tracker.on_change(plan.number)
+    record.tested(plan.number, TEST)
+    record.complete(plan.number)
+    tracker.on_change(plan.number)
+    return plan
+
+
+def runs_of(client):
+    experiment = client.get_experiment_by_name("pets")
+    runs = client.search_runs([experiment.experiment_id])
+    children = {run.data.tags["study.trial"]: run for run in runs if "study.trial" in run.data.tags}
+    (parent,) = (run for run in runs if "study.trial" not in run.data.tags)
+    return parent, children
+
+
+def test_tracker_projects_a_trial_with_recipe_epochs_and_test(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    plan = run_a_trial(record, tracker)
+    assert tracker.finish("FINISHED", {}, {}) == 0
+    _, children = runs_of(client)
+    run = children["0"]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == plan.title
+    assert run.data.params == {key: str(value) for key, value in plan.recipe.to_dict().items()} | {"seed": "0"}
+    assert run.data.metrics["test_accuracy"] == 7 / 8
+    history = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+    assert {"images_per_s", "epoch_s"} <= run.data.metrics.keys()
+
+
+def test_tracker_tags_tell_study_stage_device_versions_and_fingerprints(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    tags = runs_of(client)[1]["0"].data.tags
+    expected = {
+        "study.name": "one", "study.stage": "baseline", "study.trial": "0", "study.device": "CPU",
+        "study.state": "complete", "study.data_fingerprint": "d" * 16, "study.split_fingerprint": "s" * 16,
+        "version.torch": "2", "mlflow.source.git.commit": "abc",
+    }  # fmt: skip
+    assert expected.items() <= tags.items()
+
+
+def test_tracker_writes_the_artifacts_of_a_trial(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    run_id = runs_of(client)[1]["0"].info.run_id
+    assert {file.path for file in client.list_artifacts(run_id)} == {
+        "classification_report.json", "confusion_matrix.json", "confusion_matrix.png", "learning_curve.png",
+        "samples.png",
+    }  # fmt: skip
+    (folder,) = (tmp_path / "artifacts").glob(f"**/{run_id}/artifacts")
+    assert json.loads((folder / "confusion_matrix.json").read_text())["counts"] == TEST.confusion
+    report = json.loads((folder / "classification_report.json").read_text())
+    assert report["accuracy"] == 7 / 8
+    assert report["cat"]["recall"] == 3 / 4
+    assert (folder / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tracker_names_the_data_set_as_input(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    (data,) = runs_of(client)[1]["0"].inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("pets", "d" * 16)
+
+
+def test_tracker_puts_trials_under_their_study(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {"comparison.csv": b"model"}, {"best": 0.5})
+    parent, children = runs_of(client)
+    assert set(children) == {"0", "1"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert (parent.info.run_name, parent.info.status) == ("one", "FINISHED")
+    assert parent.data.metrics == {"best": 0.5}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["comparison.csv"]
+
+
+def test_tracker_sends_nothing_twice(client, record, tmp_path):
+    """A second tracker of the same record finds its runs and their epochs, as after a crash."""
+    for _ in range(2):
+        tracker = track(client, record, tmp_path)
+        if record.trial(0).state == "waiting":
+            run_a_trial(record, tracker)
+        tracker.on_change(0)
+        tracker.finish("FINISHED", {}, {})
+    _, children = runs_of(client)
+    assert set(children) == {"0"}
+    assert len(client.get_metric_history(children["0"].info.run_id, "train_loss")) == 2
+
+
+def test_tracker_ends_what_was_interrupted_as_killed(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    tracker.on_start(record.next_trial())
+    tracker.finish("KILLED", {}, {})
+    parent, children = runs_of(client)
+    assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
+
+
+def test_tracker_keeps_the_reason_of_a_failure(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    number = record.next_trial().number
+    record.fail(number, "train_loss: must stay finite")
+    tracker.on_change(number)
+    tracker.finish("FINISHED", {}, {})
+    run = runs_of(client)[1]["0"]
+    assert (run.info.status, run.data.tags["study.reason"]) == ("FAILED", "train_loss: must stay finite")
+
+
+def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    _, children = runs_of(client)
+    with client._tracking_client.store.ManagedSessionMaker() as session:
+        session.execute(text("DELETE FROM params WHERE run_uuid = :run"), {"run": children["0"].info.run_id})
+    tracker = track(client, record, tmp_path)
+    tracker.on_change(0)
+    tracker.finish("FINISHED", {}, {})
+    assert runs_of(client)[1]["0"].data.params["model"] == "resnet18"
+
+
+def test_tracker_says_what_a_store_that_went_away_was_not_given(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    (tmp_path / "mlflow.db").rename(tmp_path / "gone.db")
+    (tmp_path / "mlflow.db").mkdir()
+    client._tracking_client.store.engine.dispose()
+    run_a_trial(record, tracker)
+    assert tracker.finish("FINISHED", {}, {}) > 0
+    assert record.trial(0).state == "complete"
+
+
+class _Silent(BaseHTTPRequestHandler):
+    """A server that takes a request and never answers it."""
+
+    def do_GET(self):
+        time.sleep(3)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize("answers", ["closed", "silent"])
+def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    server = HTTPServer(("127.0.0.1", 0), _Silent)
+    port = server.server_port
+    if answers == "silent":
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        server.server_close()
+    with pytest.raises(TrackingError, match=rf"--tracking-uri http://127.0.0.1:{port}: must be a store that answers"):
+        connect(f"http://127.0.0.1:{port}", verbose=False)
+    if answers == "silent":
+        server.shutdown()
+        server.server_close()
+
+
+def test_connect_names_a_store_of_no_known_kind():
+    with pytest.raises(TrackingError, match=r"--tracking-uri carrier-pigeon://nest: must be a store that answers"):
+        connect("carrier-pigeon://nest", verbose=False)
+
+
+def test_ui_command_opens_a_local_store_on_loopback_alone():
+    command = ui_command("sqlite:////my studies/mlflow.db")
+    assert "--backend-store-uri 'sqlite:////my studies/mlflow.db' --host 127.0.0.1 --port 5000" in command

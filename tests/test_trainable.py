@@ -1,0 +1,86 @@
+"""A trial of the study as one line of reports, and how it fails."""
+
+import dataclasses
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+from study.config import Plan
+from study.errors import TrialError
+from study.models import build
+from study.trainable import Facts, Inputs, run_trial
+from study.training import EpochResult, Evaluation
+
+
+@pytest.fixture
+def inputs(make_images):
+    return Inputs(
+        train=make_images(24),
+        validation=None,
+        test=make_images(9, seed=1),
+        classes=3,
+        pretrained={"resnet18": None},
+        precision="fp32",
+    )
+
+
+def test_run_trial_reports_facts_then_each_epoch_then_the_test(inputs, make_recipe):
+    reports = list(run_trial(Plan(0, "baseline", make_recipe(), 0), inputs))
+    assert [type(report) for report in reports] == [Facts, EpochResult, EpochResult, Evaluation]
+    assert reports[0].trainable_parameters == 8_393_728 + 3 * 513
+    assert len(reports[-1].predictions) == 9
+
+
+def test_run_trial_repeats_itself_in_a_warm_process(inputs, make_recipe):
+    """Ray Tune reuses processes: what ran before in one must not show."""
+    plan = Plan(0, "baseline", make_recipe(), 0)
+    outcomes = []
+    for _ in range(2):
+        _, *epochs, test = run_trial(plan, inputs)
+        outcomes.append(([result.train_loss for result in epochs], test))
+        list(run_trial(Plan(1, "baseline", make_recipe(unfreeze_depth=3, lr=0.1), 4), inputs))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
+    sealed = dataclasses.replace(inputs, test=None)
+    assert Evaluation not in {type(report) for report in run_trial(Plan(0, "search", make_recipe(), 0), sealed)}
+
+
+def test_run_trial_takes_shared_arrays_that_nobody_may_write(inputs, make_recipe):
+    """As Ray's object store gives them: a trial trains all the same, and leaves them as they were."""
+    state = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=9).network.state_dict()
+    arrays = {name: tensor.numpy().copy() for name, tensor in state.items()}
+    kept = {name: array.copy() for name, array in arrays.items()}
+    for array in (*arrays.values(), inputs.train.pixels):
+        array.setflags(write=False)
+    shared = dataclasses.replace(inputs, pretrained={"resnet18": arrays})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        list(run_trial(Plan(0, "baseline", make_recipe(), 0), shared))
+    for name, array in arrays.items():
+        assert np.array_equal(array, kept[name]), name
+
+
+def test_inputs_travel_as_shared_memory(inputs):
+    """Ray shares what pickles out of band: the pixels must, or each trial would have a copy."""
+    shared = []
+    rest = pickle.dumps(inputs, protocol=5, buffer_callback=shared.append)
+    assert inputs.train.pixels.nbytes in {buffer.raw().nbytes for buffer in shared}
+    assert len(rest) < 2_000
+
+
+def test_run_trial_as_written_reports_like_any_other(inputs, make_recipe):
+    plan = Plan(0, "as-written", make_recipe(epochs=1), 0)
+    reports = list(run_trial(plan, inputs))
+    assert [type(report) for report in reports] == [Facts, EpochResult, Evaluation]
+    assert reports[0].precision == "fp32"
+    assert np.sum(reports[-1].confusion) == 9
+
+
+def test_run_trial_raises_what_the_record_keeps_as_reason(inputs, make_recipe):
+    plan = Plan(0, "baseline", make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), 0)
+    with pytest.raises(TrialError, match="train_loss: must stay finite"):
+        list(run_trial(plan, inputs))
