@@ -116,24 +116,26 @@ class Plan:
     seed: int
 
     @property
+    def key(self) -> str:
+        """Names the trial within its study; the verdict's trials have numbers of their own."""
+        return f"final-{self.number}" if self.stage == "final" else str(self.number)
+
+    @property
     def title(self) -> str:
         """What tells the trial from the others of its study."""
         recipe = self.recipe
         return (
-            f"#{self.number} {recipe.model} · depth {recipe.unfreeze_depth} · lr {recipe.lr:.2g}"
+            f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {recipe.lr:.2g}"
             f" · batch {recipe.batch_size}"
         )
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """One set of fixed trials, and all that they need; every path is absolute, since Ray Tune changes directories."""
+    """What a study needs besides its recipes; every path is absolute, since Ray Tune changes directories."""
 
     name: str
     """Letters, digits, '.', '_' and '-', at most 64: it names the study's directory."""
-    recipes: tuple[Recipe, ...]
-    as_written: bool
-    """Run the assignment's solution as it was written, mistakes included, instead of ours."""
     data: str
     """cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
     data_dir: Path

@@ -1,9 +1,12 @@
 """What a person sees of a study while it runs and at its end: live lines in a terminal, plain lines elsewhere."""
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -13,9 +16,11 @@ from study.config import Plan
 from study.data import Dataset
 from study.models import Pretrained
 from study.record import Record, TrialRecord
+from study.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.tracking import ui_command
 from study.training import Progress
 from study.tuner import StudyResult
+from study.verdict import details, sentence
 
 
 class Console:
@@ -26,66 +31,75 @@ class Console:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._live = Live(console=self._out, auto_refresh=False, transient=True)
         self._record: Record | None = None
-        self._running: dict[int, str] = {}
-        self._plans: dict[int, Plan] = {}
-        self._epochs: dict[int, int] = {}
+        self._space: SearchSpace | None = None
+        self._lines: dict[str, str] = {}
+        self._epochs: dict[str, int] = {}
+        self._started = time.monotonic()
 
-    def on_data(self, dataset: Dataset, manifest: Mapping[str, Any]) -> None:
-        """Say which images there are."""
+    def on_data(self, dataset: Dataset, facts: Mapping[str, Any]) -> None:
+        """Say which images there are, and how they are split."""
         height, width = dataset.train.pixels.shape[2:]
+        held_out = f", {facts['val_images']:,} validation" if facts["val_images"] else ""
         self._out.print(
-            f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
-            f"{len(dataset.classes)} classes, stored {width}×{height} px, fingerprint {manifest['data_fingerprint']}"
+            f"data     {dataset.name}: {facts['train_images']:,} training{held_out} and {facts['test_images']:,} test"
+            f" images, {len(dataset.classes)} classes, stored {width}×{height} px, split {facts['split_fingerprint']}"
         )
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Say what a model starts from."""
         self._out.print(f"weights  {model}: {pretrained.note}")
 
-    def on_resources(self, resources: Resources) -> None:
-        """Say what a trial gets."""
+    def on_resources(self, resources: Resources, space: SearchSpace | None) -> None:
+        """Say what is searched, for how long, and what a trial gets."""
+        self._space = space
+        if space:
+            fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
+            limit = f" or {_duration(space.budget.time_s)}" if space.budget.time_s else ""
+            self._out.print(f"space    {space.name}: {fields}")
+            self._out.print(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
         self._out.print(f"device   {resources}")
 
     def on_record(self, record: Record) -> None:
         """Say where the study is kept, and show its trials from now on."""
         self._out.print(f"study    {record.directory}\n")
         self._record = record
+        self._started = time.monotonic()
         if self._out.is_terminal:
             self._live.start()
 
     def on_start(self, plan: Plan) -> None:
         """Open a trial's line."""
-        self._plans[plan.number] = plan
-        self._show(plan.number, "starting")
+        self._show(plan, "starting")
 
-    def on_progress(self, number: int, progress: Progress) -> None:
-        """Renew a trial's line."""
-        recipe = self._plans[number].recipe
-        left = progress.of * (recipe.epochs - progress.epoch + 1) - progress.images
-        epochs = self._record.trial(number).epochs if self._record else ()
+    def on_progress(self, plan: Plan, progress: Progress) -> None:
+        """Renew a trial's line, in a terminal."""
+        if not self._live.is_started or self._record is None:
+            return
+        epochs = self._record.trial(plan).epochs
         loss = f"  loss {epochs[-1].train_loss:.4f}" if epochs else ""
+        left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
-            number,
-            f"epoch {progress.epoch}/{recipe.epochs} {progress.images / progress.of:4.0%}{loss}"
+            plan,
+            f"epoch {progress.epoch}/{plan.recipe.epochs} {progress.images / progress.of:4.0%}{loss}"
             f"  {progress.images_per_s:.1f} images/s  {_duration(left / progress.images_per_s)} left",
-            live_only=True,
         )
 
-    def on_change(self, number: int) -> None:
+    def on_change(self, plan: Plan) -> None:
         """Renew a trial's line from the record, and close it when the trial has finished."""
         assert self._record
-        trial = self._record.trial(number)
+        trial = self._record.trial(plan)
         if trial.finished:
-            self._running.pop(number, None)
-            self._print(f"{trial.plan.title}  {_outcome(trial)}")
-        elif len(trial.epochs) > self._epochs.get(number, 0):
-            self._epochs[number] = len(trial.epochs)
+            if self._lines.pop(plan.key, None):
+                self._refresh()
+                self._out.print(f"{plan.title}  {_outcome(trial)}")
+        elif len(trial.epochs) > self._epochs.get(plan.key, 0):
+            self._epochs[plan.key] = len(trial.epochs)
             last = trial.epochs[-1]
             accuracy = "" if last.val_accuracy is None else f"  accuracy {last.val_accuracy:.2%}"
-            left = (trial.plan.recipe.epochs - last.epoch) * last.epoch_s
+            left = (plan.recipe.epochs - last.epoch) * last.epoch_s
             self._show(
-                number,
-                f"epoch {last.epoch}/{trial.plan.recipe.epochs}  loss {last.train_loss:.4f}{accuracy}"
+                plan,
+                f"epoch {last.epoch}/{plan.recipe.epochs}  loss {last.train_loss:.4f}{accuracy}"
                 f"  {last.images_per_s:.1f} images/s  {_duration(left)} left",
             )
 
@@ -94,30 +108,80 @@ class Console:
         self._live.stop()
 
     def print_result(self, result: StudyResult) -> None:
-        """Print the models side by side, what failed, and where everything is."""
+        """Print what was found, what failed, and where everything is."""
         self.close()
         if result.rows:
             self._out.print(_side_by_side(result.rows))
             if statement := faster(result.rows):
                 self._out.print(statement)
-        for trial in result.trials:
+        if self._space:
+            self._print_search(result)
+        for trial in [*result.trials, *result.finals]:
             if trial.state == "failed":
-                self._out.print(f"failed: {trial.plan.title}: {trial.reason}")
+                self._out.print(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
-            self._out.print(f"{result.unsent} runs could not be sent to {result.tracking_uri}; the record has them.")
+            self._out.print(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them")
         self._out.print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
-    def _show(self, number: int, text: str, *, live_only: bool = False) -> None:
-        self._running[number] = f"{self._plans[number].title}  {text}"
-        if self._live.is_started:
-            self._live.update("\n".join(self._running.values()), refresh=True)
-        elif not live_only:
-            self._out.print(self._running[number])
+    def _print_search(self, result: StudyResult) -> None:
+        self._out.print(_best(result.trials, 5))
+        self._out.print(_tally(result.trials))
+        for field, share in result.importances.items():
+            self._out.print(f"  {field:<16} mattered {share:.0%}")
+        self._out.print(f"\nverdict  {sentence(result.verdict)}")
+        if result.verdict:
+            for name, text in details(result.verdict):
+                self._out.print(f"  {name:<15} {text}")
 
-    def _print(self, line: str) -> None:
+    def _show(self, plan: Plan, text: str) -> None:
+        self._lines[plan.key] = f"{plan.title}  {text}"
         if self._live.is_started:
-            self._live.update("\n".join(self._running.values()), refresh=True)
-        self._out.print(line)
+            self._refresh()
+        else:
+            self._out.print(self._lines[plan.key])
+
+    def _refresh(self) -> None:
+        """Draw the running trials anew, under a search's best trials and what it has spent."""
+        if not self._live.is_started:
+            return
+        parts: list[RenderableType] = list(self._lines.values())
+        if self._space and self._record:
+            trials = self._record.trials()
+            spent = time.monotonic() - self._started
+            limit = self._space.budget.time_s
+            left = f", {_duration(max(0.0, limit - spent))} left" if limit else ""
+            parts += [
+                _best(trials, 5),
+                f"{_tally(trials)} of {self._space.budget.trials}; {_duration(spent)} spent{left}",
+            ]
+        self._live.update(Group(*parts), refresh=True)
+
+
+def _describe_domain(domain: Domain) -> str:
+    match domain:
+        case Categorical(choices):
+            return " | ".join(map(str, choices))
+        case Int(low, high, log) | Float(low, high, log):
+            return f"{low:g} … {high:g}{' (log)' if log else ''}"
+
+
+def _best(trials: Sequence[TrialRecord], number: int) -> Table:
+    """Return the table of the best trials by validation accuracy, the complete ones first."""
+    scored = [trial for trial in trials if trial.val_accuracy is not None]
+    scored.sort(key=lambda trial: (trial.state == "complete", trial.val_accuracy), reverse=True)
+    table = Table(title="Best on the validation images", title_justify="left")
+    for heading in ("trial", "accuracy", "epochs", "state"):
+        table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
+    for trial in scored[:number]:
+        table.add_row(trial.plan.title, f"{trial.val_accuracy:.2%}", str(len(trial.epochs)), trial.state)
+    return table
+
+
+def _tally(trials: Sequence[TrialRecord]) -> str:
+    counts = Counter(trial.state for trial in trials)
+    spent, saved = sum(trial.seconds for trial in trials), sum(trial.saved_s for trial in trials)
+    states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed"))
+    return f"{states}; {_duration(spent)} of device time spent, {_duration(saved)} saved by pruning"
 
 
 def _side_by_side(rows: Sequence[Row]) -> Table:
@@ -137,11 +201,13 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
 
 
 def _outcome(trial: TrialRecord) -> str:
-    if trial.value is None:
-        return f"{trial.state}: {trial.reason}" if trial.reason else trial.state
-    split = "test" if trial.test else "validation"
-    seconds = sum(result.epoch_s for result in trial.epochs)
-    return f"{trial.state}: {split} accuracy {trial.value:.2%} after {_duration(seconds)}"
+    """Say how a trial ended."""
+    said = f"{trial.state} after {_duration(trial.seconds)}"
+    if trial.test:
+        said += f": test accuracy {trial.test.accuracy:.2%}"
+    elif trial.val_accuracy is not None:
+        said += f": validation accuracy {trial.val_accuracy:.2%}"
+    return f"{said} ({trial.reason})" if trial.reason not in (None, trial.state) else said
 
 
 def _duration(seconds: float) -> str:

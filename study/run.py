@@ -4,19 +4,25 @@ Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupt
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from platformdirs import user_cache_path
 
-from study.config import Recipe, StudyConfig
+from study.config import StudyConfig
 from study.errors import ConfigError, StudyError, unknown_name
-from study.search_space import load_baseline
+from study.search_space import SearchSpace, baseline_recipe, load_baseline, load_space, parse_duration
+
+if TYPE_CHECKING:
+    from study.console import Console
 
 SOURCES = ("cifar10", "digits")
 """Data sets by name; anything else is a folder."""
@@ -29,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        config = configure(options)
-        return _run(config)
+        _fill_in(options)
+        return _search(options) if options.search else _run_baseline(options)
     except ConfigError as error:
         parser.exit(2, f"study: {error}\n")
     except StudyError as error:
@@ -45,13 +51,22 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m study.run`."""
     parser = argparse.ArgumentParser(
         prog="python -m study.run",
-        description="Studies of transfer learning: fixed trials of a recipe, compared in MLflow.",
+        description="Studies of transfer learning: fixed trials of a recipe, or a search that ends in a verdict.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--baseline", nargs="*", metavar="MODEL", required=True,
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--baseline",
+        nargs="*",
+        metavar="MODEL",
         help="run the assignment's recipe as fixed trials; default: vgg16 resnet18",
-    )  # fmt: skip
+    )
+    what.add_argument(
+        "--search",
+        nargs="+",
+        metavar="SPACE",
+        help="search a space, a shipped one (vgg16, resnet18) or a file.toml, and judge its best recipe",
+    )
     images = parser.add_argument_group("images and weights")
     images.add_argument("--data", metavar="cifar10|digits|FOLDER", help="images (default: cifar10, 10 %% of it)")
     images.add_argument("--data-dir", type=Path, metavar="DIR", help="where downloads are kept (default: user's cache)")
@@ -64,8 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--seed", type=int, metavar="N", help="of everything random")
     recipe.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: auto")
     recipe.add_argument(
-        "--as-written", action="store_true", help="run the assignment's own solution, mistakes included, to compare"
+        "--as-written",
+        action="store_true",
+        help="with --baseline: run the assignment's own solution, mistakes included, to compare",
     )
+    search = parser.add_argument_group("with --search, instead of what the space's file says")
+    search.add_argument("--trials", type=int, metavar="N", help="trials at most, the baseline's recipe among them")
+    search.add_argument("--time-budget", metavar="30m", help="wall clock at most; the verdict comes on top")
+    search.add_argument("--pruner", metavar="asha|none", help="whether hopeless trials are stopped early")
+    search.add_argument("--repeats", type=int, metavar="N", help="seeds of the verdict (default: 3)")
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="of the study (default: its kind and the time)")
     machines.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (default: mlruns/mlflow.db)")
@@ -77,30 +99,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def configure(options: argparse.Namespace) -> StudyConfig:
-    """Turn flags into a checked configuration, the baseline's file filling in what they do not say.
+def _fill_in(options: argparse.Namespace) -> None:
+    """Let --demo stand for the flags that it abbreviates, and refuse flags of the other command.
 
     Raises:
-        ConfigError: a flag or a combination of flags breaks a rule.
+        ConfigError: a flag does not go with the command.
     """
+    foreign = ("as_written",) if options.search else ("trials", "time_budget", "pruner", "repeats")
+    for flag in foreign:
+        if getattr(options, flag):
+            wanted = "--baseline" if options.search else "--search"
+            raise ConfigError(f"--{flag.replace('_', '-')}: goes with {wanted} only.")
     if options.demo:
         for key, value in DEMO.items():
             if getattr(options, key) is None:
                 setattr(options, key, value)
+
+
+def _configure(options: argparse.Namespace, name: str) -> StudyConfig:
+    """Turn flags into a checked configuration, the baseline's file filling in what they do not say."""
     baseline = load_baseline()
-    changes = {key: getattr(options, key) for key in ("epochs", "image_size") if getattr(options, key) is not None}
-    models = list(dict.fromkeys(options.baseline or baseline.models))
-    if options.as_written and (other := [model for model in models if model not in baseline.models]):
-        known = " and ".join(baseline.models)
-        raise ConfigError(f"--as-written: the assignment's solution knows {known} alone, but got {other[0]!r}.")
     data = options.data or "cifar10"
     fraction = options.fraction
     if fraction is None:
         fraction = baseline.fraction if data == "cifar10" else 1.0
     return StudyConfig(
-        name=options.name or time.strftime("baseline-%Y%m%d-%H%M%S"),
-        recipes=tuple(_recipe(model, {**baseline.values, **changes}) for model in models),
-        as_written=options.as_written,
+        name=name,
         data=_source(data),
         data_dir=(options.data_dir or user_cache_path("study") / "data").expanduser().absolute(),
         fraction=fraction,
@@ -117,8 +141,76 @@ def configure(options: argparse.Namespace) -> StudyConfig:
     )
 
 
-def _recipe(model: str, values: dict[str, Any]) -> Recipe:
-    return Recipe.from_dict({"model": model, **values})
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a recipe that flags set."""
+    return {key: getattr(options, key) for key in ("epochs", "image_size") if getattr(options, key) is not None}
+
+
+def _run_baseline(options: argparse.Namespace) -> int:
+    baseline = load_baseline()
+    models = list(dict.fromkeys(options.baseline or baseline.models))
+    if options.as_written and (other := [model for model in models if model not in baseline.models]):
+        known = " and ".join(baseline.models)
+        raise ConfigError(f"--as-written: the assignment's solution knows {known} alone, but got {other[0]!r}.")
+    recipes = [replace(baseline_recipe(model), **_overrides(options)) for model in models]
+    config = _configure(options, options.name or time.strftime("baseline-%Y%m%d-%H%M%S"))
+    console, tuner = _heavy(options.verbose)
+    with contextlib.closing(console):
+        result = tuner.run_baseline(config, recipes, console, as_written=options.as_written)
+    console.print_result(result)
+    return 0 if result.succeeded else 1
+
+
+def _search(options: argparse.Namespace) -> int:
+    """Search each space in turn, as a study of its own."""
+    repeats = 3 if options.repeats is None else options.repeats
+    if repeats < 1:
+        raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
+    spaces = [_space(name, options) for name in dict.fromkeys(options.search)]
+    if options.name and len(spaces) > 1:
+        raise ConfigError(f"--name: names one study, but --search names {len(spaces)}. Leave it out.")
+    started = time.strftime("%Y%m%d-%H%M%S")
+    configs = [_configure(options, options.name or f"{space.name}-{started}") for space in spaces]
+    exit_code = 0
+    for space, config in zip(spaces, configs, strict=True):
+        config = replace(
+            config,
+            cpus_per_trial=config.cpus_per_trial or space.resources.cpus_per_trial,
+            gpus_per_trial=space.resources.gpus_per_trial if config.gpus_per_trial is None else config.gpus_per_trial,
+            concurrent=config.concurrent or space.resources.concurrent,
+        )
+        baseline = replace(baseline_recipe(space.base.model), **_overrides(options))
+        console, tuner = _heavy(options.verbose)
+        with contextlib.closing(console):
+            result = tuner.run_search(config, space, baseline, repeats, console)
+        console.print_result(result)
+        exit_code = exit_code or (0 if result.succeeded else 1)
+    return exit_code
+
+
+def _space(name: str, options: argparse.Namespace) -> SearchSpace:
+    """Load a space and let the flags change its base, budget and pruner."""
+    space = load_space(name)
+    for field in _overrides(options):
+        if field in space.domains:
+            raise ConfigError(f"--{field.replace('_', '-')}: is searched by {space.name}, so it cannot be set.")
+    budget, pruner = space.budget, space.pruner
+    with _as_flag("--trials"):
+        budget = replace(budget, trials=budget.trials if options.trials is None else options.trials)
+    with _as_flag("--pruner"):
+        pruner = replace(pruner, name=options.pruner or pruner.name)
+    if options.time_budget is not None:
+        budget = replace(budget, time_s=parse_duration(options.time_budget, place="--time-budget"))
+    return replace(space, base=replace(space.base, **_overrides(options)), budget=budget, pruner=pruner)
+
+
+@contextlib.contextmanager
+def _as_flag(flag: str) -> Iterator[None]:
+    """Let an error name the flag that a value came from, not the key that it would have in a file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {str(error).partition(': ')[2]}") from None
 
 
 def _source(given: str) -> str:
@@ -134,24 +226,18 @@ def _weights(given: str) -> str:
     return given if given in {"imagenet", "none"} else str(Path(given).expanduser().absolute())
 
 
-def _run(config: StudyConfig) -> int:
-    if not config.verbose:
+def _heavy(verbose: bool) -> "tuple[Console, ModuleType]":
+    """Import torch, Ray, Optuna and MLflow, which takes seconds, and silence them unless they are to speak."""
+    if not verbose:
         warnings.filterwarnings("ignore")
     from optuna.logging import WARNING, set_verbosity
 
-    from study.console import Console  # imports torch, Ray, Optuna and MLflow: seconds
-    from study.tuner import run_study
+    from study import tuner
+    from study.console import Console
 
-    if not config.verbose:
+    if not verbose:
         set_verbosity(WARNING)
-
-    console = Console()
-    try:
-        result = run_study(config, console)
-    finally:
-        console.close()
-    console.print_result(result)
-    return 0 if all(trial.state == "complete" for trial in result.trials) else 1
+    return Console(), tuner
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

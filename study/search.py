@@ -3,6 +3,7 @@
 The record decides what is run next and when a trial ends; Ray Tune only places, watches and restarts.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,43 +29,62 @@ class Listener(Protocol):
     def on_start(self, plan: Plan) -> None:
         """A trial was handed to Ray Tune."""
 
-    def on_progress(self, number: int, progress: Progress) -> None:
+    def on_progress(self, plan: Plan, progress: Progress) -> None:
         """An epoch of a trial goes on."""
 
-    def on_change(self, number: int) -> None:
+    def on_change(self, plan: Plan) -> None:
         """The record of a trial has changed."""
 
 
 class RecordSearcher(Searcher):
-    """Gives Ray Tune what the record has planned, and tells the record how it ended."""
+    """Gives Ray Tune what the record wants next, and tells the record how it ended."""
 
     def __init__(self, record: Record, listeners: Sequence[Listener]) -> None:
         """Serve the trials of `record`."""
         super().__init__()
         self._record = record
         self._listeners = listeners
-        self._numbers: dict[str, int] = {}
+        self._running: dict[str, Plan] = {}
+        self._to_repeat: list[Plan] = []
+        self._repeated: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's hint forgets FINISHED
-        """Return the next trial's configuration, or FINISHED."""
-        plan = self._record.next_trial()
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's hint forgets FINISHED
+        """Return the next trial's configuration, FINISHED, or None to be asked again later."""
+        plan = self._next()
         if plan is None:
-            return Searcher.FINISHED
-        self._numbers[trial_id] = plan.number
+            # A running trial may yet have to be repeated, which Ray Tune would not ask for once it is FINISHED.
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = plan
         for listener in self._listeners:
             listener.on_start(plan)
         return {"plan": plan}
 
+    def _next(self) -> Plan | None:
+        """Return what is to be run now: a repeated trial only when no other runs, and no other beside it."""
+        if self._to_repeat:
+            return None if self._running else self._to_repeat.pop()
+        if any(plan.key in self._repeated for plan in self._running.values()):
+            return None
+        return self._record.next_trial()
+
+    def repeat_alone(self, plan: Plan) -> bool:
+        """Run a trial that lacked memory once more when no other runs; False if that was tried already."""
+        if plan.key in self._repeated:
+            return False
+        self._repeated.add(plan.key)
+        self._to_repeat.append(plan)
+        return True
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """End the trial in the record, unless a reported failure has ended it already."""
-        number = self._numbers.pop(trial_id)
-        if not self._record.trial(number).finished:
+        """End the trial in the record, unless it has ended there already or is to be repeated."""
+        plan = self._running.pop(trial_id)
+        if not self._record.trial(plan).finished and plan not in self._to_repeat:
             if error:
-                self._record.fail(number, f"its process died {RETRIES + 1} times.")
+                self._record.fail(plan, f"its process died {RETRIES + 1} times.")
             else:
-                self._record.complete(number)
+                self._record.complete(plan)
         for listener in self._listeners:
-            listener.on_change(number)
+            listener.on_change(plan)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the only state."""
@@ -78,34 +98,40 @@ class RecordSearcher(Searcher):
 
 
 class RecordScheduler(FIFOScheduler):
-    """Writes each report of a trial into the record, before Ray Tune lets the trial go on."""
+    """Writes each report of a trial into the record, before Ray Tune lets the trial go on, and asks it when to stop."""
 
-    def __init__(self, record: Record, listeners: Sequence[Listener]) -> None:
-        """Write into `record`."""
+    def __init__(self, record: Record, searcher: RecordSearcher, listeners: Sequence[Listener]) -> None:
+        """Write into `record`; `searcher` repeats what lacked memory."""
         super().__init__()  # type: ignore[no-untyped-call]  # Ray's own
         self._record = record
+        self._searcher = searcher
         self._listeners = listeners
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Keep one report."""
-        number = trial.config["plan"].number
+        """Keep one report; stop the trial if the record says so."""
+        plan = trial.config["plan"]
         report = result["report"]
+        decision = TrialScheduler.CONTINUE
         match report:
             case Progress():
                 for listener in self._listeners:
-                    listener.on_progress(number, report)
-                return TrialScheduler.CONTINUE
+                    listener.on_progress(plan, report)
+                return decision
             case Facts():
-                self._record.facts(number, asdict(report))
+                self._record.facts(plan, asdict(report))
             case EpochResult():
-                self._record.epoch(number, report)
+                self._record.epoch(plan, report)
+                if reason := self._record.should_stop(plan):
+                    self._record.prune(plan, reason)
+                    decision = TrialScheduler.STOP
             case Evaluation():
-                self._record.tested(number, report)
+                self._record.tested(plan, report)
             case Failure():
-                self._record.fail(number, report.reason)
+                if not (report.out_of_memory and self._searcher.repeat_alone(plan)):
+                    self._record.fail(plan, report.reason)
         for listener in self._listeners:
-            listener.on_change(number)
-        return TrialScheduler.CONTINUE
+            listener.on_change(plan)
+        return decision
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing in the pickles that Ray Tune writes, and that nobody reads."""
@@ -134,18 +160,19 @@ def run_trials(
         scratch: for Ray Tune's own files, which nobody reads.
     """
     function = tune.with_parameters(trainable, inputs=inputs)
+    searcher = RecordSearcher(record, listeners)
     tuner = tune.Tuner(
         tune.with_resources(function, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
         tune_config=tune.TuneConfig(
-            search_alg=RecordSearcher(record, listeners),
-            scheduler=RecordScheduler(record, listeners),
+            search_alg=searcher,
+            scheduler=RecordScheduler(record, searcher, listeners),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=record.name,
-            storage_path=str(scratch),
+            storage_path=tempfile.mkdtemp(dir=scratch),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),

@@ -106,8 +106,8 @@ class Tracker:
         self._samples = samples
         self._experiment = ""
         self._runs: dict[str, str] = {}
-        self._epochs_sent: dict[int, set[int]] = {}
-        self._changed: set[int] = set()
+        self._epochs_sent: dict[str, set[int]] = {}
+        self._changed: dict[str, Plan] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -115,15 +115,15 @@ class Tracker:
 
     def on_start(self, plan: Plan) -> None:
         """Send a trial that has started."""
-        self.on_change(plan.number)
+        self.on_change(plan)
 
-    def on_progress(self, number: int, progress: Progress) -> None:
+    def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Send nothing: MLflow gets whole epochs."""
 
-    def on_change(self, number: int) -> None:
+    def on_change(self, plan: Plan) -> None:
         """Send what is new of a trial, soon."""
         with self._wake:
-            self._changed.add(number)
+            self._changed[plan.key] = plan
             self._wake.notify()
 
     def finish(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> int:
@@ -140,8 +140,8 @@ class Tracker:
         self._thread.join()
         unsent = len(self._changed)
         try:
-            for trial in self._record.trials():
-                if trial.state == "running" and trial.plan.number not in self._changed:
+            for trial in [*self._record.trials(), *self._record.finals()]:
+                if trial.state == "running" and trial.plan.key not in self._changed:
                     self._client.set_terminated(self._run_of(trial), status)
             parent = self._parent()
             for name, value in metrics.items():
@@ -160,20 +160,19 @@ class Tracker:
             with self._wake:
                 self._wake.wait_for(lambda: self._changed or self._closing)
                 last = self._closing  # nothing changes any more: what cannot be sent now stays unsent
-                numbers = sorted(self._changed)
-                self._changed.clear()
-            unsent = {number for number in numbers if not self._try_to_send(number)}
+                changed, self._changed = self._changed, {}
+            unsent = {key: plan for key, plan in changed.items() if not self._try_to_send(plan)}
             with self._wake:
-                self._changed |= unsent
+                self._changed = unsent | self._changed
                 if unsent and not last:
                     self._wake.wait_for(lambda: self._closing, timeout=RETRY_S)
 
-    def _try_to_send(self, number: int) -> bool:
+    def _try_to_send(self, plan: Plan) -> bool:
         try:
-            self._send(self._record.trial(number))
+            self._send(self._record.trial(plan))
         except Exception:  # as in `connect`: whatever it is, training must go on
-            _logger.debug("trial %d could not be sent", number, exc_info=True)
-            self._epochs_sent.pop(number, None)  # unknown now: to be asked for
+            _logger.debug("trial %s could not be sent", plan.key, exc_info=True)
+            self._epochs_sent.pop(plan.key, None)  # unknown now: to be asked for
             return False
         return True
 
@@ -182,18 +181,18 @@ class Tracker:
         from mlflow.entities import Metric
 
         run = self._run_of(trial)
-        number = trial.plan.number
-        if number not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
+        key = trial.plan.key
+        if key not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
             self._log_params(run, {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed})
             self._log_dataset(run)
-            self._epochs_sent[number] = {metric.step for metric in self._client.get_metric_history(run, "train_loss")}
+            self._epochs_sent[key] = {metric.step for metric in self._client.get_metric_history(run, "train_loss")}
         now = round(time.time() * 1000)
         for result in trial.epochs:
-            if result.epoch not in self._epochs_sent[number]:
+            if result.epoch not in self._epochs_sent[key]:
                 values = {name: value for name, value in _epoch_metrics(result).items() if value is not None}
                 metrics = [Metric(name, value, now, result.epoch) for name, value in values.items()]
                 self._client.log_batch(run, metrics=metrics)
-                self._epochs_sent[number].add(result.epoch)
+                self._epochs_sent[key].add(result.epoch)
         if trial.finished:
             self._send_end(run, trial)
 
@@ -206,9 +205,9 @@ class Tracker:
         tags = {"study.state": trial.state, **{f"study.{name}": str(value) for name, value in trial.facts.items()}}
         if trial.reason:
             tags["study.reason"] = trial.reason
-        metrics = {}
+        metrics = {"device_s": trial.seconds, "saved_s": trial.saved_s}
         if trial.test:
-            metrics = {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
+            metrics |= {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
         self._client.log_batch(
             run,
             metrics=[Metric(name, value, now, last) for name, value in metrics.items()],
@@ -242,11 +241,10 @@ class Tracker:
         """Return the run of a trial, creating it where there is none."""
         parent = self._parent()
         plan = trial.plan
-        key = str(plan.number)
-        if key not in self._runs:
-            tags = {"mlflow.parentRunId": parent, "study.trial": key, "study.stage": plan.stage}
-            self._create_run(key, plan.title, trial.started_ms, tags)
-        return self._runs[key]
+        if plan.key not in self._runs:
+            tags = {"mlflow.parentRunId": parent, "study.trial": plan.key, "study.stage": plan.stage}
+            self._create_run(plan.key, plan.title, trial.started_ms, tags)
+        return self._runs[plan.key]
 
     def _create_run(self, key: str, name: str, started_ms: int | None, tags: Mapping[str, str]) -> None:
         run = self._client.create_run(self._experiment, started_ms, {**self._common_tags(), **tags}, run_name=name)
@@ -266,7 +264,7 @@ class Tracker:
         return str(self._client.create_experiment(name, location, {"mlflow.note.content": EXPERIMENT_NOTE}))
 
     def _find_runs(self, experiment: str) -> dict[str, str]:
-        """Return the study's runs that MLflow has: 'parent' or the trial's number → run id."""
+        """Return the study's runs that MLflow has: 'parent' or the trial's key → run id."""
         runs: dict[str, str] = {}
         token = None
         while True:

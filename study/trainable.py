@@ -63,6 +63,8 @@ class Failure:
     """Why a trial cannot go on, where trying again would not help."""
 
     reason: str
+    out_of_memory: bool = False
+    """It may fit where it has the device to itself."""
 
 
 Report = Facts | Progress | EpochResult | Evaluation | Failure
@@ -90,7 +92,7 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
     except StudyError as error:
         send(Failure(str(error)))
     except torch.OutOfMemoryError as error:
-        send(Failure(f"out of memory: {str(error).splitlines()[0]}"))
+        send(Failure(f"out of memory: {str(error).splitlines()[0]}", out_of_memory=True))
     except Exception as error:
         # A bug or a broken installation fails alike the second time; Ray retries only dead processes.
         send(Failure(f"{type(error).__name__}: {error}"))

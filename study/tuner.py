@@ -1,12 +1,10 @@
 """Run a study from its configuration to its result: data, weights, Ray, record, tracking, in one straight line."""
 
-import csv
-import io
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,17 +15,21 @@ import torch
 from study import figures, notebook
 from study.augment import augment, draw
 from study.cluster import Resources, ray_session, share_resources
-from study.comparison import Row, compare
-from study.config import Plan, StudyConfig
-from study.data import Dataset, fingerprint, load_dataset
+from study.comparison import Row, compare, comparison_files, search_files
+from study.config import Plan, Recipe, StudyConfig
+from study.data import Dataset, Images, fingerprint, load_dataset, split
 from study.errors import RecordError
 from study.models import Pretrained, load_pretrained, preprocessing, to_colours
 from study.record import Record, TrialRecord
 from study.search import Listener, run_trials
+from study.search_space import SearchSpace
 from study.tracking import Tracker, connect, local_uri
 from study.trainable import Inputs
 from study.training import epoch_order
+from study.verdict import Verdict, choose, judge, plan_finals
 
+VALIDATION_FRACTION = 0.1
+"""Of the training images, held out of a search's trials for its objective."""
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
 
 
@@ -40,8 +42,8 @@ class Observer(Listener, Protocol):
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """A model's weights are there."""
 
-    def on_resources(self, resources: Resources) -> None:
-        """Ray is there."""
+    def on_resources(self, resources: Resources, space: SearchSpace | None) -> None:
+        """Ray is there; a search's space has been read."""
 
     def on_record(self, record: Record) -> None:
         """The study has begun."""
@@ -54,14 +56,64 @@ class StudyResult:
     directory: Path
     tracking_uri: str
     trials: Sequence[TrialRecord]
+    finals: Sequence[TrialRecord]
+    """The verdict's trials."""
     rows: Sequence[Row]
-    """The tested trials side by side."""
+    """A baseline's tested trials side by side."""
+    importances: Mapping[str, float]
+    """Of the fields that a search varied."""
+    verdict: Verdict | None
+    """Of a search; None where it had nothing to choose from."""
     unsent: int
     """Runs that MLflow could not be given; the record has them."""
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has what it was run for: each trial of a baseline, or a verdict, or at least its own best."""
+        if self.rows:
+            return all(trial.state == "complete" for trial in self.trials)
+        return any(trial.state == "complete" for trial in self.trials)
 
-def run_study(config: StudyConfig, observer: Observer) -> StudyResult:
-    """Run all trials of a study, record them, and project them into MLflow.
+
+@dataclass(frozen=True)
+class _Desk:
+    """All that trials need, for the time of one study."""
+
+    config: StudyConfig
+    dataset: Dataset
+    pretrained: Mapping[str, Pretrained]
+    record: Record
+    tracker: Tracker
+    observer: Observer
+    resources: Resources
+    scratch: Path
+    uri: str
+
+    def run(self, *, train: Images, validation: Images | None = None, test: Images | None = None) -> None:
+        """Run what the record has to run, on these images."""
+        inputs = Inputs(
+            train=train,
+            validation=validation,
+            test=test,
+            classes=len(self.dataset.classes),
+            pretrained={model: _arrays(found) for model, found in self.pretrained.items()},
+            precision=self.config.precision,
+        )
+        run_trials(
+            self.record,
+            inputs,
+            [self.observer, self.tracker],
+            cpus_per_trial=self.resources.cpus_per_trial,
+            gpus_per_trial=self.resources.gpus_per_trial,
+            concurrent=self.resources.concurrent,
+            scratch=self.scratch,
+        )
+
+
+def run_baseline(
+    config: StudyConfig, recipes: Sequence[Recipe], observer: Observer, *, as_written: bool = False
+) -> StudyResult:
+    """Train each recipe on all training images and test it once; record it all, and project it into MLflow.
 
     Nothing is written below `config.mlruns/studies` before data, weights, the tracking store and Ray are there.
 
@@ -69,6 +121,56 @@ def run_study(config: StudyConfig, observer: Observer) -> StudyResult:
         StudyError: the study cannot begin.
         KeyboardInterrupt: the user stopped it; its runs end as KILLED.
     """
+    stage = "as-written" if as_written else "baseline"
+    with _begin(config, recipes, observer) as desk:
+        record = desk.record
+        record.add((stage, recipe, config.seed) for recipe in recipes)
+        desk.run(train=desk.dataset.train, test=desk.dataset.test)
+        rows = compare(record.trials(), desk.dataset.classes)
+        unsent = desk.tracker.finish("FINISHED" if rows else "FAILED", comparison_files(rows), {})
+        return StudyResult(record.directory, desk.uri, record.trials(), [], rows, {}, None, unsent)
+
+
+def run_search(
+    config: StudyConfig, space: SearchSpace, baseline: Recipe, repeats: int, observer: Observer
+) -> StudyResult:
+    """Search a space on training and validation images, then refit and test its best recipe and the baseline.
+
+    No trial of the search is given the test images; the verdict's are, once each.
+
+    Raises:
+        StudyError: the study cannot begin.
+        KeyboardInterrupt: the user stopped it; its runs end as KILLED.
+    """
+    with _begin(config, [baseline], observer, space=space) as desk:
+        record, dataset = desk.record, desk.dataset
+        record.add([("search", baseline, config.seed)])
+        rest, held_out = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
+        desk.run(train=rest, validation=held_out)
+        importances = record.importances()
+        record.note("importances", importances)
+        winner = choose(record.trials())
+        verdict = None
+        if winner:
+            record.add(plan_finals(winner, baseline, config.seed, repeats))
+            desk.run(train=dataset.train, test=dataset.test)
+            labels = dataset.test.labels.tolist()
+            verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
+            record.note("test_labels", labels)
+            record.note("verdict", asdict(verdict))
+        trials = record.trials()
+        files = search_files(trials, importances, verdict, dataset.classes)
+        complete = [trial.value for trial in trials if trial.value is not None]
+        metrics = {"best_val_accuracy": max(complete)} if complete else {}
+        unsent = desk.tracker.finish("FINISHED" if complete else "FAILED", files, metrics)
+        return StudyResult(record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent)
+
+
+@contextmanager
+def _begin(
+    config: StudyConfig, recipes: Sequence[Recipe], observer: Observer, space: SearchSpace | None = None
+) -> Iterator[_Desk]:
+    """Make ready all that trials need, what fails cheaply first, and end the runs of what breaks off."""
     uri = config.tracking_uri or local_uri(config.mlruns)
     _make_writable(config.mlruns)
     client = connect(uri, verbose=config.verbose)
@@ -76,57 +178,36 @@ def run_study(config: StudyConfig, observer: Observer) -> StudyResult:
         config.data,
         fraction=config.fraction,
         seed=config.seed,
-        image_size=max(recipe.image_size for recipe in config.recipes),
+        image_size=max(recipe.image_size for recipe in recipes),
         data_dir=config.data_dir,
     )
-    observer.on_data(dataset, _describe_data(dataset))
+    facts = _describe_data(config, dataset, space)
+    observer.on_data(dataset, facts)
     pretrained: dict[str, Pretrained] = {}
-    for recipe in config.recipes:
+    for recipe in recipes:
         pretrained[recipe.model] = load_pretrained(recipe.model, config.weights, classes=len(dataset.classes))
         observer.on_weights(recipe.model, pretrained[recipe.model])
-
     with ray_session(config.ray_address, verbose=config.verbose) as scratch:
-        resources = share_resources(
-            config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=len(config.recipes)
-        )
-        observer.on_resources(resources)
-        record = Record(config.mlruns / "studies" / config.name, config.name, _manifest(config, dataset, pretrained))
-        stage = "as-written" if config.as_written else "baseline"
-        record.add((stage, recipe, config.seed) for recipe in config.recipes)
+        trials = space.budget.trials if space else len(recipes)
+        resources = share_resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=trials)
+        observer.on_resources(resources, space)
+        directory = config.mlruns / "studies" / config.name
+        manifest = facts | _describe_study(config, pretrained, space)
+        record = Record(directory, config.name, manifest, space=space, seed=config.seed)
         observer.on_record(record)
         tracker = Tracker(
             client,
             record,
             artifacts=config.mlruns / "artifacts" if uri.startswith("sqlite:") else None,
-            samples=lru_cache(lambda plan: _draw_samples(plan, dataset)),
-        )
-        inputs = Inputs(
-            train=dataset.train,
-            validation=None,
-            test=dataset.test,
-            classes=len(dataset.classes),
-            pretrained={model: _arrays(found) for model, found in pretrained.items()},
-            precision=config.precision,
+            samples=lambda plan: _draw_samples(plan, dataset),
         )
         try:
-            run_trials(
-                record,
-                inputs,
-                [observer, tracker],
-                cpus_per_trial=resources.cpus_per_trial,
-                gpus_per_trial=resources.gpus_per_trial,
-                concurrent=resources.concurrent,
-                scratch=scratch,
-            )
+            yield _Desk(config, dataset, pretrained, record, tracker, observer, resources, scratch, uri)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
             raise
-        trials = record.trials()
-        rows = compare(trials, dataset.classes)
-        status = "FINISHED" if rows else "FAILED"
-        unsent = tracker.finish(status, _comparison_files(rows), {})
-        record.close()
-    return StudyResult(record.directory, uri, trials, rows, unsent)
+        finally:
+            record.close()
 
 
 def _make_writable(mlruns: Path) -> None:
@@ -139,23 +220,28 @@ def _make_writable(mlruns: Path) -> None:
         raise RecordError(f"{mlruns}: must be writable, but {error.strerror}. Run where you may write.") from None
 
 
-def _describe_data(dataset: Dataset) -> dict[str, Any]:
+def _describe_data(config: StudyConfig, dataset: Dataset, space: SearchSpace | None) -> dict[str, Any]:
+    parts = [dataset.train]
+    if space:
+        parts = list(split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed))
     return {
         "data": dataset.name,
+        "source": config.data,
         "classes": list(dataset.classes),
         "fraction": dataset.fraction,
-        "train_images": len(dataset.train),
+        "train_images": len(parts[0]),
+        "val_images": sum(len(part) for part in parts[1:]),
         "test_images": len(dataset.test),
         "data_fingerprint": fingerprint(dataset.train, dataset.test),
-        "split_fingerprint": fingerprint(dataset.train),
+        "split_fingerprint": fingerprint(*parts),
     }
 
 
-def _manifest(config: StudyConfig, dataset: Dataset, pretrained: Mapping[str, Pretrained]) -> dict[str, Any]:
-    return {
-        "kind": "baseline",
-        "source": config.data,
-        **_describe_data(dataset),
+def _describe_study(
+    config: StudyConfig, pretrained: Mapping[str, Pretrained], space: SearchSpace | None
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "kind": "search" if space else "baseline",
         "seed": config.seed,
         "weights": config.weights,
         "weights_digests": {model: found.digest for model, found in pretrained.items()},
@@ -163,6 +249,12 @@ def _manifest(config: StudyConfig, dataset: Dataset, pretrained: Mapping[str, Pr
         "versions": {package: version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
     }
+    if space:
+        described["space"] = {field: asdict(domain) for field, domain in space.domains.items()}
+        described["base"] = space.base.to_dict()
+        described["budget"] = asdict(space.budget)
+        described["pruner"] = asdict(space.pruner)
+    return described
 
 
 def _git_commit() -> str | None:
@@ -194,23 +286,3 @@ def _draw_samples(plan: Plan, dataset: Dataset) -> bytes:
         inputs = preprocessing(recipe.model, recipe.image_size)(pixels)
     colours = to_colours(recipe.model, inputs).numpy()
     return figures.png(figures.samples(colours, labels.numpy(), dataset.classes, f"{recipe.model}: a training batch"))
-
-
-def _comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Return the comparison as a table and a plot, by file name."""
-    if not rows:
-        return {}
-    table = io.StringIO()
-    columns = ["model", "trainable_parameters", "seconds", "images_per_s", "test_accuracy", "hardest_pair"]
-    writer = csv.writer(table)
-    writer.writerow(
-        [*columns, *(f"loss_epoch_{epoch}" for epoch in range(1, max(len(row.losses) for row in rows) + 1))]
-    )
-    writer.writerows([*(getattr(row, column) for column in columns), *row.losses] for row in rows)
-    figure = figures.comparison(
-        [row.model for row in rows],
-        {row.model: row.losses for row in rows},
-        {row.model: row.test_accuracy for row in rows},
-        {row.model: row.images_per_s for row in rows},
-    )
-    return {"comparison.csv": table.getvalue().encode(), "comparison.png": figures.png(figure)}

@@ -73,7 +73,7 @@ def test_plan_title_tells_what_differs(make_recipe):
 )
 def test_study_config_names_flag_rule_and_value(tmp_path: Path, change, message):
     good = StudyConfig(
-        name="a", recipes=(baseline_recipe("vgg16"),), as_written=False, data="digits", data_dir=tmp_path,
+        name="a", data="digits", data_dir=tmp_path,
         fraction=1.0, weights="none", seed=0, precision="auto", mlruns=tmp_path, tracking_uri=None, ray_address=None,
         cpus_per_trial=None, gpus_per_trial=None, concurrent=None, verbose=False,
     )  # fmt: skip

@@ -18,6 +18,7 @@ LAYERS = [
     ["features", "notebook"],
     ["training"],
     ["record"],
+    ["verdict"],
     ["cluster", "comparison", "tracking", "trainable"],
     ["search"],
     ["tuner"],

@@ -1,12 +1,16 @@
 """The journal holds each trial once, with everything that came of it, for whoever opens it next."""
 
 import json
+import math
+import time
 
+import numpy as np
 import optuna
 import pytest
 
 from study.errors import RecordError
 from study.record import Record
+from study.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.training import EpochResult, Evaluation
 
 EPOCH = EpochResult(1, train_loss=2.0, epoch_s=3.0, images_per_s=10.0)
@@ -37,46 +41,222 @@ def test_next_trial_gives_each_planned_trial_once_in_order(record, make_recipe):
 
 def test_trial_returns_what_was_reported(record, make_recipe):
     record.add([("baseline", make_recipe(), 0)])
-    number = record.next_trial().number
-    record.facts(number, {"device": "CPU"})
-    record.epoch(number, EPOCH)
-    record.tested(number, TEST)
-    record.complete(number)
-    trial = record.trial(number)
+    plan = record.next_trial()
+    record.facts(plan, {"device": "CPU"})
+    record.epoch(plan, EPOCH)
+    record.tested(plan, TEST)
+    record.complete(plan)
+    trial = record.trial(plan)
     assert (trial.epochs, trial.test, trial.facts) == ((EPOCH,), TEST, {"device": "CPU"})
     assert (trial.state, trial.value) == ("complete", 7 / 8)
 
 
 def test_complete_takes_the_last_validation_where_there_is_no_test(record, make_recipe):
     record.add([("search", make_recipe(), 0)])
-    number = record.next_trial().number
+    plan = record.next_trial()
     for epoch, right in ((1, 3), (2, 1)):
-        record.epoch(number, EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 4 - right]] * 2))
-    record.complete(number)
-    assert record.trial(number).value == 0.5
+        record.epoch(plan, EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 4 - right]] * 2))
+    record.complete(plan)
+    assert record.trial(plan).value == 0.5
 
 
 def test_complete_without_a_result_is_a_failure(record, make_recipe):
     record.add([("baseline", make_recipe(), 0)])
-    number = record.next_trial().number
-    record.complete(number)
-    assert record.trial(number).state == "failed"
-    assert record.trial(number).reason == "it ended without a result."
+    plan = record.next_trial()
+    record.complete(plan)
+    assert record.trial(plan).state == "failed"
+    assert record.trial(plan).reason == "it ended without a result."
 
 
 def test_an_epoch_told_twice_counts_once(record, make_recipe):
     record.add([("baseline", make_recipe(), 0)])
-    number = record.next_trial().number
-    record.epoch(number, EPOCH)
-    record.epoch(number, EPOCH)
-    assert record.trial(number).epochs == (EPOCH,)
+    plan = record.next_trial()
+    record.epoch(plan, EPOCH)
+    record.epoch(plan, EPOCH)
+    assert record.trial(plan).epochs == (EPOCH,)
+
+
+def test_trial_keeps_what_stopped_it(record, make_recipe):
+    record.add([("baseline", make_recipe(epochs=4), 0)])
+    plan = record.next_trial()
+    record.epoch(plan, EPOCH)
+    record.prune(plan, "pruned")
+    trial = record.trial(plan)
+    assert (trial.state, trial.reason, trial.value) == ("pruned", "pruned", None)
+    assert (trial.seconds, trial.saved_s) == (3.0, 9.0)
+
+
+def test_finals_have_numbers_and_a_ranking_of_their_own(record, make_recipe):
+    record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+    first, final = record.next_trial(), record.next_trial()
+    assert (first.key, final.key) == ("0", "final-0")
+    record.tested(final, TEST)
+    record.complete(final)
+    assert [trial.state for trial in record.trials()] == ["running"]
+    assert [trial.value for trial in record.finals()] == [7 / 8]
+
+
+# What a search proposes.
+
+
+@pytest.fixture
+def make_search(tmp_path, make_recipe):
+    """Open the record of a search over learning rate and depth; keywords change its budget or pruner."""
+    opened = []
+
+    def make(name="search", seed=0, pruner=None, **budget):
+        space = SearchSpace(
+            name="small",
+            file=tmp_path / "small.toml",
+            domains={"lr": Float(1e-5, 1e-2, log=True), "unfreeze_depth": Int(0, 3)},
+            base=make_recipe(epochs=4),
+            budget=Budget(**{"trials": 12} | budget),
+            pruner=pruner or Pruner("none"),
+            resources=Resources(),
+        )
+        opened.append(Record(tmp_path / "studies" / name, name, {}, space=space, seed=seed))
+        opened[-1].add([("search", space.base, seed)])
+        return opened[-1]
+
+    yield make
+    for record in opened:
+        record.close()
+
+
+def scored(epoch, accuracy):
+    """An epoch whose validation accuracy, of 100 images a class, is `accuracy`."""
+    right = round(100 * accuracy)
+    return EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 100 - right], [100 - right, right]])
+
+
+def run_search(record, score):
+    """Run all that a record proposes; `score` gives the accuracy of a plan in an epoch. Return the plans."""
+    plans = []
+    while plan := record.next_trial():
+        plans.append(plan)
+        for epoch in range(1, plan.recipe.epochs + 1):
+            record.epoch(plan, scored(epoch, score(plan, epoch)))
+            if reason := record.should_stop(plan):
+                record.prune(plan, reason)
+                break
+        else:
+            record.complete(plan)
+    return plans
+
+
+def by_lr(plan, epoch):
+    """Better the nearer lr is to 1e-3, and from epoch to epoch."""
+    return 0.5 + 0.1 * epoch - 0.05 * abs(math.log10(plan.recipe.lr) + 3)
+
+
+def test_search_begins_with_the_baseline_and_keeps_its_budget(make_search, make_recipe):
+    plans = run_search(make_search(trials=5), by_lr)
+    assert plans[0].recipe == make_recipe(epochs=4)
+    assert [plan.number for plan in plans] == list(range(5))
+
+
+def test_search_proposes_from_its_space_alone(make_search):
+    plans = run_search(make_search(trials=12), by_lr)
+    assert {plan.recipe.unfreeze_depth for plan in plans} <= {0, 1, 2, 3}
+    assert all(1e-5 <= plan.recipe.lr <= 1e-2 for plan in plans)
+    assert len({plan.recipe.lr for plan in plans}) == 12
+
+
+def test_search_reaches_both_ends_of_a_whole_number(make_search):
+    plans = run_search(make_search(trials=40), lambda plan, epoch: 0.5)
+    assert {plan.recipe.unfreeze_depth for plan in plans} == {0, 1, 2, 3}
+
+
+def test_search_repeats_itself_for_one_seed(make_search):
+    first, second = (run_search(make_search(name, seed=3), by_lr) for name in ("one", "two"))
+    assert [plan.recipe for plan in first] == [plan.recipe for plan in second]
+
+
+def test_search_differs_between_seeds(make_search):
+    first, second = (run_search(make_search(f"seed{seed}", seed=seed), by_lr) for seed in (0, 1))
+    assert [plan.recipe for plan in first[1:]] != [plan.recipe for plan in second[1:]]
+
+
+def test_search_learns_from_what_it_saw(make_search):
+    """After its random start the sampler looks where the scores are best."""
+    plans = run_search(make_search(trials=40), by_lr)
+    distance = [abs(math.log10(plan.recipe.lr) + 3) for plan in plans]
+    assert np.mean(distance[25:]) < 0.75 * np.mean(distance[1:11])
+
+
+def test_search_runs_a_baseline_outside_its_space_as_it_is(make_search, make_recipe):
+    record = make_search(trials=15)
+    outside = make_recipe(epochs=4, optimizer="sgd", lr=0.5)
+    record.add([("search", outside, 0)])
+    plans = run_search(record, by_lr)
+    assert plans[1].recipe == outside
+    assert set(record.importances()) == {"lr", "unfreeze_depth"}
+
+
+def test_importances_find_what_mattered(make_search):
+    record = make_search(trials=30)
+    run_search(record, by_lr)
+    importances = record.importances()
+    assert importances["lr"] > 0.8
+    assert sum(importances.values()) == pytest.approx(1.0)
+
+
+def test_importances_of_too_little_are_none(make_search):
+    record = make_search(trials=1)
+    run_search(record, by_lr)
+    assert record.importances() == {}
+
+
+def test_pruner_stops_what_is_behind_and_keeps_its_curve(make_search):
+    record = make_search(trials=8, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
+    run_search(record, lambda plan, epoch: 0.9 - 0.1 * plan.number)
+    trials = record.trials()
+    assert trials[0].state == "complete"
+    assert {trial.state for trial in trials[1:]} == {"pruned"}
+    assert all(len(trial.epochs) == 1 and trial.epochs[0].val_confusion for trial in trials[1:])
+
+
+def test_pruner_never_stops_the_baseline(make_search):
+    record = make_search(trials=1, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
+    better = [record.next_trial()]
+    record.add([("search", better[0].recipe, 0)])
+    other = record.next_trial()
+    record.epoch(other, scored(1, 0.9))
+    record.epoch(better[0], scored(1, 0.1))
+    assert record.should_stop(better[0]) is None
+
+
+def test_pruner_lets_the_last_epoch_be_the_last(make_search):
+    record = make_search(trials=6, pruner=Pruner("asha", min_epochs=4, reduction_factor=2))
+    run_search(record, lambda plan, epoch: 0.9 - 0.1 * plan.number)
+    assert {trial.state for trial in record.trials()} == {"complete"}
+
+
+def test_time_budget_ends_the_search_and_stops_running_trials(make_search):
+    record = make_search(time_s=0.2)
+    plan = record.next_trial()
+    record.epoch(plan, scored(1, 0.5))
+    assert record.should_stop(plan) is None
+    time.sleep(0.25)
+    record.epoch(plan, scored(2, 0.5))
+    assert record.should_stop(plan) == "the time budget is spent"
+    record.prune(plan, "the time budget is spent")
+    assert record.next_trial() is None
+
+
+def test_a_search_proposes_nothing_once_the_verdict_has_begun(make_search, make_recipe):
+    record = make_search(trials=5)
+    record.complete(record.next_trial())
+    record.add([("final", make_recipe(), 1)])
+    assert record.next_trial().stage == "final"
+    assert record.next_trial() is None
 
 
 def test_the_journal_is_one_that_optuna_opens(record, make_recipe):
     record.add([("baseline", make_recipe(), 0)])
-    number = record.next_trial().number
-    record.tested(number, TEST)
-    record.complete(number)
+    plan = record.next_trial()
+    record.tested(plan, TEST)
+    record.complete(plan)
     backend = optuna.storages.journal.JournalFileBackend(str(record.directory / "journal.log"))
     study = optuna.load_study(study_name="one", storage=optuna.storages.JournalStorage(backend))
     assert study.best_value == 7 / 8

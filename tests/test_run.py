@@ -83,9 +83,55 @@ def test_a_study_whose_trials_all_fail_exits_1_with_the_reason(study, image_fold
     assert "train_loss" in children["0"].data.tags["study.reason"]
 
 
+SPACE = """
+model = "resnet18"
+[space]
+lr = { type = "float", low = 1e-5, high = 1e-2, log = true }
+[fixed]
+image_size = 32
+batch_size = 8
+epochs = 2
+"""
+
+
+def test_search_proposes_judges_and_tracks(study, image_folder):
+    (study.room / "small.toml").write_text(SPACE)
+    flags = ["--data", image_folder, "--weights", "none", "--trials", "4", "--repeats", "2", "--name", "one"]
+    done = study("--search", "small.toml", *flags, "--image-size", "32", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best on the valid"):
+        assert expected in done.stdout
+
+    client, parent, children = runs_of(study.room, "pets")
+    assert {"verdict.txt", "trials.csv", "importances.json"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
+    searched = {key: run for key, run in children.items() if run.data.tags["study.stage"] == "search"}
+    finals = {key: run for key, run in children.items() if run.data.tags["study.stage"] == "final"}
+    assert set(searched) == {"0", "1", "2", "3"}
+    assert searched["0"].data.params["lr"] == "0.001"
+    assert all(
+        "val_accuracy" in run.data.metrics and "test_accuracy" not in run.data.metrics for run in searched.values()
+    )
+    assert all("test_accuracy" in run.data.metrics for run in finals.values())
+    assert len({run.data.tags["study.split_fingerprint"] for run in children.values()}) == 1
+    assert all(run.info.status == "FINISHED" for run in children.values())
+    for run in searched.values():
+        assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--search", "resnet81"], "Did you mean 'resnet18'?"),
+        (["--search", "resnet18", "--trials", "0"], "--trials: must be a whole number, at least 1, but got 0."),
+        (["--search", "resnet18", "--time-budget", "soon"], "--time-budget: must be a duration such as"),
+        (["--search", "resnet18", "--pruner", "ash"], "--pruner: must be 'asha' or 'none', but got 'ash'."),
+        (["--search", "resnet18", "--repeats", "0"], "--repeats: must be at least 1, but got 0."),
+        (["--search", "resnet18", "vgg16", "--name", "both"], "--name: names one study"),
+        (["--search", "resnet18", "--as-written"], "--as-written: goes with --baseline only."),
+        (["--baseline", "--trials", "3"], "--trials: goes with --search only."),
+        (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
         (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
         (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
@@ -93,8 +139,8 @@ def test_a_study_whose_trials_all_fail_exits_1_with_the_reason(study, image_fold
         (["--baseline", "resnet34", "--as-written"], "--as-written: the assignment's solution knows vgg16"),
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set or folder 'no/such/folder'"),
-        (["--baselin"], "required: --baseline"),
-        ([], "required: --baseline"),
+        (["--baselin"], "--baseline"),
+        ([], "--baseline"),
     ],
 )
 def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, message):

@@ -59,13 +59,13 @@ def track(client, record, tmp_path):
 def run_a_trial(record, tracker, epochs=2):
     plan = record.next_trial()
     tracker.on_start(plan)
-    record.facts(plan.number, {"device": "CPU", "trainable_parameters": 5})
+    record.facts(plan, {"device": "CPU", "trainable_parameters": 5})
     for number in range(1, epochs + 1):
-        record.epoch(plan.number, epoch(number))
-        tracker.on_change(plan.number)
-    record.tested(plan.number, TEST)
-    record.complete(plan.number)
-    tracker.on_change(plan.number)
+        record.epoch(plan, epoch(number))
+        tracker.on_change(plan)
+    record.tested(plan, TEST)
+    record.complete(plan)
+    tracker.on_change(plan)
     return plan
 
 
@@ -147,9 +147,9 @@ def test_tracker_sends_nothing_twice(client, record, tmp_path):
     """A second tracker of the same record finds its runs and their epochs, as after a crash."""
     for _ in range(2):
         tracker = track(client, record, tmp_path)
-        if record.trial(0).state == "waiting":
-            run_a_trial(record, tracker)
-        tracker.on_change(0)
+        if record.trials()[0].state == "waiting":
+            plan = run_a_trial(record, tracker)
+        tracker.on_change(plan)
         tracker.finish("FINISHED", {}, {})
     _, children = runs_of(client)
     assert set(children) == {"0"}
@@ -166,9 +166,9 @@ def test_tracker_ends_what_was_interrupted_as_killed(client, record, tmp_path):
 
 def test_tracker_keeps_the_reason_of_a_failure(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
-    number = record.next_trial().number
-    record.fail(number, "train_loss: must stay finite")
-    tracker.on_change(number)
+    plan = record.next_trial()
+    record.fail(plan, "train_loss: must stay finite")
+    tracker.on_change(plan)
     tracker.finish("FINISHED", {}, {})
     run = runs_of(client)[1]["0"]
     assert (run.info.status, run.data.tags["study.reason"]) == ("FAILED", "train_loss: must stay finite")
@@ -176,13 +176,13 @@ def test_tracker_keeps_the_reason_of_a_failure(client, record, tmp_path):
 
 def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
-    run_a_trial(record, tracker)
+    plan = run_a_trial(record, tracker)
     tracker.finish("FINISHED", {}, {})
     _, children = runs_of(client)
     with client._tracking_client.store.ManagedSessionMaker() as session:
         session.execute(text("DELETE FROM params WHERE run_uuid = :run"), {"run": children["0"].info.run_id})
     tracker = track(client, record, tmp_path)
-    tracker.on_change(0)
+    tracker.on_change(plan)
     tracker.finish("FINISHED", {}, {})
     assert runs_of(client)[1]["0"].data.params["model"] == "resnet18"
 
@@ -194,7 +194,7 @@ def test_tracker_says_what_a_store_that_went_away_was_not_given(client, record, 
     client._tracking_client.store.engine.dispose()
     run_a_trial(record, tracker)
     assert tracker.finish("FINISHED", {}, {}) > 0
-    assert record.trial(0).state == "complete"
+    assert record.trials()[0].state == "complete"
 
 
 class _Silent(BaseHTTPRequestHandler):

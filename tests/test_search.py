@@ -1,0 +1,128 @@
+"""The adapters between the record and Ray Tune, called as Ray Tune calls them."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from study.record import Record
+from study.search import RecordScheduler, RecordSearcher
+from study.search_space import Budget, Float, Pruner, Resources, SearchSpace
+from study.trainable import Facts, Failure
+from study.training import EpochResult, Evaluation, Progress
+
+TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
+OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)
+
+
+class Witness:
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_start(self, plan):
+        self.told.append(("start", plan.key))
+
+    def on_progress(self, plan, progress):
+        self.told.append(("progress", plan.key))
+
+    def on_change(self, plan):
+        self.told.append(("change", plan.key))
+
+
+@pytest.fixture
+def tune(tmp_path, make_recipe):
+    """A record of three planned trials, and what stands between it and Ray Tune."""
+    record = Record(tmp_path / "one", "one", {})
+    record.add(("baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
+    witness = Witness()
+    searcher = RecordSearcher(record, [witness])
+    scheduler = RecordScheduler(record, searcher, [witness])
+
+    def report(config, value):
+        return scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": value})
+
+    yield SimpleNamespace(record=record, searcher=searcher, report=report, told=witness.told)
+    record.close()
+
+
+def test_reports_are_recorded_and_listeners_told(tune):
+    config = tune.searcher.suggest("a")
+    for value in (Facts("CPU", "fp32", 5, 5), Progress(1, 1, 2, 3.0), EpochResult(1, 2.0, 3.0, 10.0), TEST):
+        assert tune.report(config, value) == "CONTINUE"
+    tune.searcher.on_trial_complete("a", {})
+    trial = tune.record.trial(config["plan"])
+    assert (trial.state, trial.value, len(trial.epochs)) == ("complete", 7 / 8, 1)
+    assert [kind for kind, _ in tune.told] == ["start", "change", "progress", "change", "change", "change"]
+
+
+def test_searcher_waits_for_running_trials_before_it_is_finished(tune):
+    for name in "abc":
+        tune.searcher.suggest(name)
+    assert tune.searcher.suggest("d") is None
+    for name in "abc":
+        tune.searcher.on_trial_complete(name, {}, error=True)
+    assert tune.searcher.suggest("d") == "FINISHED"
+
+
+def test_a_process_that_dies_again_and_again_fails_its_trial(tune):
+    config = tune.searcher.suggest("a")
+    tune.searcher.on_trial_complete("a", None, error=True)
+    trial = tune.record.trial(config["plan"])
+    assert (trial.state, trial.reason) == ("failed", "its process died 3 times.")
+
+
+def test_a_failure_fails_its_trial_at_once(tune):
+    config = tune.searcher.suggest("a")
+    tune.report(config, Failure("train_loss: must stay finite"))
+    tune.searcher.on_trial_complete("a", {})
+    assert tune.record.trial(config["plan"]).reason == "train_loss: must stay finite"
+    assert tune.searcher.suggest("b")["plan"].number == 1
+
+
+def test_what_lacked_memory_is_repeated_once_and_alone(tune):
+    first, other = tune.searcher.suggest("a"), tune.searcher.suggest("b")
+    tune.report(first, OUT_OF_MEMORY)
+    tune.searcher.on_trial_complete("a", {})
+    assert tune.record.trial(first["plan"]).state == "running"
+    assert tune.searcher.suggest("c") is None  # the other still runs
+    tune.report(other, TEST)
+    tune.searcher.on_trial_complete("b", {})
+    assert tune.searcher.suggest("c") == first
+    assert tune.searcher.suggest("d") is None  # it is to be alone
+    tune.report(first, TEST)
+    tune.searcher.on_trial_complete("c", {})
+    assert tune.record.trial(first["plan"]).state == "complete"
+    assert tune.searcher.suggest("d")["plan"].number == 2
+
+
+def test_what_lacks_memory_even_alone_fails_with_its_reason(tune):
+    first = tune.searcher.suggest("a")
+    for name in "ab":
+        tune.report(first, OUT_OF_MEMORY)
+        tune.searcher.on_trial_complete(name, {})
+        if name == "a":
+            assert tune.searcher.suggest("b") == first
+    trial = tune.record.trial(first["plan"])
+    assert (trial.state, trial.reason) == ("failed", "out of memory: 3 GB wanted")
+    assert tune.searcher.suggest("c")["plan"].number == 1
+
+
+def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1e-2)}, make_recipe(), Budget(2), Pruner("asha"), Resources()
+    )
+    record = Record(tmp_path / "two", "two", {}, space=space)
+    record.add([("search", space.base, 0)])
+    searcher = RecordSearcher(record, [])
+    scheduler = RecordScheduler(record, searcher, [])
+    good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
+    decisions = []
+    for name, result in (("a", good), ("b", dataclasses.replace(good, val_confusion=[[1, 9], [9, 1]]))):
+        config = searcher.suggest(name)
+        decisions.append(scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": result}))
+        searcher.on_trial_complete(name, {})
+    assert decisions == ["CONTINUE", "STOP"]
+    assert [trial.state for trial in record.trials()] == ["complete", "pruned"]
+    record.close()

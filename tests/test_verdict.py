@@ -1,0 +1,335 @@
+"""The verdict on synthetic predictions, whose answer is known by hand or by symmetry."""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from study.config import Plan
+from study.record import TrialRecord
+from study.search_space import baseline_recipe
+from study.statistics import Difference
+from study.training import Evaluation
+from study.verdict import choose, details, final_seeds, judge, plan_finals, sentence
+
+BASELINE = baseline_recipe("resnet18")
+WINNER = replace(BASELINE, unfreeze_depth=2, lr=3.1e-4)
+CLASSES = ("cat", "dog", "ship")
+LABELS = [index % 3 for index in range(300)]
+SEEDS = (11, 12, 13)
+
+
+def trial(number, recipe, *, stage="search", seed=0, state="complete", value=None, test=None, reason=None):
+    return TrialRecord(
+        plan=Plan(number, stage, recipe, seed),
+        state=state,
+        value=test.accuracy if test else value,
+        epochs=(),
+        test=test,
+        reason=reason,
+        facts={},
+        started_ms=None,
+        ended_ms=None,
+    )
+
+
+def errs_on(wrong: Collection[int]) -> Evaluation:
+    """A test in which these images, by index, are taken for the next class."""
+    predictions = [(label + (index in wrong)) % 3 for index, label in enumerate(LABELS)]
+    confusion = np.zeros((3, 3), dtype=int)
+    np.add.at(confusion, (LABELS, predictions), 1)
+    return Evaluation(loss=1.0, confusion=confusion.tolist(), predictions=predictions)
+
+
+def finals(baseline: list[Evaluation | str], winner: list[Evaluation | str]) -> list[TrialRecord]:
+    """The refits in the order of the plan, from number 20 on; a text is the reason of one that failed."""
+    outcomes = [outcome for pair in zip(baseline, winner, strict=True) for outcome in pair]
+    trials = []
+    for index, outcome in enumerate(outcomes):
+        values = {"state": "failed", "reason": outcome} if isinstance(outcome, str) else {"test": outcome}
+        recipe, seed = (BASELINE, WINNER)[index % 2], SEEDS[index // 2]
+        trials.append(trial(20 + index, recipe, stage="final", seed=seed, **values))
+    return trials
+
+
+def verdict_on(trials, winner=None):
+    winner = winner or trial(7, WINNER, value=0.95)
+    return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES)
+
+
+def better():
+    """The winner is right where the baseline is, and on 60 of 300 images besides."""
+    return verdict_on(finals([errs_on(range(90))] * 3, [errs_on(range(30))] * 3))
+
+
+def noisy(rate: float, seed: int) -> Evaluation:
+    """A classifier that errs on a share of the images by chance."""
+    return errs_on(np.flatnonzero(np.random.default_rng(seed).random(300) < rate).tolist())
+
+
+def test_choose_takes_the_highest_validation_accuracy():
+    trials = [trial(0, BASELINE, value=0.7), trial(1, WINNER, value=0.9), trial(2, WINNER, value=0.8)]
+    assert choose(trials) == trials[1]
+
+
+def test_choose_takes_the_earlier_of_equals_in_any_order():
+    trials = [trial(0, BASELINE, value=0.7), trial(1, WINNER, value=0.9), trial(2, WINNER, value=0.9)]
+    assert choose(reversed(trials)) == trials[1]
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed", "running"])
+def test_choose_ignores_what_is_not_complete(state):
+    trials = [trial(0, BASELINE, value=0.7), trial(1, WINNER, value=0.6), trial(2, WINNER, state=state, value=0.9)]
+    assert choose(trials) == trials[0]
+
+
+def test_choose_ignores_refits():
+    trials = [trial(0, BASELINE, value=0.7), trial(1, WINNER, value=0.9)]
+    assert choose([*trials, trial(2, BASELINE, stage="final", value=1.0)]) == trials[1]
+
+
+def test_choose_needs_no_complete_baseline():
+    trials = [trial(0, BASELINE, state="failed"), trial(1, WINNER, value=0.9)]
+    assert choose(trials) == trials[1]
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [trial(0, BASELINE, value=0.7)],
+        [trial(0, BASELINE, value=0.7), trial(1, WINNER, state="pruned")],
+        [trial(0, BASELINE, value=0.7), trial(1, BASELINE, value=0.7)],
+    ],
+    ids=["nothing", "the baseline alone", "the other pruned", "the baseline's recipe again"],
+)
+def test_choose_returns_none_without_a_complete_trial_besides_the_baseline(trials):
+    assert choose(trials) is None
+
+
+def test_final_seeds_are_distinct_and_fit_everywhere():
+    seeds = final_seeds(0, 50)
+    assert len(set(seeds)) == 50
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_final_seeds_are_a_function_of_the_seed():
+    assert final_seeds(5, 3) == final_seeds(5, 3)
+    assert not set(final_seeds(5, 3)) & set(final_seeds(6, 3))
+
+
+def test_final_seeds_stay_when_more_are_asked_for():
+    assert final_seeds(5, 4)[:3] == final_seeds(5, 3)
+
+
+def test_plan_finals_goes_through_the_seeds_pair_by_pair():
+    first, second = final_seeds(5, 2)
+    assert plan_finals(trial(7, WINNER, value=0.9), BASELINE, 5, 2) == [
+        ("final", BASELINE, first),
+        ("final", WINNER, first),
+        ("final", BASELINE, second),
+        ("final", WINNER, second),
+    ]
+
+
+def test_plan_finals_refits_a_baseline_that_won_alone():
+    plan = plan_finals(trial(0, BASELINE, value=0.9), BASELINE, 5, 2)
+    assert plan == [("final", BASELINE, seed) for seed in final_seeds(5, 2)]
+
+
+def test_judge_calls_a_clear_gain_better():
+    verdict = better()
+    assert verdict.decision == "better"
+    assert verdict.comparison.difference.mean == pytest.approx(0.2)
+    assert 0.1 < verdict.comparison.difference.low < 0.2 < verdict.comparison.difference.high < 0.3
+
+
+def test_judge_gives_the_sides_means_and_spread_by_hand():
+    """Wrong 90, 60 and 30 of 300: accuracies 0.7, 0.8 and 0.9, with a standard deviation of 0.1."""
+    winner = [errs_on(range(count)) for count in (90, 60, 30)]
+    verdict = verdict_on(finals([errs_on(range(90))] * 3, winner))
+    side = verdict.comparison.winner
+    assert side.accuracies == [0.7, 0.8, 0.9]
+    assert (side.mean, side.std) == (pytest.approx(0.8), pytest.approx(0.1))
+    assert (verdict.baseline.mean, verdict.baseline.std) == (pytest.approx(0.7), pytest.approx(0))
+
+
+def test_judge_gives_mcnemars_p_of_each_seed():
+    """Five images won and none lost: 2 · (1/2)^5; none of either: 1."""
+    winner = [errs_on(range(85)), errs_on(range(90)), errs_on(range(90))]
+    verdict = verdict_on(finals([errs_on(range(90))] * 3, winner))
+    assert verdict.comparison.mcnemar_p == pytest.approx([2 / 32, 1, 1])
+
+
+def test_judge_calls_the_same_predictions_no_better():
+    tests = [errs_on(range(count)) for count in (50, 60, 70)]
+    verdict = verdict_on(finals(tests, tests))
+    assert (verdict.decision, verdict.comparison.difference) == ("no better", Difference(0, 0, 0))
+
+
+def test_judge_calls_equal_models_no_better():
+    verdict = verdict_on(finals([noisy(0.3, seed) for seed in (1, 2, 3)], [noisy(0.3, seed) for seed in (4, 5, 6)]))
+    assert verdict.decision == "no better"
+    assert verdict.comparison.difference.low < 0 < verdict.comparison.difference.high
+
+
+def test_judge_calls_a_clear_loss_worse():
+    verdict = verdict_on(finals([errs_on(range(30))] * 3, [errs_on(range(90))] * 3))
+    assert (verdict.decision, verdict.comparison.difference.mean) == ("worse", pytest.approx(-0.2))
+
+
+def test_judge_pairs_by_seed_whatever_the_order_of_the_trials():
+    trials = finals([noisy(0.3, seed) for seed in (1, 2, 3)], [noisy(0.25, seed) for seed in (4, 5, 6)])
+    shuffled = [trials[index] for index in (3, 0, 5, 2, 4, 1)]
+    assert verdict_on(shuffled) == verdict_on(trials)
+
+
+def test_judge_pairs_by_seed_not_by_order_of_the_plan():
+    """Of each seed both recipes err on the same images; paired otherwise, they would differ in each pair."""
+    baseline = [trial(20 + i, BASELINE, stage="final", seed=SEEDS[i], test=noisy(0.3, i)) for i in range(3)]
+    winner = [trial(30 - i, WINNER, stage="final", seed=SEEDS[i], test=noisy(0.3, i)) for i in range(3)]
+    assert verdict_on(baseline + winner).comparison.mcnemar_p == [1, 1, 1]
+
+
+def test_judge_reads_refits_only():
+    """A search's own trials of the same recipes may stand among them."""
+    trials = finals([errs_on(range(90))] * 3, [errs_on(range(30))] * 3)
+    assert verdict_on([trial(0, BASELINE, value=0.9), trial(7, WINNER, value=0.95), *trials]) == verdict_on(trials)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_judge_drops_the_pair_of_a_failed_refit_and_says_so(side):
+    sides = [[errs_on(range(90))] * 3, [errs_on(range(30))] * 3]
+    sides[side] = [sides[side][0], "out of memory.", sides[side][2]]
+    verdict = verdict_on(finals(*sides))
+    assert (verdict.seeds, verdict.seeds_planned) == ([11, 13], 3)
+    assert len(verdict.baseline.accuracies) == len(verdict.comparison.winner.accuracies) == 2
+    assert verdict.missing == [f"#final-{22 + side} {('baseline', 'winner')[side]}: out of memory."]
+    assert "2 of 3 seeds" in sentence(verdict)
+
+
+def test_judge_takes_a_refit_that_was_run_again():
+    trials = finals([errs_on(range(90)), "out of memory.", errs_on(range(90))], [errs_on(range(30))] * 3)
+    again = trial(26, BASELINE, stage="final", seed=12, test=errs_on(range(90)))
+    verdict = verdict_on([*trials, again])
+    assert (verdict.seeds, verdict.missing) == ([11, 12, 13], [])
+
+
+def test_judge_takes_the_first_of_two_complete_refits_of_a_seed():
+    trials = finals([errs_on(range(90))] * 3, [errs_on(range(30))] * 3)
+    again = trial(26, BASELINE, stage="final", seed=12, test=errs_on([]))
+    assert verdict_on([again, *trials]) == verdict_on(trials)
+
+
+def test_judge_gives_no_verdict_without_a_whole_pair():
+    verdict = verdict_on(finals(["lost.", errs_on([]), "lost."], [errs_on([]), "lost.", "lost."]))
+    assert (verdict.decision, verdict.comparison, verdict.optimism, verdict.seeds) == (None, None, None, [])
+    assert len(verdict.missing) == 4
+    assert sentence(verdict) == "No verdict: none of 3 seeds has both refits complete."
+
+
+def test_judge_names_the_state_of_a_refit_without_reason():
+    verdict = verdict_on([trial(20, BASELINE, stage="final", state="waiting")])
+    assert verdict.missing == ["#final-20 baseline: waiting."]
+
+
+def test_judge_with_one_seed_has_no_spread_and_says_how_little_it_knows():
+    verdict = verdict_on(finals([errs_on(range(90))], [errs_on(range(30))]))
+    assert (verdict.decision, verdict.baseline.std, verdict.comparison.winner.std) == ("better", None, None)
+    assert sentence(verdict).endswith("1 seed). One seed tells of these two trained classifiers, not of their recipes.")
+
+
+def test_judge_measures_optimism_against_the_mean_test_accuracy():
+    """0.95 on validation, and 0.7, 0.8 and 0.9 on test."""
+    winner = [errs_on(range(count)) for count in (90, 60, 30)]
+    assert verdict_on(finals([errs_on(range(90))] * 3, winner)).optimism == pytest.approx(0.15)
+
+
+def test_judge_sums_the_confusions_and_their_difference_by_hand():
+    """Of images 0 to 29 each class has ten, taken for the next class; of all 100 a class the rest is right."""
+    verdict = verdict_on(finals([errs_on(range(30))] * 2, [errs_on(())] * 2))
+    assert verdict.baseline.confusion == [[180, 20, 0], [0, 180, 20], [20, 0, 180]]
+    assert verdict.comparison.winner.confusion == [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
+    assert verdict.comparison.confusion_difference == [[20, -20, 0], [0, 20, -20], [-20, 0, 20]]
+
+
+def test_judge_gives_the_hardest_pairs_before_and_after_by_hand():
+    """The baseline takes 30 cats for dogs and 9 dogs for ships with each seed, the winner 5 and 12."""
+    cats, dogs = range(0, 300, 3), range(1, 300, 3)
+    before, after = errs_on({*cats[:30], *dogs[:9]}), errs_on({*cats[:5], *dogs[:12]})
+    comparison = verdict_on(finals([before] * 2, [after] * 2)).comparison
+    assert asdict(comparison.hardest_before) == {"classes": ["cat", "dog"], "baseline": 60, "winner": 10}
+    assert asdict(comparison.hardest_after) == {"classes": ["dog", "ship"], "baseline": 18, "winner": 24}
+
+
+def test_judge_refuses_labels_in_another_order():
+    with pytest.raises(AssertionError, match="labels must be those"):
+        judge(
+            finals([errs_on([])], [errs_on([])]),
+            labels=sorted(LABELS),
+            baseline=BASELINE,
+            winner=trial(7, WINNER, value=0.9),
+            classes=CLASSES,
+        )
+
+
+def test_judge_compares_nothing_where_the_baseline_won():
+    refits = finals([errs_on(range(90))] * 3, [errs_on(range(30))] * 3)[::2]
+    verdict = verdict_on(refits, winner=trial(0, BASELINE, value=0.75))
+    assert (verdict.decision, verdict.comparison, verdict.changes) == ("no better", None, {})
+    assert (verdict.baseline.mean, verdict.optimism) == (pytest.approx(0.7), pytest.approx(0.05))
+    assert sentence(verdict) == (
+        "No better than the baseline: no recipe of the search surpassed it on the validation images."
+    )
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        better(),
+        verdict_on(finals(["lost."], ["lost."])),
+        verdict_on([], winner=trial(0, BASELINE, value=0.75)),
+    ],
+    ids=["better", "no pair", "the baseline won"],
+)
+def test_verdict_survives_json(verdict):
+    assert json.loads(json.dumps(asdict(verdict))) == asdict(verdict)
+
+
+def test_sentence_names_what_was_changed_and_the_interval():
+    verdict = better()
+    low, high = 100 * verdict.comparison.difference.low, 100 * verdict.comparison.difference.high
+    assert sentence(verdict) == (
+        "The search's best recipe (depth 2, lr 0.00031) beats the baseline on the test images by 20.0 points "
+        f"(95 % interval {low:.1f} to {high:.1f}, 3 seeds)."
+    )
+
+
+def test_sentence_says_plainly_that_nothing_was_gained():
+    tests = [errs_on(range(60))] * 3
+    assert sentence(verdict_on(finals(tests, tests))) == (
+        "No better than the baseline: the search's best recipe (depth 2, lr 0.00031) differs from it by 0.0 points on "
+        "the test images, and the 95 % interval from 0.0 to 0.0 holds zero (3 seeds)."
+    )
+
+
+def test_sentence_says_worse():
+    verdict = verdict_on(finals([errs_on(range(30))] * 3, [errs_on(range(90))] * 3))
+    assert sentence(verdict).startswith("Worse than the baseline: the search's best recipe (depth 2, lr 0.00031) ")
+    assert "by -20.0 points" in sentence(verdict)
+
+
+def test_sentence_of_a_search_without_a_candidate():
+    assert sentence(None) == "No verdict: no trial of the search besides the baseline's was completed."
+
+
+def test_details_give_both_sides_and_what_is_missing():
+    lines = details(verdict_on(finals([errs_on(range(90))] * 2 + ["lost."], [errs_on(range(30))] * 3)))
+    assert lines[:2] == [
+        ("baseline", "70.00 % ± 0.00 on the test images; by seed 70.00, 70.00"),
+        ("winner", "90.00 % ± 0.00 on the test images; by seed 90.00, 90.00"),
+    ]
+    assert ("optimism", "5.0 points: 95.00 % on validation in the search (trial 7)") in lines
+    assert lines[-1] == ("missing", "#final-24 baseline: lost.")
