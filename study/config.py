@@ -160,6 +160,8 @@ class StudyConfig:
     """At least 0; a fraction lets trials share a GPU."""
     concurrent: int | None
     """Trials at a time, at least 1."""
+    cache_gb: float | None
+    """Bound on the feature store in GB, at least 0, where 0 is none; None for a fifth of the free disk, at most 50."""
     verbose: bool
     """Let Ray, Optuna and MLflow speak."""
 
@@ -177,6 +179,8 @@ class StudyConfig:
         for flag, value in (("--cpus-per-trial", self.cpus_per_trial), ("--concurrent", self.concurrent)):
             _check(value is None or 0 < value < math.inf, flag, "must be above 0", value)
         gpus = self.gpus_per_trial
+        cache_gb = self.cache_gb
+        _check(cache_gb is None or 0 <= cache_gb < math.inf, "--cache-gb", "must be at least 0", cache_gb)
         _check(gpus is None or 0 <= gpus < math.inf, "--gpus-per-trial", "must be at least 0", gpus)
 
 

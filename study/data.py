@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class Images:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of these images alone; reading all of them takes a while, so it is kept."""
+        return fingerprint(self)
 
     def take(self, indices: NDArray[np.int64]) -> "Images":
         """Return a copy of the images at these indices, in their order."""

@@ -1,17 +1,24 @@
 """The frozen prefix's outputs: what a trial trains on.
 
 The prefix always runs over an epoch in the same chunks of CHUNK images and in the epoch's own order, whatever the
-trial's batch size, so that its outputs are the same, bit for bit, for every trial that needs them.
+trial's batch size, so that its outputs are the same, bit for bit, for every trial that needs them: a trial may train
+on what another has left in the store.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
+import torchvision
 from torch import Tensor
 
-from study.augment import Draws, augment
-from study.models import Classifier
+from study.augment import Draws, augment, draw
+from study.config import Recipe
+from study.data import Images
+from study.models import Classifier, preprocessing
+from study.store import FeatureStore, Key
 
 CHUNK = 64
 """Images a forward pass of the prefix."""
@@ -22,6 +29,68 @@ WINDOW = 2048
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context in which forward passes run at `precision`, 'bf16' or 'fp32'."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def epoch_outputs(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    order: Tensor,
+    *,
+    augmentation: tuple[int, int] | None,
+    device: torch.device,
+    precision: str,
+    store: FeatureStore | None,
+) -> Iterator[Tensor]:
+    """Yield the prefix's outputs for `images[order]` on `device`, CHUNK images at a time, from the store if possible.
+
+    Args:
+        classifier: on `device`; its prefix is frozen and in evaluation mode.
+        recipe: the model, its image size and its augmentation.
+        images: the whole set.
+        order: (m,) int64, indices into `images`.
+        augmentation: seed and epoch, where the images are to be augmented as the recipe says; None for validation.
+        device: where the prefix runs.
+        precision: bf16 (autocast) or fp32.
+        store: None to compute everything here. An empty prefix is never stored.
+    """
+    policy = recipe.augmentation if augmentation else "none"
+    seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
+    compute = partial(
+        prefix_outputs,
+        classifier,
+        preprocessing(recipe.model, recipe.image_size),
+        torch.from_numpy(images.pixels),
+        draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
+        device=device,
+        precision=precision,
+    )
+    if store is None or not len(classifier.prefix):
+        return compute(order)
+    key = Key(
+        model=recipe.model,
+        weights=classifier.prefix_digest,
+        unfreeze_depth=recipe.unfreeze_depth,
+        image_size=recipe.image_size,
+        images=images.fingerprint,
+        order=hashlib.sha256(order.numpy().data).hexdigest()[:16],
+        augmentation=policy,
+        seed=seed,
+        epoch=epoch,
+        precision=precision,
+        machine=describe_arithmetic(device),
+    )
+    return (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute))
+
+
+def describe_arithmetic(device: torch.device) -> str:
+    """Name what may change the last bit of a result: the hardware and the software that computes on it."""
+    software = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+    kind = [torch.backends.cpu.get_cpu_capability(), *(found.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
+    return f"{kind}, {torch.get_num_threads()} threads, {software}"
 
 
 def prefix_outputs(

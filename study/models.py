@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -51,9 +52,14 @@ class Classifier:
     network: nn.Module
     """torchvision's module; owns the parameters, under torchvision's names."""
     prefix: nn.Sequential
-    """The frozen blocks; empty where all five are trained."""
+    """The frozen blocks; empty where all five are trained. Where none is, it ends at the head's first weights."""
     suffix: nn.Sequential
     """The trained blocks and the head."""
+
+    @cached_property
+    def prefix_digest(self) -> str:
+        """Names the prefix's weights in caches: 16 hexadecimal digits."""
+        return _digest(self.prefix.state_dict())
 
     def trainable_parameters(self) -> int:
         """Count the values that training changes."""
@@ -83,8 +89,10 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     else:
         network = _on_meta(model, classes)
     architecture = FAMILIES[model]
-    parts = [_chain(network, paths) for paths in (*architecture.blocks, architecture.head)]
+    parts = [*(_chain(network, paths) for paths in architecture.blocks), *_chain(network, architecture.head)]
     cut = len(architecture.blocks) - unfreeze_depth
+    while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
+        cut += 1  # pooling learns nothing, and what it leaves is smaller
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
     if pretrained is not None:
         frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
@@ -279,5 +287,5 @@ def _digest(state: StateDict) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].numpy().data)
+        digest.update(state[name].cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]

@@ -95,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
     machines.add_argument("--cpus-per-trial", type=float, metavar="N", help="default: all cores without a GPU")
     machines.add_argument("--gpus-per-trial", type=float, metavar="F", help="default: 1 where there is a GPU, else 0")
     machines.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (default: as many as fit)")
+    cache = machines.add_mutually_exclusive_group()
+    cache.add_argument("--cache-gb", type=float, metavar="N", help="bound on what a search's trials share on disk")
+    cache.add_argument("--no-cache", action="store_const", const=0.0, dest="cache_gb", help="= --cache-gb 0")
     machines.add_argument("--verbose", action="store_true", help="let Ray, Optuna and MLflow speak")
     return parser
 
@@ -137,6 +140,7 @@ def _configure(options: argparse.Namespace, name: str) -> StudyConfig:
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,
         concurrent=options.concurrent,
+        cache_gb=options.cache_gb,
         verbose=options.verbose,
     )
 

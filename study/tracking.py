@@ -37,10 +37,11 @@ ENVIRONMENT = {
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 RETRY_S = 5.0
 """Seconds until what could not be sent is tried again."""
-EXPERIMENT_NOTE = (
-    "One parent run a study, one child run a trial. Select the trials of a study and press Compare: parallel "
-    "coordinates of the recipe against the accuracy, and the learning curves side by side."
-)
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # opens as a table of runs, not of traces
+    "mlflow.note.content": "One parent run a study, one child run a trial. Select the trials of a study and press "
+    "Compare: parallel coordinates of the recipe against the accuracy, and the learning curves side by side.",
+}
 PARENT_NOTE = (
     "The study as a whole: its comparison table and plot are among the artifacts, its trials are its children."
 )
@@ -261,7 +262,7 @@ class Tracker:
         if found := self._client.get_experiment_by_name(name):
             return str(found.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
-        return str(self._client.create_experiment(name, location, {"mlflow.note.content": EXPERIMENT_NOTE}))
+        return str(self._client.create_experiment(name, location, EXPERIMENT_TAGS))
 
     def _find_runs(self, experiment: str) -> dict[str, str]:
         """Return the study's runs that MLflow has: 'parent' or the trial's key → run id."""

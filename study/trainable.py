@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from study.config import Plan
 from study.data import Images
 from study.errors import StudyError
 from study.models import StateDict, build
+from study.store import FeatureStore, default_directory, default_limit_bytes
 from study.training import (
     EpochResult,
     Evaluation,
@@ -46,6 +48,8 @@ class Inputs:
     """By model: a state dict as arrays, since Ray shares arrays without a copy; None for untrained weights."""
     precision: str
     """auto, bf16 or fp32."""
+    cache_gb: float | None = 0.0
+    """Bound on the feature store of each node's user, in GB; None for its default, 0 for no store."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         seed=plan.seed,
     )
     yield _facts(classifier.network, hardware)
+    store = None if inputs.cache_gb == 0 else _open_store(inputs.cache_gb)
     yield from train(
         classifier,
         plan.recipe,
@@ -127,9 +132,17 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         hardware=hardware,
         validation=inputs.validation,
         watch=watch,
+        features=store,
     )
     if inputs.test is not None:
-        yield evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware)
+        yield evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
+
+
+@cache
+def _open_store(cache_gb: float | None) -> FeatureStore:
+    """Return the process's store: one, since it remembers what pays, and whether the disk works."""
+    directory = default_directory()
+    return FeatureStore(directory, default_limit_bytes(directory) if cache_gb is None else round(cache_gb * 1e9))
 
 
 def _run_as_written(plan: Plan, inputs: Inputs, pretrained: StateDict | None) -> Iterator[Report]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from study.augment import draw
 from study.config import Recipe
 from study.data import Images
 from study.errors import TrialError
-from study.features import autocast, prefix_outputs, rebatch
-from study.models import Classifier, preprocessing
+from study.features import autocast, epoch_outputs, rebatch
+from study.models import Classifier
 from study.seeding import derive_seed
+from study.store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,13 @@ def train(
     hardware: Hardware,
     validation: Images | None = None,
     watch: Callable[[Progress], None] | None = None,
+    features: FeatureStore | None = None,
 ) -> Iterator[EpochResult]:
     """Fine-tune `classifier` in place and yield one result an epoch.
 
     Everything random is a function of (seed, purpose, epoch): the order and the augmentation of an epoch are the
-    same for every recipe.
+    same for every recipe. With `features`, the prefix's outputs are shared with other trials through that store; the
+    results are the same.
 
     Raises:
         TrialError: the loss of an epoch is not finite.
@@ -173,22 +175,21 @@ def train(
     optimizer = build_optimizer(recipe, parameters)
     sizes = batch_sizes(len(images), recipe.batch_size)
     schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
-    preprocess = preprocessing(recipe.model, recipe.image_size)
-    pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+    labels = torch.from_numpy(images.labels)
 
     for epoch in range(1, recipe.epochs + 1):
         started = time.perf_counter()
         order = epoch_order(len(images), seed=seed, epoch=epoch)
         targets = labels[order].to(device)
-        augmented = recipe.augmentation == "autoaugment"
-        chunks = prefix_outputs(
+        chunks = epoch_outputs(
             classifier,
-            preprocess,
-            pixels,
+            recipe,
+            images,
             order,
-            draws=draw(len(images), seed=seed, epoch=epoch) if augmented else None,
+            augmentation=(seed, epoch),
             device=device,
             precision=hardware.precision,
+            store=features,
         )
         torch.manual_seed(derive_seed(seed, "dropout", epoch))
         classifier.suffix.train()
@@ -212,28 +213,36 @@ def train(
             raise TrialError(f"train_loss: must stay finite, but became {train_loss} in epoch {epoch}. Lower lr.")
         result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s)
         if validation is not None:
-            held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware)
+            held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
             result = dataclasses.replace(result, val_loss=held_out.loss, val_confusion=held_out.confusion)
         yield result
 
 
-def evaluate(classifier: Classifier, recipe: Recipe, images: Images, *, classes: int, hardware: Hardware) -> Evaluation:
-    """Predict every image, not augmented, in the given order."""
-    device = hardware.device
-    chunks = prefix_outputs(
+def evaluate(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    *,
+    classes: int,
+    hardware: Hardware,
+    features: FeatureStore | None = None,
+) -> Evaluation:
+    """Predict every image, not augmented, in the given order; the prefix's outputs may come from a store."""
+    chunks = epoch_outputs(
         classifier,
-        preprocessing(recipe.model, recipe.image_size),
-        torch.from_numpy(images.pixels),
+        recipe,
+        images,
         torch.arange(len(images)),
-        draws=None,
-        device=device,
+        augmentation=None,
+        device=hardware.device,
         precision=hardware.precision,
+        store=features,
     )
     classifier.suffix.eval()
     logits: list[Tensor] = []
-    with torch.inference_mode(), autocast(device, hardware.precision):
-        for features in chunks:
-            logits.append(classifier.suffix(features))
+    with torch.inference_mode(), autocast(hardware.device, hardware.precision):
+        for chunk in chunks:
+            logits.append(classifier.suffix(chunk))
     return summarise(torch.cat(logits), images.labels, classes=classes)
 
 

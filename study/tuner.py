@@ -89,8 +89,10 @@ class _Desk:
     scratch: Path
     uri: str
 
-    def run(self, *, train: Images, validation: Images | None = None, test: Images | None = None) -> None:
-        """Run what the record has to run, on these images."""
+    def run(
+        self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
+    ) -> None:
+        """Run what the record has to run on these images; `share` what their prefixes have in common."""
         inputs = Inputs(
             train=train,
             validation=validation,
@@ -98,6 +100,7 @@ class _Desk:
             classes=len(self.dataset.classes),
             pretrained={model: _arrays(found) for model, found in self.pretrained.items()},
             precision=self.config.precision,
+            cache_gb=self.config.cache_gb if share else 0.0,
         )
         run_trials(
             self.record,
@@ -146,14 +149,15 @@ def run_search(
         record, dataset = desk.record, desk.dataset
         record.add([("search", baseline, config.seed)])
         rest, held_out = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
-        desk.run(train=rest, validation=held_out)
+        desk.run(train=rest, validation=held_out, share=True)
         importances = record.importances()
         record.note("importances", importances)
         winner = choose(record.trials())
         verdict = None
         if winner:
             record.add(plan_finals(winner, baseline, config.seed, repeats))
-            desk.run(train=dataset.train, test=dataset.test)
+            same_prefix = winner.plan.recipe.unfreeze_depth == baseline.unfreeze_depth
+            desk.run(train=dataset.train, test=dataset.test, share=same_prefix)
             labels = dataset.test.labels.tolist()
             verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
             record.note("test_labels", labels)

@@ -69,13 +69,14 @@ def test_plan_title_tells_what_differs(make_recipe):
         ({"cpus_per_trial": 0.0}, r"--cpus-per-trial: must be above 0, but got 0\.0\."),
         ({"gpus_per_trial": -0.5}, r"--gpus-per-trial: must be at least 0, but got -0\.5\."),
         ({"concurrent": 0}, r"--concurrent: must be above 0, but got 0\."),
+        ({"cache_gb": -1.0}, r"--cache-gb: must be at least 0, but got -1\.0\."),
     ],
 )
 def test_study_config_names_flag_rule_and_value(tmp_path: Path, change, message):
     good = StudyConfig(
         name="a", data="digits", data_dir=tmp_path,
         fraction=1.0, weights="none", seed=0, precision="auto", mlruns=tmp_path, tracking_uri=None, ray_address=None,
-        cpus_per_trial=None, gpus_per_trial=None, concurrent=None, verbose=False,
+        cpus_per_trial=None, gpus_per_trial=None, concurrent=None, cache_gb=None, verbose=False,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(good, **change)

@@ -14,7 +14,7 @@ LAYERS = [
     ["errors", "families", "seeding"],
     ["config"],
     ["search_space"],
-    ["data", "augment", "models", "statistics", "figures"],
+    ["data", "augment", "models", "store", "statistics", "figures"],
     ["features", "notebook"],
     ["training"],
     ["record"],

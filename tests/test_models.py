@@ -121,10 +121,9 @@ def test_build_cuts_every_backbone_into_five_blocks(model: str) -> None:
     """The last four end at 1/4, 1/8, 1/16 and 1/32 of the image's side."""
     classifier = build(model, classes=7, unfreeze_depth=0, pretrained=shapes(model), seed=0)
     features, sides = torch.empty(1, 3, 64, 64, device="meta"), []
-    for block in classifier.prefix:
+    for block in classifier.prefix[:5]:
         features = block(features)
         sides.append(features.shape[-1])
-    assert len(sides) == 5
     assert sides[1:] == [16, 8, 4, 2]
 
 
@@ -151,10 +150,29 @@ def test_trainable_parameters_are_the_last_layers_alone_at_depth_0_of_resnet18()
     assert classifier.trainable_parameters() == 512 * 10 + 10
 
 
+@pytest.mark.parametrize("model", FAMILIES)
+def test_prefix_ends_at_the_heads_first_weights_at_depth_0(model: str) -> None:
+    """Pooling is frozen work too; whatever is random in training is not, and stays behind it."""
+    classifier = build(model, classes=7, unfreeze_depth=0, pretrained=shapes(model), seed=0)
+    assert [*classifier.suffix[0].parameters()]
+    assert not any(isinstance(module, nn.Dropout) for module in classifier.prefix[5:].modules())
+
+
 def test_prefix_is_empty_at_depth_5(images: Tensor) -> None:
     classifier = build(SMALL, classes=10, unfreeze_depth=5, pretrained=shapes(SMALL), seed=0)
     assert len(classifier.prefix) == 0
     assert classifier.prefix(images) is images
+
+
+def test_prefix_digest_names_the_frozen_weights_alone(small: StateDict) -> None:
+    """Whatever their memory format, the trained weights and the number of classes."""
+    pretrained = backbone(SMALL, small)
+    digest = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0).prefix_digest
+    other = build(SMALL, classes=3, unfreeze_depth=2, pretrained=pretrained, seed=1)
+    other.network.to(memory_format=torch.channels_last)
+    assert other.prefix_digest == digest
+    changed_weights = {name: tensor + 1 for name, tensor in pretrained.items()}
+    assert build(SMALL, classes=10, unfreeze_depth=2, pretrained=changed_weights, seed=0).prefix_digest != digest
 
 
 # Training

@@ -44,6 +44,17 @@ def test_run_trial_repeats_itself_in_a_warm_process(inputs, make_recipe):
     assert outcomes[0] == outcomes[1]
 
 
+def test_run_trial_gives_the_same_with_and_without_the_store(inputs, make_recipe, tmp_path):
+    plan = Plan(0, "search", make_recipe(), 0)
+    shared = dataclasses.replace(inputs, cache_gb=0.1)
+    outcomes = []
+    for given in (inputs, shared, shared):
+        _, *epochs, test = run_trial(plan, given)
+        outcomes.append(([result.train_loss for result in epochs], test))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert list((tmp_path / "cache" / "study" / "features").glob("*.safetensors"))
+
+
 def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
     sealed = dataclasses.replace(inputs, test=None)
     assert Evaluation not in {type(report) for report in run_trial(Plan(0, "search", make_recipe(), 0), sealed)}

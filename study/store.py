@@ -1,0 +1,352 @@
+"""Keeps the frozen prefix's outputs on disk: who needs them first computes them, everybody else reads them.
+
+Owns files, locks, the bound on their size and the judgement whether storing pays. What is stored and how it is
+computed is the caller's: a key, an order of images, and a function that computes any part of it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import platformdirs
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from torch import Tensor
+
+FORMAT = 1
+"""Of the files, and of all that computes what is in them: to be raised with any change to either."""
+SEGMENT = 256
+"""Images a file, a multiple of the caller's chunks. A trial waits for one segment before its first step, and trials
+that need an epoch at the same time share out its segments."""
+PATIENCE_S = 300.0
+"""After which a segment that another process is computing is computed here as well: that process may be suspended."""
+MAX_LIMIT_BYTES = 50 * 10**9
+_HEADER_BYTES = 4096
+"""Before the values: a page, so that they lie in memory as aligned as a tensor of torch's own."""
+_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+
+Source = Literal["read", "stored", "computed"]
+"""Read from the store; computed and stored; computed on the fly, because storing does not pay or work."""
+Compute = Callable[[Tensor], Iterator[Tensor]]
+"""From an order of images to their outputs, in chunks of one size, the last one aside."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that the outputs for one epoch of one set of images depend on."""
+
+    model: str
+    weights: str
+    """Digest of the prefix's tensors."""
+    unfreeze_depth: int
+    image_size: int
+    images: str
+    """The set's fingerprint."""
+    order: str
+    """Digest of the order in which the epoch goes through the set."""
+    augmentation: str
+    seed: int
+    """Of the augmentation, like the epoch; both 0 where there is none, so that one entry serves all epochs."""
+    epoch: int
+    precision: str
+    machine: str
+    """The hardware and software whose arithmetic it is."""
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Return 64 hexadecimal digits: the stem of the files' names."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
+
+    @property
+    def kind(self) -> "Key":
+        """Return what the keys of all epochs of a trial have in common: what is known of one holds for the others."""
+        return dataclasses.replace(self, order="", seed=0, epoch=0)
+
+
+class _Span(NamedTuple):
+    """A segment of an epoch: its images [start, stop) are in one file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked, and there, while a process computes the segment."""
+        return self.path.with_suffix(".lock")
+
+
+class _Outputs:
+    """An epoch's outputs as they are computed; going on where the last call stopped costs nothing."""
+
+    def __init__(self, order: Tensor, compute: Compute) -> None:
+        self.images = len(order)
+        self._order = order
+        self._compute = compute
+        self._chunks: Iterator[Tensor] = iter(())
+        self._at = -1
+        self.compute_s = 0.0
+        """Seconds spent on what was yielded to the host."""
+
+    def between(self, start: int, stop: int, *, to_host: bool = False) -> Iterator[Tensor]:
+        if start != self._at:
+            self._at = start
+            self._chunks = self._compute(self._order[start:])
+        while self._at < stop:
+            started = time.perf_counter()
+            chunk = next(self._chunks)
+            self._at += len(chunk)
+            if to_host:
+                chunk = chunk.cpu()  # waits for the device, so that the seconds are all there
+                self.compute_s += time.perf_counter() - started
+            yield chunk
+
+
+class FeatureStore:
+    """Outputs of frozen prefixes in files of a directory, shared by all processes and studies that use it.
+
+    An epoch is kept as safetensors files of SEGMENT images. What cannot be read is computed under a lock, while
+    others that need it compute a later segment for both, or wait. Damaged files are computed again; a full disk or
+    an unwritable directory turns the store off, with one warning, for as long as this object lives.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int, *, patience_s: float = PATIENCE_S, tolerance_s: float = 1.0):
+        """Open the store; nothing is created before the first output is stored.
+
+        Args:
+            directory: of the files; may not exist yet.
+            limit_bytes: bound on all files together; the least recently used go first.
+            patience_s: see PATIENCE_S.
+            tolerance_s: seconds that storing or reading may lose against computing before it is given up.
+        """
+        self.directory = directory
+        self.limit_bytes = limit_bytes
+        self.tally: Counter[Source] = Counter()
+        """Images by where their outputs came from, since this object was made."""
+        self._patience_s = patience_s
+        self._tolerance_s = tolerance_s
+        self._lost_s: dict[Key, float] = {}
+        self._works = True
+
+    def stream(self, key: Key, order: Tensor, compute: Compute) -> Iterator[Tensor]:
+        """Yield the outputs for the images `order`, in host memory where they were stored.
+
+        Args:
+            key: of the outputs; `order` and `compute` are functions of it.
+            order: (n,) int64, indices of images.
+            compute: called with `order` from some multiple of SEGMENT on.
+
+        Yields:
+            The same chunks in the same memory layout, wherever they come from; they may be mapped from a file.
+        """
+        outputs = _Outputs(order, compute)
+        stem = key.digest
+        spans = [
+            _Span(self.directory / f"{stem}-{start}.safetensors", start, min(start + SEGMENT, len(order)))
+            for start in range(0, len(order), SEGMENT)
+        ]
+        for index, span in enumerate(spans):
+            source, chunks = self._obtain(key, span, spans[index + 1 :], outputs)
+            self.tally[source] += span.stop - span.start
+            yield from chunks
+
+    def _obtain(
+        self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs
+    ) -> tuple[Source, Iterator[Tensor]]:
+        """Return a segment's chunks and where they come from."""
+        if self._pays(key):
+            try:
+                if chunks := self._read(key, span):
+                    return "read", iter(chunks)
+                source = self._share(key, span, later, outputs)
+                if source and (chunks := self._read(key, span)):
+                    return source, iter(chunks)
+            except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
+                self._turn_off(error)
+        return "computed", outputs.between(span.start, span.stop)
+
+    def _pays(self, key: Key) -> bool:
+        return self._works and self._lost_s.get(key.kind, 0.0) <= self._tolerance_s
+
+    def _judge(self, key: Key, *, compute_s: float, file_s: float) -> None:
+        """Keep count of the seconds lost to files that were slower than computing; a gain makes up for losses only."""
+        self._lost_s[key.kind] = max(0.0, self._lost_s.get(key.kind, 0.0) + file_s - compute_s)
+
+    def _share(self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs) -> Source | None:
+        """See to it that a segment is stored; None if it is not. While another process computes it, work ahead."""
+        while (source := self._ensure(key, span, outputs, timeout_s=0)) is None and self._pays(key):
+            if not any(not ahead.path.exists() and self._ensure(key, ahead, outputs, timeout_s=0) for ahead in later):
+                return self._ensure(key, span, outputs, timeout_s=self._patience_s)
+        return source
+
+    def _ensure(self, key: Key, span: _Span, outputs: _Outputs, *, timeout_s: float) -> Source | None:
+        """Store a segment unless another process has; None where that is still at it, or the file could not be kept."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with FileLock(span.lock, timeout=timeout_s):
+                try:
+                    if span.path.exists():
+                        return "read"
+                    return "stored" if self._store(key, span, outputs) else None
+                finally:
+                    # Whoever still waits for this lock looks for the segment first, and so does whoever comes later.
+                    with suppress(OSError):
+                        span.lock.unlink()
+        except Timeout:
+            return None
+
+    def _store(self, key: Key, span: _Span, outputs: _Outputs) -> bool:
+        """Compute a segment into its file; False if it would not fit, or vanished meanwhile."""
+        started, computed_before_s = time.perf_counter(), outputs.compute_s
+        chunks = outputs.between(span.start, span.stop, to_host=True)
+        first = next(chunks)
+        image_bytes = first[0].numel() * first.element_size()
+        if (image_bytes + 1) * outputs.images + _HEADER_BYTES > self.limit_bytes:
+            self._lost_s[key.kind] = float("inf")
+            return False
+        layout = _layout(first)
+        checksum = 0
+        partial = span.path.with_suffix(f".{secrets.token_hex(4)}.partial")
+        try:
+            self._reserve(partial, _HEADER_BYTES + image_bytes * (span.stop - span.start))
+            with open(partial, "r+b") as file:
+                file.seek(_HEADER_BYTES)
+                for chunk in itertools.chain([first], chunks):
+                    values = chunk.permute(layout).contiguous()
+                    checksum += _checksum(values)
+                    file.write(values.view(torch.uint8).numpy().data)
+                compute_s = outputs.compute_s - computed_before_s
+                shape = (span.stop - span.start, *values.shape[1:])
+                facts = {
+                    "key": dataclasses.asdict(key),
+                    "chunk": len(first),
+                    "layout": layout,
+                    "checksum": checksum % 2**64,
+                    "compute_s": compute_s,
+                }
+                file.seek(0)  # last: until here nobody takes it for an entry
+                file.write(_header(shape, _DTYPES[first.dtype], image_bytes, facts))
+            os.replace(partial, span.path)
+        except FileNotFoundError:  # somebody empties the directory
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
+        self._judge(key, compute_s=compute_s, file_s=time.perf_counter() - started - compute_s)
+        return True
+
+    def _read(self, key: Key, span: _Span) -> Sequence[Tensor] | None:
+        """Map a segment's file, checked to its last bit; None if there is none, or no sound one."""
+        if not os.path.lexists(span.path):
+            return None
+        started = time.perf_counter()
+        try:
+            if not span.path.is_file():
+                raise ValueError("neither a file nor a link to one")
+            with safe_open(span.path, framework="pt") as file:
+                facts = json.loads(file.metadata()["study"])
+                values = file.get_tensor("features")
+            if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
+                raise ValueError("another key")
+            if facts["checksum"] != _checksum(values) % 2**64:
+                raise ValueError("other values than were written")
+            chunks: Sequence[Tensor] = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
+            self._judge(key, compute_s=facts["compute_s"], file_s=time.perf_counter() - started)
+        except Exception:  # damage makes the readers raise almost anything
+            span.path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):  # it may be gone, or another user's
+            os.utime(span.path)
+        return chunks
+
+    def _reserve(self, partial: Path, size: int) -> None:
+        """Create a file of this size, which counts from now on, and evict for it what was not used for longest."""
+        with FileLock(self.directory / "room.lock", timeout=self._patience_s):
+            entries = []
+            total = size
+            for path in self.directory.iterdir():
+                with suppress(FileNotFoundError):  # finished or evicted just now
+                    stat = path.stat()
+                    if path.suffix == ".safetensors":
+                        entries.append((stat.st_mtime_ns, stat.st_size, path))
+                        total += stat.st_size
+                    elif path.suffix == ".partial" and not self._remove_if_abandoned(path):
+                        total += stat.st_size
+            for _, entry_bytes, path in sorted(entries):
+                if total <= self.limit_bytes:
+                    break
+                path.unlink(missing_ok=True)  # who has it mapped keeps it
+                total -= entry_bytes
+            with open(partial, "xb") as file:
+                file.truncate(size)
+
+    def _remove_if_abandoned(self, partial: Path) -> bool:
+        """Remove what a process left that died while it computed: nobody holds the lock."""
+        lock = self.directory / f"{partial.name.partition('.')[0]}.lock"
+        try:
+            with FileLock(lock, timeout=0):
+                partial.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
+
+    def _turn_off(self, error: Exception) -> None:
+        self._works = False
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        warnings.warn(
+            f"{self.directory}: must be writable and have room, but got {reason!r}. Features are computed anew from"
+            " here on.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def default_directory() -> Path:
+    """Return where the features of all of a user's studies are kept."""
+    return platformdirs.user_cache_path("study") / "features"
+
+
+def default_limit_bytes(directory: Path) -> int:
+    """Return a fifth of the disk space that is free or the store's already, at most MAX_LIMIT_BYTES."""
+    used = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return min((shutil.disk_usage(existing).free + used) // 5, MAX_LIMIT_BYTES)
+
+
+def _layout(outputs: Tensor) -> list[int]:
+    """Return the dimensions in the order in which they lie in memory, the images' first; channels-last: 0, 2, 3, 1."""
+    return [0, *sorted(range(1, outputs.dim()), key=outputs.stride().__getitem__, reverse=True)]
+
+
+def _inverse(layout: Sequence[int]) -> list[int]:
+    return [layout.index(dimension) for dimension in range(len(layout))]
+
+
+def _checksum(values: Tensor) -> int:
+    """Sum the bytes eight at a time, at the memory's speed: any lost page and any flipped bit changes it."""
+    data = values.flatten().view(torch.uint8)
+    whole = len(data) // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+
+
+def _header(shape: tuple[int, ...], dtype: str, image_bytes: int, facts: dict[str, Any]) -> bytes:
+    """Return what safetensors puts before the values, filled up with spaces to _HEADER_BYTES."""
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, image_bytes * shape[0]]}
+    text = json.dumps({"__metadata__": {"study": json.dumps(facts)}, "features": tensor}).encode()
+    length = _HEADER_BYTES - 8
+    assert len(text) <= length
+    return length.to_bytes(8, "little") + text.ljust(length)
