@@ -47,7 +47,7 @@ class TrialRecord:
     reason: str | None
     """Why it failed, or was stopped."""
     facts: Mapping[str, Any]
-    """What the trial's process said of itself: device, precision, trainable_parameters, first_batch_s …"""
+    """What the trial's process said of itself: device, precision and counts of parameters."""
     started_ms: int | None
     """Since 1970, as MLflow wants it."""
     ended_ms: int | None
@@ -208,7 +208,7 @@ class Record:
     def complete(self, plan: Plan) -> None:
         """End a trial with its objective: its test accuracy, or where it was not tested the last on validation."""
         trial = self.trial(plan)
-        value = trial.test.accuracy if trial.test else trial.epochs[-1].val_accuracy if trial.epochs else None
+        value = trial.test.accuracy if trial.test else trial.val_accuracy
         if value is None:
             self.fail(plan, "it ended without a result.")
         else:
@@ -216,13 +216,11 @@ class Record:
 
     def prune(self, plan: Plan, reason: str) -> None:
         """End a trial that was stopped early: its last score is no final one."""
-        self._running(plan).set_user_attr("reason", reason)
-        self._study_of(plan.stage).tell(plan.number, state=TrialState.PRUNED)
+        self._end(plan, TrialState.PRUNED, reason)
 
     def fail(self, plan: Plan, reason: str) -> None:
         """End a trial that could not be finished."""
-        self._running(plan).set_user_attr("reason", reason)
-        self._study_of(plan.stage).tell(plan.number, state=TrialState.FAIL)
+        self._end(plan, TrialState.FAIL, reason)
 
     def trial(self, plan: Plan) -> TrialRecord:
         """Return one trial as it stands."""
@@ -242,6 +240,10 @@ class Record:
 
     def _study_of(self, stage: str) -> optuna.Study:
         return self._finals if stage == "final" else self._trials
+
+    def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
+        self._running(plan).set_user_attr("reason", reason)
+        self._study_of(plan.stage).tell(plan.number, state=state)
 
     def _running(self, plan: Plan) -> optuna.Trial:
         study = self._study_of(plan.stage)

@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from study.cluster import Resources
 from study.config import Plan
 from study.record import Record
 from study.trainable import Facts, Failure, Inputs, trainable
@@ -143,31 +144,27 @@ def run_trials(
     inputs: Inputs,
     listeners: Sequence[Listener],
     *,
-    cpus_per_trial: float,
-    gpus_per_trial: float,
-    concurrent: int,
+    resources: Resources,
     scratch: Path,
 ) -> None:
-    """Run all that the record has planned, at most `concurrent` trials at a time, on the Ray that is joined.
+    """Run all that the record has to run on the Ray that is joined.
 
     Args:
         record: gives the trials and takes what comes of them.
         inputs: shared by all trials through Ray's object store.
         listeners: told of every change, after the record.
-        cpus_per_trial: cores reserved for a trial.
-        gpus_per_trial: GPUs reserved for a trial, a fraction where several share one.
-        concurrent: trials at a time.
+        resources: reserved for a trial, and how many run at once.
         scratch: for Ray Tune's own files, which nobody reads.
     """
     function = tune.with_parameters(trainable, inputs=inputs)
     searcher = RecordSearcher(record, listeners)
     tuner = tune.Tuner(
-        tune.with_resources(function, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
+        tune.with_resources(function, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=RecordScheduler(record, searcher, listeners),
             num_samples=-1,
-            max_concurrent_trials=concurrent,
+            max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

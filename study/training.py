@@ -192,7 +192,7 @@ def train(
             store=features,
         )
         torch.manual_seed(derive_seed(seed, "dropout", epoch))
-        classifier.suffix.train()
+        classifier.set_training()
         total = torch.zeros((), device=device)
         done = 0
         for batch in rebatch(chunks, sizes):
@@ -238,7 +238,7 @@ def evaluate(
         precision=hardware.precision,
         store=features,
     )
-    classifier.suffix.eval()
+    classifier.set_evaluation()
     logits: list[Tensor] = []
     with torch.inference_mode(), autocast(hardware.device, hardware.precision):
         for chunk in chunks:

@@ -81,6 +81,8 @@ class _Desk:
 
     config: StudyConfig
     dataset: Dataset
+    parts: Sequence[Images]
+    """The training images; in a search, what its trials train on and what is held out for validation."""
     pretrained: Mapping[str, Pretrained]
     record: Record
     tracker: Tracker
@@ -106,9 +108,7 @@ class _Desk:
             self.record,
             inputs,
             [self.observer, self.tracker],
-            cpus_per_trial=self.resources.cpus_per_trial,
-            gpus_per_trial=self.resources.gpus_per_trial,
-            concurrent=self.resources.concurrent,
+            resources=self.resources,
             scratch=self.scratch,
         )
 
@@ -148,7 +148,7 @@ def run_search(
     with _begin(config, [baseline], observer, space=space) as desk:
         record, dataset = desk.record, desk.dataset
         record.add([("search", baseline, config.seed)])
-        rest, held_out = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
+        rest, held_out = desk.parts
         desk.run(train=rest, validation=held_out, share=True)
         importances = record.importances()
         record.note("importances", importances)
@@ -185,7 +185,10 @@ def _begin(
         image_size=max(recipe.image_size for recipe in recipes),
         data_dir=config.data_dir,
     )
-    facts = _describe_data(config, dataset, space)
+    parts: Sequence[Images] = [dataset.train]
+    if space:
+        parts = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
+    facts = _describe_data(config, dataset, parts)
     observer.on_data(dataset, facts)
     pretrained: dict[str, Pretrained] = {}
     for recipe in recipes:
@@ -206,7 +209,7 @@ def _begin(
             samples=lambda plan: _draw_samples(plan, dataset),
         )
         try:
-            yield _Desk(config, dataset, pretrained, record, tracker, observer, resources, scratch, uri)
+            yield _Desk(config, dataset, parts, pretrained, record, tracker, observer, resources, scratch, uri)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
             raise
@@ -224,10 +227,7 @@ def _make_writable(mlruns: Path) -> None:
         raise RecordError(f"{mlruns}: must be writable, but {error.strerror}. Run where you may write.") from None
 
 
-def _describe_data(config: StudyConfig, dataset: Dataset, space: SearchSpace | None) -> dict[str, Any]:
-    parts = [dataset.train]
-    if space:
-        parts = list(split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed))
+def _describe_data(config: StudyConfig, dataset: Dataset, parts: Sequence[Images]) -> dict[str, Any]:
     return {
         "data": dataset.name,
         "source": config.data,
