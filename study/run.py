@@ -110,7 +110,8 @@ def _fill_in(options: argparse.Namespace) -> None:
     """
     foreign = ("as_written",) if options.search else ("trials", "time_budget", "pruner", "repeats")
     for flag in foreign:
-        if getattr(options, flag):
+        given = getattr(options, flag)
+        if given is not None and given is not False:  # a 0 was given too
             wanted = "--baseline" if options.search else "--search"
             raise ConfigError(f"--{flag.replace('_', '-')}: goes with {wanted} only.")
     if options.demo:

@@ -131,6 +131,7 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
         (["--search", "resnet18", "vgg16", "--name", "both"], "--name: names one study"),
         (["--search", "resnet18", "--as-written"], "--as-written: goes with --baseline only."),
         (["--baseline", "--trials", "3"], "--trials: goes with --search only."),
+        (["--baseline", "--repeats", "0"], "--repeats: goes with --search only."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
         (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
