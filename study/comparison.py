@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from study import figures
-from study.record import TrialRecord
 from study.statistics import hardest_pair
+from study.trials import TrialRecord
 from study.verdict import Verdict, sentence
 
 

@@ -21,6 +21,26 @@ DEPTHS = range(6)
 """Five blocks: from the head alone (0) to the whole network (5)."""
 
 
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def find_study(name: str, mlruns: Path) -> Path:
+    """Return the directory of the study of that name, or of the one that was run last for 'latest'.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    journals = list((mlruns / "studies").glob("[!.]*/journal.log"))
+    if not journals:
+        raise ConfigError(f"{mlruns}: must hold a study, but holds none. Go where it was run.")
+    if name == "latest":
+        return max(journals, key=lambda journal: journal.stat().st_mtime).parent
+    known = {journal.parent.name: journal.parent for journal in journals}
+    if name not in known:
+        raise ConfigError(unknown_name("study", name, known))
+    return known[name]
+
+
 def search_spaces_directory() -> Path:
     """Return where the shipped `*.toml` lie: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
@@ -121,6 +141,11 @@ class Plan:
         return f"final-{self.number}" if self.stage == "final" else str(self.number)
 
     @property
+    def checkpoint(self) -> str:
+        """The name of the file that keeps its weights."""
+        return f"{self.key}.safetensors"
+
+    @property
     def title(self) -> str:
         """What tells the trial from the others of its study."""
         recipe = self.recipe
@@ -171,8 +196,8 @@ class StudyConfig:
         Raises:
             ConfigError: a value breaks its rule.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
-            rule = "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+        if not STUDY_NAME.fullmatch(self.name) or self.name == "latest":
+            rule = "must be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
             raise ConfigError(f"--name: {rule}, but got {self.name!r}.")
         _check(0 < self.fraction <= 1, "--fraction", "must be in (0, 1]", self.fraction)
         _check(self.seed >= 0, "--seed", "must be at least 0", self.seed)

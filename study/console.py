@@ -15,10 +15,11 @@ from study.comparison import Row, faster
 from study.config import Plan
 from study.data import Dataset
 from study.models import Pretrained
-from study.record import Record, TrialRecord
+from study.record import Record
 from study.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.tracking import ui_command
 from study.training import Progress
+from study.trials import TrialRecord
 from study.tuner import StudyResult
 from study.verdict import details, sentence
 
@@ -126,6 +127,8 @@ class Console:
     def _print_search(self, result: StudyResult) -> None:
         self._out.print(_best(result.trials, 5))
         self._out.print(_tally(result.trials))
+        if shared := _shared(result.trials):
+            self._out.print(shared)
         for field, share in result.importances.items():
             self._out.print(f"  {field:<16} mattered {share:.0%}")
         self._out.print(f"\nverdict  {sentence(result.verdict)}")
@@ -182,6 +185,20 @@ def _tally(trials: Sequence[TrialRecord]) -> str:
     spent, saved = sum(trial.seconds for trial in trials), sum(trial.saved_s for trial in trials)
     states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed"))
     return f"{states}; {_duration(spent)} of device time spent, {_duration(saved)} saved by pruning"
+
+
+def _shared(trials: Sequence[TrialRecord]) -> str | None:
+    """Say where the frozen blocks' outputs came from; None where trials shared nothing."""
+    images = sum((trial.features for trial in trials), Counter[str]())
+    if not images:
+        return None
+    said = {
+        "read": "read from the store",
+        "stored": "computed and stored",
+        "computed": "computed alone, since storing would not have paid",
+    }
+    shares = [f"{images[key] / images.total():.0%} {text}" for key, text in said.items() if images[key]]
+    return f"frozen blocks: {', '.join(shares)}"
 
 
 def _side_by_side(rows: Sequence[Row]) -> Table:

@@ -17,6 +17,7 @@ from torch import Tensor
 from study.augment import Draws, augment, draw
 from study.config import Recipe
 from study.data import Images
+from study.memory import DeviceMemory, device_memory
 from study.models import Classifier, preprocessing
 from study.store import FeatureStore, Key
 
@@ -41,6 +42,7 @@ def epoch_outputs(
     device: torch.device,
     precision: str,
     store: FeatureStore | None,
+    memory: DeviceMemory | None = None,
 ) -> Iterator[Tensor]:
     """Yield the prefix's outputs for `images[order]` on `device`, CHUNK images at a time, from the store if possible.
 
@@ -53,14 +55,16 @@ def epoch_outputs(
         device: where the prefix runs.
         precision: bf16 (autocast) or fp32.
         store: None to compute everything here. An empty prefix is never stored.
+        memory: what the process keeps on `device`, asked before the store; None for the device's own.
     """
+    memory = memory or device_memory(device)
     policy = recipe.augmentation if augmentation else "none"
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
     compute = partial(
         prefix_outputs,
         classifier,
         preprocessing(recipe.model, recipe.image_size),
-        torch.from_numpy(images.pixels),
+        _on_device(images, device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
         device=device,
         precision=precision,
@@ -80,7 +84,22 @@ def epoch_outputs(
         precision=precision,
         machine=describe_arithmetic(device),
     )
-    return (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute))
+    if chunks := memory.get(key):
+        store.tally["read"] += len(order)
+        return iter(chunks)
+    return memory.watch(key, (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute)))
+
+
+def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Tensor:
+    """Return the pixels (n, 3, height, width) uint8: on the device if it has room for them, else in host memory."""
+    pixels = torch.from_numpy(images.pixels)
+    if device.type == "cpu" or pixels.nbytes > memory.limit_bytes:
+        return pixels
+    kept = memory.get(images.fingerprint)
+    if kept is None:
+        kept = [pixels.to(device)]
+        memory.keep(images.fingerprint, kept)
+    return kept[0]
 
 
 def describe_arithmetic(device: torch.device) -> str:

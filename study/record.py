@@ -4,127 +4,175 @@ What a trial is (recipe, seed, stage) and what came of it (epochs, test, reason,
 Optuna trial. Knows neither Ray nor MLflow.
 """
 
+import math
+import shutil
+import tempfile
 import time
 import uuid
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from study.config import Plan, Recipe
 from study.errors import RecordError
-from study.search_space import Categorical, Domain, Float, Int, SearchSpace
+from study.journal import Journal
+from study.proposals import build_distributions, build_pruner, build_sampler
+from study.search_space import Budget, SearchSpace
 from study.seeding import derive_seed
 from study.training import EpochResult, Evaluation
-
-STATES = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial as the journal has it."""
-
-    plan: Plan
-    state: str
-    """waiting, running, complete, pruned or failed."""
-    value: float | None
-    """The objective, once complete."""
-    epochs: tuple[EpochResult, ...]
-    test: Evaluation | None
-    reason: str | None
-    """Why it failed, or was stopped."""
-    facts: Mapping[str, Any]
-    """What the trial's process said of itself: device, precision and counts of parameters."""
-    started_ms: int | None
-    """Since 1970, as MLflow wants it."""
-    ended_ms: int | None
-
-    @property
-    def seconds(self) -> float:
-        """Device time that its epochs took."""
-        return sum(result.epoch_s for result in self.epochs)
-
-    @property
-    def saved_s(self) -> float:
-        """Device time that stopping it early saved, its further epochs taken to be as long as its own."""
-        if self.state != "pruned" or not self.epochs:
-            return 0.0
-        return self.seconds / len(self.epochs) * (self.plan.recipe.epochs - len(self.epochs))
-
-    @property
-    def val_accuracy(self) -> float | None:
-        """Of its last epoch, in [0, 1]; None before the first, or where nothing is held out."""
-        return self.epochs[-1].val_accuracy if self.epochs else None
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is complete, pruned or failed."""
-        return self.state in {"complete", "pruned", "failed"}
+from study.trials import TrialRecord, read_trial
 
 
 class Record:
-    """The journal of one study, opened by the one process that may write it.
+    """The journal of one study, opened by the one process that may write it, or by any to read it.
 
     It holds two Optuna studies: the trials under the study's name, and the verdict's under `<name> final`, so that
     values of validation and of test never stand in one ranking.
     """
 
-    def __init__(
-        self,
+    def __init__(self, directory: Path, *, writable: bool) -> None:
+        """Open a study that exists; `create`, `open` and `read` say what for.
+
+        Raises:
+            RecordError: there is no such study, it is damaged, or another process runs it.
+        """
+        self.directory = directory
+        self.name = directory.name
+        self._writable = writable
+        self._lock = FileLock(directory / "lock")
+        if not (directory / "journal.log").is_file():
+            raise RecordError(f"{directory}: must be a study's directory, but holds no journal.log.")
+        if writable:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RecordError(f"{directory}: study {self.name!r} is being run by another process.") from None
+        try:
+            self._load()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def create(
+        cls,
         directory: Path,
-        name: str,
         manifest: Mapping[str, Any],
         *,
         space: SearchSpace | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Make a new study's directory and journal.
+    ) -> Self:
+        """Make a new study, whole or not at all, and open it to run it.
 
         Args:
-            directory: of this study; made here.
-            name: of the study.
+            directory: of this study; made here, its last part is the study's name.
             manifest: what the study is (data, split, seed, weights, …), as JSON values.
             space: what a search proposes from, with its budget and pruner; None for fixed trials alone.
-            seed: of the proposals.
 
         Raises:
             RecordError: the study exists already, or its directory cannot be written.
         """
-        self.directory = directory
-        self.name = name
-        self._space = space
-        self._seed = seed
-        self._opened = time.monotonic()
         if directory.exists():
-            raise RecordError(f"{directory}: a study named {name!r} exists. Choose another --name.")
+            raise RecordError(
+                f"{directory}: a study named {directory.name!r} exists. Choose another --name, or --resume it."
+            )
         try:
-            directory.mkdir(parents=True)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / directory.name
+            try:
+                draft.mkdir()
+                journal = Journal(draft / "journal.log", writable=True)
+                with journal.step():
+                    storage = JournalStorage(journal)
+                    study = optuna.create_study(storage=storage, study_name=directory.name, direction="maximize")
+                    optuna.create_study(storage=storage, study_name=f"{directory.name} final", direction="maximize")
+                    described = {"uid": uuid.uuid4().hex, **manifest, "space": space.to_dict() if space else None}
+                    study.set_user_attr("manifest", described)
+                draft.rename(directory)
+            finally:
+                shutil.rmtree(draft.parent, ignore_errors=True)
         except OSError as error:
             raise RecordError(f"{directory}: cannot be written ({error.strerror}). Run where you may write.") from None
-        self._lock = FileLock(directory / "lock")
+        return cls.open(directory)
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open a study to go on with it: what was running when it ended is what `next_trial` gives first.
+
+        Raises:
+            RecordError: there is no such study, it is damaged, or another process runs it.
+        """
+        record = cls(directory, writable=True)
+        record._take_up()
+        return record
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Open a study to look at it, whoever runs it.
+
+        Raises:
+            RecordError: there is no such study, or it is damaged.
+        """
+        return cls(directory, writable=False)
+
+    def _load(self) -> None:
+        """Bring what is in memory to what is in the journal."""
+        path = self.directory / "journal.log"
+        self._journal = Journal(path, writable=self._writable)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RecordError(f"{directory}: study {name!r} is being run by another process.") from None
-        storage = JournalStorage(JournalFileBackend(str(directory / "journal.log")))
-        self._trials = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", pruner=_build_pruner(space)
-        )
-        self._finals = optuna.create_study(storage=storage, study_name=f"{name} final", direction="maximize")
-        self._trials.set_user_attr("manifest", {"uid": uuid.uuid4().hex, **manifest})
+            self._storage = JournalStorage(self._journal)
+            self._trials = optuna.load_study(study_name=self.name, storage=self._storage)
+            self._finals = optuna.load_study(study_name=f"{self.name} final", storage=self._storage)
+            manifest = self.manifest
+            self._space = SearchSpace.from_dict(manifest["space"]) if manifest["space"] else None
+            self._seed = manifest.get("seed", 0)
+            if self._space and (budget := self.noted("budget")):
+                self._space = replace(self._space, budget=Budget(**budget))
+            self._trials.pruner = build_pruner(self._space)
+            self._ids = {
+                read_trial(trial).plan.key: trial._trial_id
+                for study in (self._trials, self._finals)
+                for trial in study.get_trials(deepcopy=False)
+            }
+        except RecordError:
+            raise
+        except Exception as error:  # lines that are JSON and yet not Optuna's, or not ours, make it raise anything
+            raise RecordError(
+                f"{path}: must be a study's journal, but reading it fails ({type(error).__name__}: {error})."
+                " Nothing was changed; restore the file from a copy, or begin a new study."
+            ) from error
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Write what happens inside at once; if it breaks off, in memory too nothing of it has happened."""
+        try:
+            with self._journal.step():
+                yield
+        except BaseException:
+            self._load()
+            raise
+
+    def _take_up(self) -> None:
+        """Begin a session: find what the last one left running, and end what it only forgot to end."""
+        self._opened = time.monotonic()
+        self._spent_before_s = self._measure_sessions()
+        self._left: list[Plan] = []
+        with self._step():
+            self.note(f"session/{len(self._sessions())}", round(time.time() * 1000))
+            for trial in [*self.trials(), *self.finals()]:
+                if trial.state != "running":
+                    continue
+                if trial.test or (trial.plan.stage == "search" and len(trial.epochs) == trial.plan.recipe.epochs):
+                    self.complete(trial.plan)
+                else:
+                    self._left.append(trial.plan)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -132,42 +180,84 @@ class Record:
         manifest: dict[str, Any] = self._trials.user_attrs["manifest"]
         return manifest
 
+    @property
+    def space(self) -> SearchSpace | None:
+        """What a search proposes from, with the budget that holds now; None for fixed trials alone."""
+        return self._space
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The trials as Optuna's plots and importances take them; not to be written to."""
+        return self._trials
+
     def note(self, key: str, value: object) -> None:
         """Keep a fact about the study as a whole, as a JSON value."""
         self._trials.set_user_attr(key, value)
 
+    def noted(self, key: str) -> Any:
+        """Return what `note` kept; None where it kept nothing."""
+        return self._trials.user_attrs.get(key)
+
+    def set_budget(self, budget: Budget) -> None:
+        """Let a search spend this from now on."""
+        assert self._space
+        if budget != self._space.budget:
+            self.note("budget", asdict(budget))
+            self._space = replace(self._space, budget=budget)
+
     def add(self, trials: Iterable[tuple[str, Recipe, int]]) -> None:
-        """Plan fixed trials: (stage, recipe, seed) each; a search may propose what its space holds of them."""
-        for stage, recipe, seed in trials:
-            proposal = {}
-            if stage == "search" and self._space and self._space.contains(recipe):
-                proposal = {field: getattr(recipe, field) for field in self._space.domains}
-            attributes = {"stage": stage, "recipe": recipe.to_dict(), "seed": seed}
-            self._study_of(stage).enqueue_trial(proposal, user_attrs=attributes)
+        """Plan fixed trials: (stage, recipe, seed) each; a search may propose what its space holds of them.
+
+        Nothing happens to those that were planned before, so that a study that is resumed may plan again.
+        """
+        there = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in [*self.trials(), *self.finals()]]
+        with self._step():
+            for stage, recipe, seed in trials:
+                if (stage, recipe, seed) in there:
+                    continue
+                proposal = {}
+                if stage == "search" and self._space and self._space.contains(recipe):
+                    proposal = {field: getattr(recipe, field) for field in self._space.domains}
+                attributes = {"stage": stage, "recipe": recipe.to_dict(), "seed": seed}
+                study = self._study_of(stage)
+                study.enqueue_trial(proposal, user_attrs=attributes)
+                self._remember(study.get_trials(deepcopy=False)[-1])
 
     def next_trial(self) -> Plan | None:
-        """Start the next planned trial, or the sampler's next proposal; None when all is done or the time is up."""
+        """Return what the last session left running, the next planned trial, or the sampler's next proposal.
+
+        None when all is done or the time is up.
+        """
+        if self._left:
+            return self._left.pop(0)
         for study in (self._trials, self._finals):
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if waiting:
                 held = bool(waiting[0].system_attrs["fixed_params"])
-                trial = study.ask(self._distributions() if held else None)
-                return _read_trial(_frozen(study, trial.number)).plan
-        if self._space is None or self._finals.get_trials(deepcopy=False) or self.time_is_up():
+                with self._step():
+                    trial = study.ask(build_distributions(self._space) if held and self._space else None)
+                return read_trial(self._storage.get_trial(trial._trial_id)).plan
+        if self._space is None or self.judging or self.time_is_up():
             return None
         number = len(self._trials.get_trials(deepcopy=False))
         if number >= self._space.budget.trials:
             return None
-        self._trials.sampler = _build_sampler(derive_seed(self._seed, "sampler", number))
-        trial = self._trials.ask(self._distributions())
-        recipe = self._space.recipe(trial.params)
-        for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self._seed)):
-            trial.set_user_attr(key, value)
-        return Plan(trial.number, "search", recipe, self._seed)
+        self._trials.sampler = build_sampler(derive_seed(self._seed, "sampler", number))
+        with self._step():
+            trial = self._trials.ask(build_distributions(self._space))
+            recipe = self._space.recipe(trial.params)
+            for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self._seed)):
+                trial.set_user_attr(key, value)
+        return self._remember(self._storage.get_trial(trial._trial_id))
 
-    def should_stop(self, plan: Plan) -> str | None:
+    @property
+    def judging(self) -> bool:
+        """Whether the verdict's trials are planned: from then on nothing more is searched."""
+        return bool(self._finals.get_trials(deepcopy=False))
+
+    def _reason_to_stop(self, plan: Plan, result: EpochResult) -> str | None:
         """Say why a trial of a search should end after the epoch that it has just reported; None if it should not."""
-        if self._space is None or plan.stage != "search" or self.trial(plan).epochs[-1].epoch >= plan.recipe.epochs:
+        if self._space is None or plan.stage != "search" or result.epoch >= plan.recipe.epochs:
             return None
         if self.time_is_up():
             return "the time budget is spent"
@@ -178,7 +268,12 @@ class Record:
     def time_is_up(self) -> bool:
         """Tell whether a search's time budget is spent."""
         limit = self._space.budget.time_s if self._space else None
-        return limit is not None and time.monotonic() - self._opened >= limit
+        return limit is not None and self.spent_s >= limit
+
+    @property
+    def spent_s(self) -> float:
+        """Wall-clock seconds in which the study was run, all sessions together."""
+        return self._spent_before_s + time.monotonic() - self._opened
 
     def importances(self) -> dict[str, float]:
         """Return how much each searched field mattered for validation accuracy, in [0, 1], together 1 (fANOVA)."""
@@ -190,12 +285,22 @@ class Record:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(self._trials, evaluator=evaluator, params=fields))
 
-    def epoch(self, plan: Plan, result: EpochResult) -> None:
-        """Keep an epoch of a running trial."""
-        trial = self._running(plan)
-        trial.set_user_attr(f"epoch/{result.epoch}", asdict(result))
-        if result.val_accuracy is not None:
-            trial.report(result.val_accuracy, result.epoch)
+    def epoch(self, plan: Plan, result: EpochResult) -> str | None:
+        """Keep an epoch of a running trial; if it should stop now, end it and say why.
+
+        An epoch that is told again, by a trial that had to start anew, changes nothing.
+        """
+        if any(known.epoch == result.epoch for known in self.trial(plan).epochs):
+            return None
+        with self._step():
+            trial = self._running(plan)
+            trial.set_user_attr(f"epoch/{result.epoch}", {**asdict(result), "ended_ms": round(time.time() * 1000)})
+            if result.val_accuracy is not None:
+                trial.report(result.val_accuracy, result.epoch)
+            reason = self._reason_to_stop(plan, result)
+            if reason:
+                self.prune(plan, reason)
+        return reason
 
     def tested(self, plan: Plan, test: Evaluation) -> None:
         """Keep what a trial made of the test set; that it was opened is thereby recorded."""
@@ -213,6 +318,7 @@ class Record:
             self.fail(plan, "it ended without a result.")
         else:
             self._study_of(plan.stage).tell(plan.number, value)
+            self._drop_checkpoint(plan)
 
     def prune(self, plan: Plan, reason: str) -> None:
         """End a trial that was stopped early: its last score is no final one."""
@@ -224,15 +330,20 @@ class Record:
 
     def trial(self, plan: Plan) -> TrialRecord:
         """Return one trial as it stands."""
-        return _read_trial(_frozen(self._study_of(plan.stage), plan.number))
+        return read_trial(self._storage.get_trial(self._ids[plan.key]))
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials as they stand, by number; the verdict's are not among them."""
-        return [_read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
+        return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
 
     def finals(self) -> list[TrialRecord]:
         """Return the verdict's trials as they stand, by number."""
-        return [_read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
+        return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where trials keep their weights: the verdict's until the study ends, all others as long as they run."""
+        return self.directory / "checkpoints"
 
     def close(self) -> None:
         """Let another process have the study."""
@@ -242,66 +353,38 @@ class Record:
         return self._finals if stage == "final" else self._trials
 
     def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
-        self._running(plan).set_user_attr("reason", reason)
-        self._study_of(plan.stage).tell(plan.number, state=state)
+        with self._step():
+            self._running(plan).set_user_attr("reason", reason)
+            self._study_of(plan.stage).tell(plan.number, state=state)
+        self._drop_checkpoint(plan)
+
+    def _drop_checkpoint(self, plan: Plan) -> None:
+        if plan.stage != "final":
+            (self.checkpoints / plan.checkpoint).unlink(missing_ok=True)
 
     def _running(self, plan: Plan) -> optuna.Trial:
-        study = self._study_of(plan.stage)
-        return optuna.Trial(study, _frozen(study, plan.number)._trial_id)
+        return optuna.Trial(self._study_of(plan.stage), self._ids[plan.key])
 
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        assert self._space
-        return {field: _distribution(domain) for field, domain in self._space.domains.items()}
+    def _remember(self, trial: FrozenTrial) -> Plan:
+        plan = read_trial(trial).plan
+        self._ids[plan.key] = trial._trial_id
+        return plan
 
+    def _sessions(self) -> list[int]:
+        """Return when each session began, in milliseconds since 1970."""
+        begun = [value for key, value in self._trials.user_attrs.items() if key.startswith("session/")]
+        return sorted(begun)
 
-def _frozen(study: optuna.Study, number: int) -> FrozenTrial:
-    return study.get_trials(deepcopy=False)[number]
-
-
-def _distribution(domain: Domain) -> BaseDistribution:
-    match domain:
-        case Int(low, high, log):
-            return IntDistribution(low, high, log=log)
-        case Float(low, high, log):
-            return FloatDistribution(low, high, log=log)
-        case Categorical(choices):
-            return CategoricalDistribution(choices)
-
-
-def _build_sampler(seed: int) -> optuna.samplers.TPESampler:
-    """Build the sampler of one proposal (TPE: Bergstra et al., NeurIPS 2011).
-
-    Each proposal has its own, so that it depends on the journal and its number alone, and a search that was resumed
-    goes on as one that was never stopped. Groups keep a fixed trial outside the space from hiding the others.
-    """
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True, constant_liar=True)
-
-
-def _build_pruner(space: SearchSpace | None) -> optuna.pruners.BasePruner:
-    if space is None or space.pruner.name == "none":
-        return optuna.pruners.NopPruner()
-    # Asynchronous successive halving: Li et al., arXiv:1810.05934
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=space.pruner.min_epochs, reduction_factor=space.pruner.reduction_factor
-    )
-
-
-def _read_trial(trial: FrozenTrial) -> TrialRecord:
-    told = trial.user_attrs
-    epochs = [EpochResult(**values) for key, values in told.items() if key.startswith("epoch/")]
-    return TrialRecord(
-        plan=Plan(trial.number, told["stage"], Recipe.from_dict(told["recipe"]), told["seed"]),
-        state=STATES[trial.state],
-        value=trial.value,
-        epochs=tuple(sorted(epochs, key=lambda result: result.epoch)),
-        test=Evaluation(**told["test"]) if "test" in told else None,
-        reason=told.get("reason"),
-        facts=told.get("facts", {}),
-        started_ms=_milliseconds(trial.datetime_start),
-        ended_ms=_milliseconds(trial.datetime_complete),
-    )
-
-
-def _milliseconds(moment: Any) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
+    def _measure_sessions(self) -> float:
+        """Return the seconds from the beginning of each former session to the last that is known of it."""
+        known = [
+            moment
+            for trial in [*self.trials(), *self.finals()]
+            for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms)
+            if moment is not None
+        ]
+        begun = self._sessions()
+        spent_ms = 0.0
+        for start, end in pairwise([*begun, math.inf]):
+            spent_ms += max((moment - start for moment in known if start <= moment < end), default=0)
+        return spent_ms / 1000

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from platformdirs import user_cache_path
 
-from study.config import StudyConfig
+from study.config import StudyConfig, find_study
+from study.design import Design
 from study.errors import ConfigError, StudyError, unknown_name
-from study.search_space import SearchSpace, baseline_recipe, load_baseline, load_space, parse_duration
+from study.resume import check_flags, check_space, recorded_config
+from study.search_space import Budget, SearchSpace, baseline_recipe, load_baseline, load_space, parse_duration
 
 if TYPE_CHECKING:
     from study.console import Console
+    from study.record import Record
 
 SOURCES = ("cifar10", "digits")
 """Data sets by name; anything else is a folder."""
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _fill_in(options)
+        if options.resume:
+            return _resume(options)
         return _search(options) if options.search else _run_baseline(options)
     except ConfigError as error:
         parser.exit(2, f"study: {error}\n")
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"study: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("study: interrupted; what was recorded is kept.", file=sys.stderr)
+        print("study: interrupted; what was recorded is kept, and --resume latest goes on with it.", file=sys.stderr)
         return 130
 
 
@@ -54,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Studies of transfer learning: fixed trials of a recipe, or a search that ends in a verdict.",
         allow_abbrev=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--baseline",
         nargs="*",
@@ -67,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPACE",
         help="search a space, a shipped one (vgg16, resnet18) or a file.toml, and judge its best recipe",
     )
+    parser.add_argument(
+        "--resume", metavar="NAME|latest", help="go on with a study that was interrupted, or rebuild its MLflow runs"
+    )
     images = parser.add_argument_group("images and weights")
     images.add_argument("--data", metavar="cifar10|digits|FOLDER", help="images (default: cifar10, 10 %% of it)")
     images.add_argument("--data-dir", type=Path, metavar="DIR", help="where downloads are kept (default: user's cache)")
@@ -77,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--epochs", type=int, metavar="N", help="training epochs")
     recipe.add_argument("--image-size", type=int, metavar="PX", help="side of the image that the network sees")
     recipe.add_argument("--seed", type=int, metavar="N", help="of everything random")
-    recipe.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: auto")
+    recipe.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: auto")
     recipe.add_argument(
         "--as-written",
         action="store_true",
@@ -108,7 +116,12 @@ def _fill_in(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a flag does not go with the command.
     """
-    foreign = ("as_written",) if options.search else ("trials", "time_budget", "pruner", "repeats")
+    if options.resume and options.name:
+        raise ConfigError(f"--name: must be left out beside --resume, which names the study, but got {options.name!r}.")
+    if not options.resume and options.search is None and options.baseline is None:
+        raise ConfigError("one of --baseline, --search and --resume must be given. --help says more.")
+    searching, fixed = ("trials", "time_budget", "pruner", "repeats"), ("as_written",)
+    foreign = fixed if options.search else searching if options.baseline is not None else ()
     for flag in foreign:
         given = getattr(options, flag)
         if given is not None and given is not False:  # a 0 was given too
@@ -134,7 +147,7 @@ def _configure(options: argparse.Namespace, name: str) -> StudyConfig:
         fraction=fraction,
         weights=_weights(options.weights or "imagenet"),
         seed=baseline.seed if options.seed is None else options.seed,
-        precision=options.precision,
+        precision=options.precision or "auto",
         mlruns=Path("mlruns").absolute(),
         tracking_uri=options.tracking_uri,
         ray_address=options.ray_address,
@@ -159,11 +172,8 @@ def _run_baseline(options: argparse.Namespace) -> int:
         raise ConfigError(f"--as-written: the assignment's solution knows {known} alone, but got {other[0]!r}.")
     recipes = [replace(baseline_recipe(model), **_overrides(options)) for model in models]
     config = _configure(options, options.name or time.strftime("baseline-%Y%m%d-%H%M%S"))
-    console, tuner = _heavy(options.verbose)
-    with contextlib.closing(console):
-        result = tuner.run_baseline(config, recipes, console, as_written=options.as_written)
-    console.print_result(result)
-    return 0 if result.succeeded else 1
+    stage = "as-written" if options.as_written else "baseline"
+    return _run(config, Design(stage, tuple(recipes)))
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -178,19 +188,72 @@ def _search(options: argparse.Namespace) -> int:
     configs = [_configure(options, options.name or f"{space.name}-{started}") for space in spaces]
     exit_code = 0
     for space, config in zip(spaces, configs, strict=True):
-        config = replace(
-            config,
-            cpus_per_trial=config.cpus_per_trial or space.resources.cpus_per_trial,
-            gpus_per_trial=space.resources.gpus_per_trial if config.gpus_per_trial is None else config.gpus_per_trial,
-            concurrent=config.concurrent or space.resources.concurrent,
-        )
         baseline = replace(baseline_recipe(space.base.model), **_overrides(options))
-        console, tuner = _heavy(options.verbose)
-        with contextlib.closing(console):
-            result = tuner.run_search(config, space, baseline, repeats, console)
-        console.print_result(result)
-        exit_code = exit_code or (0 if result.succeeded else 1)
+        design = Design("search", (baseline,), space, repeats)
+        exit_code = _run(_with_resources(config, space), design) or exit_code
     return exit_code
+
+
+def _with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
+    """Let the space's file say what no flag says of the machines."""
+    asked = space.resources
+    return replace(
+        config,
+        cpus_per_trial=config.cpus_per_trial or asked.cpus_per_trial,
+        gpus_per_trial=asked.gpus_per_trial if config.gpus_per_trial is None else config.gpus_per_trial,
+        concurrent=config.concurrent or asked.concurrent,
+    )
+
+
+def _resume(options: argparse.Namespace) -> int:
+    """Go on with a study, as its record says that it began."""
+    directory = find_study(options.resume, Path("mlruns").absolute())
+    config = _configure(options, directory.name)
+    spaces = [_space(name, options) for name in options.search or []]
+    _heavy(options.verbose)
+    from study.record import Record
+
+    record = Record.open(directory)
+    try:
+        manifest = record.manifest
+        given = {"data": options.data and config.data, "weights": options.weights and config.weights}
+        check_flags(options, manifest, given)
+        for space in spaces:
+            check_space(space, manifest)
+        design = Design.from_dict(manifest)
+        _check_budget(options, record)
+        if record.space:
+            record.set_budget(_budget(options, record.space.budget))
+            design = replace(design, space=record.space)
+            config = _with_resources(config, record.space)
+    except BaseException:
+        record.close()
+        raise
+    return _run(recorded_config(manifest, config), design, record)
+
+
+def _check_budget(options: argparse.Namespace, record: "Record") -> None:
+    """Make sure that a study may still spend what the flags say.
+
+    Raises:
+        ConfigError: it is no search, or it is to search on though its verdict has begun.
+    """
+    trials = len(record.trials())
+    if record.space is None and (options.trials is not None or options.time_budget is not None):
+        raise ConfigError("--trials, --time-budget: go with a search only, but the study has fixed trials.")
+    if record.judging and options.trials is not None and options.trials > trials:
+        raise ConfigError(
+            f"--trials: must be at most {trials}, since the test images have been opened for the verdict, but got"
+            f" {options.trials}. Begin a new study."
+        )
+
+
+def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
+    console, tuner = _heavy(config.verbose)
+    with contextlib.closing(console):
+        result = tuner.run_study(config, design, console, record)
+    console.print_result(result)
+    return 0 if result.succeeded else 1
 
 
 def _space(name: str, options: argparse.Namespace) -> SearchSpace:
@@ -199,14 +262,18 @@ def _space(name: str, options: argparse.Namespace) -> SearchSpace:
     for field in _overrides(options):
         if field in space.domains:
             raise ConfigError(f"--{field.replace('_', '-')}: is searched by {space.name}, so it cannot be set.")
-    budget, pruner = space.budget, space.pruner
+    with _as_flag("--pruner"):
+        pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
+    base = replace(space.base, **_overrides(options))
+    return replace(space, base=base, budget=_budget(options, space.budget), pruner=pruner)
+
+
+def _budget(options: argparse.Namespace, budget: Budget) -> Budget:
     with _as_flag("--trials"):
         budget = replace(budget, trials=budget.trials if options.trials is None else options.trials)
-    with _as_flag("--pruner"):
-        pruner = replace(pruner, name=options.pruner or pruner.name)
     if options.time_budget is not None:
         budget = replace(budget, time_s=parse_duration(options.time_budget, place="--time-budget"))
-    return replace(space, base=replace(space.base, **_overrides(options)), budget=budget, pruner=pruner)
+    return budget
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ The record decides what is run next and when a trial ends; Ray Tune only places,
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from ray.tune.search import Searcher
 
 from study.cluster import Resources
 from study.config import Plan
+from study.errors import StudyError
 from study.record import Record
 from study.trainable import Facts, Failure, Inputs, trainable
 from study.training import EpochResult, Evaluation, Progress
@@ -37,6 +39,21 @@ class Listener(Protocol):
         """The record of a trial has changed."""
 
 
+class _PastTune(BaseException):
+    """Carries an error of the study out of Ray Tune, which would take any Exception for a trial's own and go on."""
+
+    def __init__(self, error: StudyError) -> None:
+        self.error = error
+
+
+@contextmanager
+def _past_tune() -> Iterator[None]:
+    try:
+        yield
+    except StudyError as error:
+        raise _PastTune(error) from error
+
+
 class RecordSearcher(Searcher):
     """Gives Ray Tune what the record wants next, and tells the record how it ended."""
 
@@ -49,6 +66,7 @@ class RecordSearcher(Searcher):
         self._to_repeat: list[Plan] = []
         self._repeated: set[str] = set()
 
+    @_past_tune()
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's hint forgets FINISHED
         """Return the next trial's configuration, FINISHED, or None to be asked again later."""
         plan = self._next()
@@ -76,6 +94,7 @@ class RecordSearcher(Searcher):
         self._to_repeat.append(plan)
         return True
 
+    @_past_tune()
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End the trial in the record, unless it has ended there already or is to be repeated."""
         plan = self._running.pop(trial_id)
@@ -108,6 +127,7 @@ class RecordScheduler(FIFOScheduler):
         self._searcher = searcher
         self._listeners = listeners
 
+    @_past_tune()
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep one report; stop the trial if the record says so."""
         plan = trial.config["plan"]
@@ -121,9 +141,7 @@ class RecordScheduler(FIFOScheduler):
             case Facts():
                 self._record.facts(plan, asdict(report))
             case EpochResult():
-                self._record.epoch(plan, report)
-                if reason := self._record.should_stop(plan):
-                    self._record.prune(plan, reason)
+                if self._record.epoch(plan, report):
                     decision = TrialScheduler.STOP
             case Evaluation():
                 self._record.tested(plan, report)
@@ -155,6 +173,9 @@ def run_trials(
         listeners: told of every change, after the record.
         resources: reserved for a trial, and how many run at once.
         scratch: for Ray Tune's own files, which nobody reads.
+
+    Raises:
+        RecordError: the record cannot be written any more.
     """
     function = tune.with_parameters(trainable, inputs=inputs)
     searcher = RecordSearcher(record, listeners)
@@ -174,4 +195,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except _PastTune as past:
+        raise past.error from None

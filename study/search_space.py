@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
 
 from study.config import Recipe, search_spaces_directory
 from study.errors import ConfigError, unknown_name
@@ -175,6 +175,32 @@ class SearchSpace:
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the recipe with these values of searched fields."""
         return dataclasses.replace(self.base, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the space as JSON values, from which `from_dict` builds it again."""
+        domains = {
+            field: {"type": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
+            for field, domain in self.domains.items()
+        }
+        sections = {key: dataclasses.asdict(getattr(self, key)) for key in ("budget", "pruner", "resources")}
+        return {"name": self.name, "file": str(self.file), "space": domains, "base": self.base.to_dict(), **sections}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the space that `to_dict` was called on.
+
+        Raises:
+            ConfigError: the values are of no space.
+        """
+        return cls(
+            values["name"],
+            Path(values["file"]),
+            {field: _domain(values["space"], field) for field in values["space"]},
+            Recipe.from_dict(values["base"]),
+            _section(values, "budget", Budget),
+            _section(values, "pruner", Pruner),
+            _section(values, "resources", Resources),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import shlex
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ import numpy as np
 from study import figures
 from study.config import Plan
 from study.errors import TrackingError
-from study.record import Record, TrialRecord
+from study.record import Record
 from study.training import EpochResult, Progress
+from study.trials import TrialRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,6 +107,7 @@ class Tracker:
         self._samples = samples
         self._experiment = ""
         self._runs: dict[str, str] = {}
+        self._ended: dict[str, str] = {}
         self._epochs_sent: dict[str, set[int]] = {}
         self._changed: dict[str, Plan] = {}
         self._wake = threading.Condition()
@@ -141,12 +142,14 @@ class Tracker:
         self._thread.join()
         unsent = len(self._changed)
         try:
-            for trial in [*self._record.trials(), *self._record.finals()]:
+            trials = [*self._record.trials(), *self._record.finals()]
+            for trial in trials:
                 if trial.state == "running" and trial.plan.key not in self._changed:
                     self._client.set_terminated(self._run_of(trial), status)
             parent = self._parent()
+            ended_ms = max((trial.ended_ms or 0 for trial in trials), default=0)
             for name, value in metrics.items():
-                self._client.log_metric(parent, name, value)
+                self._client.log_metric(parent, name, value, timestamp=ended_ms, step=0)
             self._send_files(parent, files)
             self._client.set_terminated(parent, status)
         except Exception:  # as in `connect`; the record has it all, so nothing is lost
@@ -173,9 +176,12 @@ class Tracker:
             self._send(self._record.trial(plan))
         except Exception:  # as in `connect`: whatever it is, training must go on
             _logger.debug("trial %s could not be sent", plan.key, exc_info=True)
-            self._epochs_sent.pop(plan.key, None)  # unknown now: to be asked for
+            self._forget()  # what has arrived all the same is to be asked for
             return False
         return True
+
+    def _forget(self) -> None:
+        self._experiment, self._runs, self._ended, self._epochs_sent = "", {}, {}, {}
 
     def _send(self, trial: TrialRecord) -> None:
         """Send what MLflow does not have of a trial."""
@@ -183,15 +189,18 @@ class Tracker:
 
         run = self._run_of(trial)
         key = trial.plan.key
+        if self._ended.get(key) == trial.state:
+            return
         if key not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
+            if key in self._ended:  # as killed, when its study was interrupted
+                self._client.update_run(run, "RUNNING")
             self._log_params(run, {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed})
             self._log_dataset(run)
             self._epochs_sent[key] = {metric.step for metric in self._client.get_metric_history(run, "train_loss")}
-        now = round(time.time() * 1000)
-        for result in trial.epochs:
+        for result, ended_ms in zip(trial.epochs, trial.epoch_ends_ms, strict=True):
             if result.epoch not in self._epochs_sent[key]:
                 values = {name: value for name, value in _epoch_metrics(result).items() if value is not None}
-                metrics = [Metric(name, value, now, result.epoch) for name, value in values.items()]
+                metrics = [Metric(name, value, ended_ms, result.epoch) for name, value in values.items()]
                 self._client.log_batch(run, metrics=metrics)
                 self._epochs_sent[key].add(result.epoch)
         if trial.finished:
@@ -201,23 +210,25 @@ class Tracker:
         """Send what is known once a trial has finished, and end its run."""
         from mlflow.entities import Metric, RunTag
 
-        now = trial.ended_ms or round(time.time() * 1000)
+        assert trial.ended_ms
         last = len(trial.epochs)
         tags = {"study.state": trial.state, **{f"study.{name}": str(value) for name, value in trial.facts.items()}}
         if trial.reason:
             tags["study.reason"] = trial.reason
         metrics = {"device_s": trial.seconds, "saved_s": trial.saved_s}
+        metrics |= {f"features_{source}": float(images) for source, images in trial.features.items()}
         if trial.test:
             metrics |= {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
         self._client.log_batch(
             run,
-            metrics=[Metric(name, value, now, last) for name, value in metrics.items()],
+            metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         self._send_files(
             run, trial_files(trial, self._manifest["classes"]) | {"samples.png": self._samples(trial.plan)}
         )
-        self._client.set_terminated(run, STATUS[trial.state], trial.ended_ms)
+        self._client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last: then all is there
+        self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix="study-") as folder:
@@ -228,10 +239,13 @@ class Tracker:
     def _parent(self) -> str:
         """Return the study's own run, creating it, and the experiment, where there is none."""
         if not self._experiment:
-            self._experiment = self._open_experiment()
-            self._runs = self._find_runs(self._experiment)
-        if "parent" not in self._runs:
-            self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
+            experiment = self._open_experiment()
+            self._find_runs(experiment)
+            self._experiment = experiment
+            if "parent" in self._runs:
+                self._client.update_run(self._runs["parent"], "RUNNING")
+            else:
+                self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
             facts = {
                 key: value if isinstance(value, str) else json.dumps(value) for key, value in self._manifest.items()
             }
@@ -264,17 +278,27 @@ class Tracker:
         location = (self._artifacts / name).as_uri() if self._artifacts else None
         return str(self._client.create_experiment(name, location, EXPERIMENT_TAGS))
 
-    def _find_runs(self, experiment: str) -> dict[str, str]:
-        """Return the study's runs that MLflow has: 'parent' or the trial's key → run id."""
-        runs: dict[str, str] = {}
+    def _find_runs(self, experiment: str) -> None:
+        """Find the study's runs that MLflow has, by 'parent' or the trial's key, and how those have ended that have.
+
+        A request that was answered too late, and sent again, has made a run twice: the second is deleted.
+        """
         token = None
         while True:
             mine = f"tags.`study.uid` = '{self._manifest['uid']}'"
-            page = self._client.search_runs([experiment], mine, page_token=token)
-            runs.update({run.data.tags.get("study.trial", "parent"): run.info.run_id for run in page})
+            page = self._client.search_runs(
+                [experiment], mine, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            for run in page:
+                key = run.data.tags.get("study.trial", "parent")
+                if self._runs.setdefault(key, run.info.run_id) != run.info.run_id:
+                    self._client.delete_run(run.info.run_id)
+                elif run.info.status != "RUNNING":
+                    complete = run.info.status in STATUS.values()
+                    self._ended[key] = run.data.tags.get("study.state", "") if complete else run.info.status
             token = page.token
             if not token:
-                return runs
+                return
 
     def _common_tags(self) -> dict[str, str]:
         named = ("uid", "data_fingerprint", "split_fingerprint")

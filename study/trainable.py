@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from ray import tune
 
 from study import notebook
+from study.checkpoint import Checkpoint
 from study.config import Plan
 from study.data import Images
 from study.errors import StudyError
@@ -50,6 +52,11 @@ class Inputs:
     """auto, bf16 or fp32."""
     cache_gb: float | None = 0.0
     """Bound on the feature store of each node's user, in GB; None for its default, 0 for no store."""
+    study: str = ""
+    """Names the study among all others."""
+    checkpoints: Path | None = None
+    """Where trials keep their weights, a file a trial; a directory that all nodes see, or a trial whose node dies
+    starts anew on the next. None for nowhere."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,8 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
 def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
     """Train one recipe and yield its facts, one result an epoch, and its test where there is a test set.
 
+    With checkpoints, what was trained before is not trained again; the verdict's trials leave their last weights there.
+
     Raises:
         TrialError: the loss is not finite.
     """
@@ -123,6 +132,9 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     )
     yield _facts(classifier.network, hardware)
     store = None if inputs.cache_gb == 0 else _open_store(inputs.cache_gb)
+    checkpoint = None
+    if inputs.checkpoints:
+        checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
     yield from train(
         classifier,
         plan.recipe,
@@ -133,9 +145,17 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         validation=inputs.validation,
         watch=watch,
         features=store,
+        checkpoint=checkpoint,
     )
+    if checkpoint and plan.stage == "final":
+        checkpoint.save(plan.recipe.epochs, classifier)  # before its test: what was tested is there to be kept
     if inputs.test is not None:
         yield evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
+
+
+def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
+    """Return where a trial of the study with that uid keeps its weights."""
+    return Checkpoint(directory / plan.checkpoint, f"{study} {plan}")
 
 
 @cache
@@ -146,7 +166,7 @@ def _open_store(cache_gb: float | None) -> FeatureStore:
 
 
 def _run_as_written(plan: Plan, inputs: Inputs, pretrained: StateDict | None) -> Iterator[Report]:
-    """Train as the assignment's solution did, on the CPU or GPU in fp32."""
+    """Train as the assignment's solution did, on the CPU or GPU in fp32; it keeps nothing between epochs."""
     hardware = Hardware(choose_hardware("fp32").device, "fp32")
     network = notebook.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
     yield _facts(network, hardware)

@@ -6,6 +6,7 @@ Knows nothing of trials, studies, Ray, Optuna or MLflow: images and a recipe in,
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from study.checkpoint import Checkpoint
 from study.config import Recipe
 from study.data import Images
 from study.errors import TrialError
@@ -64,6 +66,9 @@ class EpochResult:
     val_loss: float | None = None
     """None where no validation images are held out, like the confusion."""
     val_confusion: list[list[int]] | None = None
+    features: dict[str, int] | None = None
+    """Images, those of validation included, whose prefix outputs were 'read' from the store, 'stored' there when they
+    had been computed, or only 'computed', since storing them would not pay; None without a store."""
 
     @property
     def val_accuracy(self) -> float | None:
@@ -159,12 +164,14 @@ def train(
     validation: Images | None = None,
     watch: Callable[[Progress], None] | None = None,
     features: FeatureStore | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochResult]:
     """Fine-tune `classifier` in place and yield one result an epoch.
 
     Everything random is a function of (seed, purpose, epoch): the order and the augmentation of an epoch are the
     same for every recipe. With `features`, the prefix's outputs are shared with other trials through that store; the
-    results are the same.
+    results are the same. With `checkpoint`, training goes on after the epoch that was saved last, as if it had never
+    stopped; an epoch is saved only after its result was taken.
 
     Raises:
         TrialError: the loss of an epoch is not finite.
@@ -177,8 +184,10 @@ def train(
     schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
     labels = torch.from_numpy(images.labels)
 
-    for epoch in range(1, recipe.epochs + 1):
+    done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
+    for epoch in range(done_epochs + 1, recipe.epochs + 1):
         started = time.perf_counter()
+        tally = Counter(features.tally) if features else None
         order = epoch_order(len(images), seed=seed, epoch=epoch)
         targets = labels[order].to(device)
         chunks = epoch_outputs(
@@ -215,7 +224,12 @@ def train(
         if validation is not None:
             held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
             result = dataclasses.replace(result, val_loss=held_out.loss, val_confusion=held_out.confusion)
+        if features and tally is not None:
+            sources: dict[str, int] = dict((features.tally - tally).items())
+            result = dataclasses.replace(result, features=sources)
         yield result
+        if checkpoint and epoch < recipe.epochs:
+            checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
 
 
 def evaluate(

@@ -1,9 +1,10 @@
 """Run a study from its configuration to its result: data, weights, Ray, record, tracking, in one straight line."""
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +17,18 @@ from study import figures, notebook
 from study.augment import augment, draw
 from study.cluster import Resources, ray_session, share_resources
 from study.comparison import Row, compare, comparison_files, search_files
-from study.config import Plan, Recipe, StudyConfig
+from study.config import Plan, StudyConfig
 from study.data import Dataset, Images, fingerprint, load_dataset, split
+from study.design import Design
 from study.errors import RecordError
 from study.models import Pretrained, load_pretrained, preprocessing, to_colours
-from study.record import Record, TrialRecord
+from study.record import Record
 from study.search import Listener, run_trials
 from study.search_space import SearchSpace
 from study.tracking import Tracker, connect, local_uri
 from study.trainable import Inputs
 from study.training import epoch_order
+from study.trials import TrialRecord
 from study.verdict import Verdict, choose, judge, plan_finals
 
 VALIDATION_FRACTION = 0.1
@@ -80,6 +83,7 @@ class _Desk:
     """All that trials need, for the time of one study."""
 
     config: StudyConfig
+    design: Design
     dataset: Dataset
     parts: Sequence[Images]
     """The training images; in a search, what its trials train on and what is held out for validation."""
@@ -103,6 +107,8 @@ class _Desk:
             pretrained={model: _arrays(found) for model, found in self.pretrained.items()},
             precision=self.config.precision,
             cache_gb=self.config.cache_gb if share else 0.0,
+            study=self.record.manifest["uid"],
+            checkpoints=self.record.checkpoints,
         )
         run_trials(
             self.record,
@@ -112,95 +118,106 @@ class _Desk:
             scratch=self.scratch,
         )
 
+    def end(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> int:
+        """Clear up what only running trials need, send the study's own results, and return what could not be sent."""
+        shutil.rmtree(self.record.checkpoints, ignore_errors=True)
+        return self.tracker.finish(status, files, metrics)
 
-def run_baseline(
-    config: StudyConfig, recipes: Sequence[Recipe], observer: Observer, *, as_written: bool = False
-) -> StudyResult:
-    """Train each recipe on all training images and test it once; record it all, and project it into MLflow.
+
+def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:
+    """Run what a study is designed to be: fixed trials, or a search that ends in a verdict.
 
     Nothing is written below `config.mlruns/studies` before data, weights, the tracking store and Ray are there.
 
+    Args:
+        config: what it needs.
+        design: what it is.
+        observer: told of all that happens.
+        record: of a study that has begun before, to go on with; closed at the end.
+
     Raises:
-        StudyError: the study cannot begin.
+        StudyError: the study cannot begin, or not go on as it began.
         KeyboardInterrupt: the user stopped it; its runs end as KILLED.
     """
-    stage = "as-written" if as_written else "baseline"
-    with _begin(config, recipes, observer) as desk:
-        record = desk.record
-        record.add((stage, recipe, config.seed) for recipe in recipes)
-        desk.run(train=desk.dataset.train, test=desk.dataset.test)
-        rows = compare(record.trials(), desk.dataset.classes)
-        unsent = desk.tracker.finish("FINISHED" if rows else "FAILED", comparison_files(rows), {})
-        return StudyResult(record.directory, desk.uri, record.trials(), [], rows, {}, None, unsent)
+    with _begin(config, design, observer, record) as desk:
+        return _search(desk) if design.space else _run_fixed(desk)
 
 
-def run_search(
-    config: StudyConfig, space: SearchSpace, baseline: Recipe, repeats: int, observer: Observer
-) -> StudyResult:
+def _run_fixed(desk: _Desk) -> StudyResult:
+    """Train each recipe on all training images and test it once."""
+    record = desk.record
+    desk.run(train=desk.dataset.train, test=desk.dataset.test)
+    rows = compare(record.trials(), desk.dataset.classes)
+    unsent = desk.end("FINISHED" if rows else "FAILED", comparison_files(rows), {})
+    return StudyResult(record.directory, desk.uri, record.trials(), [], rows, {}, None, unsent)
+
+
+def _search(desk: _Desk) -> StudyResult:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
     No trial of the search is given the test images; the verdict's are, once each.
-
-    Raises:
-        StudyError: the study cannot begin.
-        KeyboardInterrupt: the user stopped it; its runs end as KILLED.
     """
-    with _begin(config, [baseline], observer, space=space) as desk:
-        record, dataset = desk.record, desk.dataset
-        record.add([("search", baseline, config.seed)])
-        rest, held_out = desk.parts
-        desk.run(train=rest, validation=held_out, share=True)
-        importances = record.importances()
-        record.note("importances", importances)
-        winner = choose(record.trials())
-        verdict = None
-        if winner:
-            record.add(plan_finals(winner, baseline, config.seed, repeats))
-            same_prefix = winner.plan.recipe.unfreeze_depth == baseline.unfreeze_depth
-            desk.run(train=dataset.train, test=dataset.test, share=same_prefix)
-            labels = dataset.test.labels.tolist()
-            verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
-            record.note("test_labels", labels)
-            record.note("verdict", asdict(verdict))
-        trials = record.trials()
-        files = search_files(trials, importances, verdict, dataset.classes)
-        complete = [trial.value for trial in trials if trial.value is not None]
-        metrics = {"best_val_accuracy": max(complete)} if complete else {}
-        unsent = desk.tracker.finish("FINISHED" if complete else "FAILED", files, metrics)
-        return StudyResult(record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent)
+    record, dataset, design = desk.record, desk.dataset, desk.design
+    baseline = design.recipes[0]
+    rest, held_out = desk.parts
+    desk.run(train=rest, validation=held_out, share=True)
+    importances = record.importances()
+    record.note("importances", importances)
+    winner = choose(record.trials())
+    verdict = None
+    if winner:
+        record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
+        same_prefix = winner.plan.recipe.unfreeze_depth == baseline.unfreeze_depth
+        desk.run(train=dataset.train, test=dataset.test, share=same_prefix)
+        labels = dataset.test.labels.tolist()
+        verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
+        record.note("test_labels", labels)
+        record.note("verdict", asdict(verdict))
+    trials = record.trials()
+    files = search_files(trials, importances, verdict, dataset.classes)
+    complete = [trial.value for trial in trials if trial.value is not None]
+    metrics = {"best_val_accuracy": max(complete)} if complete else {}
+    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics)
+    return StudyResult(record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent)
 
 
 @contextmanager
-def _begin(
-    config: StudyConfig, recipes: Sequence[Recipe], observer: Observer, space: SearchSpace | None = None
-) -> Iterator[_Desk]:
+def _begin(config: StudyConfig, design: Design, observer: Observer, record: Record | None) -> Iterator[_Desk]:
     """Make ready all that trials need, what fails cheaply first, and end the runs of what breaks off."""
-    uri = config.tracking_uri or local_uri(config.mlruns)
-    _make_writable(config.mlruns)
-    client = connect(uri, verbose=config.verbose)
-    dataset = load_dataset(
-        config.data,
-        fraction=config.fraction,
-        seed=config.seed,
-        image_size=max(recipe.image_size for recipe in recipes),
-        data_dir=config.data_dir,
-    )
-    parts: Sequence[Images] = [dataset.train]
-    if space:
-        parts = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
-    facts = _describe_data(config, dataset, parts)
-    observer.on_data(dataset, facts)
-    pretrained: dict[str, Pretrained] = {}
-    for recipe in recipes:
-        pretrained[recipe.model] = load_pretrained(recipe.model, config.weights, classes=len(dataset.classes))
-        observer.on_weights(recipe.model, pretrained[recipe.model])
-    with ray_session(config.ray_address, verbose=config.verbose) as scratch:
-        trials = space.budget.trials if space else len(recipes)
+    with ExitStack() as stack:
+        if record:
+            stack.callback(record.close)
+        uri = config.tracking_uri or local_uri(config.mlruns)
+        _make_writable(config.mlruns)
+        client = connect(uri, verbose=config.verbose)
+        dataset = load_dataset(
+            config.data,
+            fraction=config.fraction,
+            seed=config.seed,
+            image_size=design.image_size,
+            data_dir=config.data_dir,
+        )
+        parts: Sequence[Images] = [dataset.train]
+        if design.space:
+            parts = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
+        facts = _describe_data(config, dataset, parts)
+        observer.on_data(dataset, facts)
+        pretrained: dict[str, Pretrained] = {}
+        for model in design.models:
+            pretrained[model] = load_pretrained(model, config.weights, classes=len(dataset.classes))
+            observer.on_weights(model, pretrained[model])
+        facts["weights_digests"] = {model: found.digest for model, found in pretrained.items()}
+        if record:
+            _check_same(record, facts)
+        scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose))
+        trials = design.space.budget.trials if design.space else len(design.recipes)
         resources = share_resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=trials)
-        observer.on_resources(resources, space)
-        directory = config.mlruns / "studies" / config.name
-        manifest = facts | _describe_study(config, pretrained, space)
-        record = Record(directory, config.name, manifest, space=space, seed=config.seed)
+        observer.on_resources(resources, design.space)
+        if record is None:
+            manifest = facts | _describe_study(config, design)
+            record = Record.create(config.mlruns / "studies" / config.name, manifest, space=design.space)
+            stack.callback(record.close)
+        record.add((design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
         tracker = Tracker(
             client,
@@ -208,13 +225,28 @@ def _begin(
             artifacts=config.mlruns / "artifacts" if uri.startswith("sqlite:") else None,
             samples=lambda plan: _draw_samples(plan, dataset),
         )
+        for trial in [*record.trials(), *record.finals()]:
+            if trial.state != "waiting":
+                tracker.on_change(trial.plan)
         try:
-            yield _Desk(config, dataset, parts, pretrained, record, tracker, observer, resources, scratch, uri)
+            yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch, uri)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
             raise
-        finally:
-            record.close()
+
+
+def _check_same(record: Record, facts: Mapping[str, Any]) -> None:
+    """Make sure that a study goes on with what it began with.
+
+    Raises:
+        RecordError: images or weights are others.
+    """
+    for key in ("data_fingerprint", "split_fingerprint", "weights_digests"):
+        if facts[key] != record.manifest[key]:
+            raise RecordError(
+                f"{record.directory}: {key.replace('_', ' ')} must stay {record.manifest[key]}, but got {facts[key]}."
+                " Put the files back that the study began with, or begin a new one."
+            )
 
 
 def _make_writable(mlruns: Path) -> None:
@@ -241,24 +273,19 @@ def _describe_data(config: StudyConfig, dataset: Dataset, parts: Sequence[Images
     }
 
 
-def _describe_study(
-    config: StudyConfig, pretrained: Mapping[str, Pretrained], space: SearchSpace | None
-) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "kind": "search" if space else "baseline",
+def _describe_study(config: StudyConfig, design: Design) -> dict[str, Any]:
+    return {
+        "kind": "search" if design.space else "baseline",
+        **design.to_dict(),
+        "image_size": design.image_size,
         "seed": config.seed,
         "weights": config.weights,
-        "weights_digests": {model: found.digest for model, found in pretrained.items()},
         "precision": config.precision,
+        "data_dir": str(config.data_dir),
+        "tracking_uri": config.tracking_uri,
         "versions": {package: version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
     }
-    if space:
-        described["space"] = {field: asdict(domain) for field, domain in space.domains.items()}
-        described["base"] = space.base.to_dict()
-        described["budget"] = asdict(space.budget)
-        described["pruner"] = asdict(space.pruner)
-    return described
 
 
 def _git_commit() -> str | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from study.config import Recipe
-from study.record import TrialRecord
 from study.seeding import derive_seed
 from study.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
 from study.training import Evaluation
+from study.trials import TrialRecord
 
 Value = str | int | float
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}

@@ -1,10 +1,13 @@
 """The prefix's outputs are the same for whoever asks, and batches cut from them lose nothing."""
 
+import pytest
 import torch
 
 from study.augment import draw
-from study.features import CHUNK, prefix_outputs, rebatch
+from study.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
+from study.memory import DeviceMemory
 from study.models import build, preprocessing
+from study.store import FeatureStore
 
 
 def outputs(images, order, *, precision="fp32", draws=None):
@@ -63,3 +66,40 @@ def test_prefix_outputs_leave_autograd_on_between_chunks(make_images):
     next(stream)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_recipe, tmp_path):
+    images, recipe = make_images(CHUNK + 6), make_recipe()
+    classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    memory, store = DeviceMemory(10**8), FeatureStore(tmp_path, 10**8)
+
+    def epoch(store, number=1):
+        stream = epoch_outputs(
+            classifier, recipe, images, torch.randperm(CHUNK + 6, generator=torch.Generator().manual_seed(number)),
+            augmentation=(0, number), device=torch.device("cpu"), precision="fp32", store=store, memory=memory,
+        )  # fmt: skip
+        return [chunk.clone() for chunk in stream]
+
+    plain, first, other = epoch(None), epoch(store), epoch(store, number=2)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    again = epoch(store)
+    assert all(torch.equal(*pair) for pair in zip(plain, again, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert store.tally == {"stored": 2 * (CHUNK + 6), "read": CHUNK + 6}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_epoch_outputs_stay_on_the_gpu(make_images, make_recipe, tmp_path):
+    images, recipe, device = make_images(CHUNK), make_recipe(), torch.device("cuda")
+    classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    classifier.network.to(device)
+    memory = DeviceMemory(10**9)
+    for _ in range(2):
+        (chunk,) = epoch_outputs(
+            classifier, recipe, images, torch.arange(CHUNK),
+            augmentation=(0, 1), device=device, precision="fp32", store=FeatureStore(tmp_path, 10**9), memory=memory,
+        )  # fmt: skip
+        assert chunk.device.type == "cuda"
+    assert memory.used_bytes == images.pixels.nbytes + chunk.numel() * chunk.element_size()

@@ -14,9 +14,12 @@ LAYERS = [
     ["errors", "families", "seeding"],
     ["config"],
     ["search_space"],
-    ["data", "augment", "models", "store", "statistics", "figures"],
-    ["features", "notebook"],
-    ["training"],
+    ["design"],
+    ["resume"],
+    ["data", "augment", "memory", "models", "store", "statistics", "figures"],
+    ["features", "notebook", "checkpoint"],
+    ["training", "journal", "proposals"],
+    ["trials"],
     ["record"],
     ["verdict"],
     ["cluster", "comparison", "tracking", "trainable"],
@@ -27,7 +30,11 @@ LAYERS = [
 ]
 """From the ground up: a module imports only modules of layers below its own."""
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
-OUTSIDERS = {"mlflow": {"tracking"}, "ray": {"cluster", "search", "trainable"}, "optuna": {"record", "run"}}
+OUTSIDERS = {
+    "mlflow": {"tracking"},
+    "ray": {"cluster", "search", "trainable"},
+    "optuna": {"journal", "proposals", "record", "run", "trials"},
+}
 """Packages that only these modules may import."""
 
 

@@ -24,7 +24,7 @@ def _quiet_optuna():
 
 @pytest.fixture
 def record(tmp_path):
-    record = Record(tmp_path / "studies" / "one", "one", {"data": "digits"})
+    record = Record.create(tmp_path / "studies" / "one", {"data": "digits"})
     yield record
     record.close()
 
@@ -96,6 +96,12 @@ def test_finals_have_numbers_and_a_ranking_of_their_own(record, make_recipe):
     assert [trial.value for trial in record.finals()] == [7 / 8]
 
 
+def test_add_plans_nothing_twice(record, make_recipe):
+    for _ in range(2):
+        record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+    assert (len(record.trials()), len(record.finals())) == (1, 1)
+
+
 # What a search proposes.
 
 
@@ -114,7 +120,7 @@ def make_search(tmp_path, make_recipe):
             pruner=pruner or Pruner("none"),
             resources=Resources(),
         )
-        opened.append(Record(tmp_path / "studies" / name, name, {}, space=space, seed=seed))
+        opened.append(Record.create(tmp_path / "studies" / name, {"seed": seed}, space=space))
         opened[-1].add([("search", space.base, seed)])
         return opened[-1]
 
@@ -135,9 +141,7 @@ def run_search(record, score):
     while plan := record.next_trial():
         plans.append(plan)
         for epoch in range(1, plan.recipe.epochs + 1):
-            record.epoch(plan, scored(epoch, score(plan, epoch)))
-            if reason := record.should_stop(plan):
-                record.prune(plan, reason)
+            if record.epoch(plan, scored(epoch, score(plan, epoch))):
                 break
         else:
             record.complete(plan)
@@ -216,14 +220,13 @@ def test_pruner_stops_what_is_behind_and_keeps_its_curve(make_search):
     assert all(len(trial.epochs) == 1 and trial.epochs[0].val_confusion for trial in trials[1:])
 
 
-def test_pruner_never_stops_the_baseline(make_search):
+def test_pruner_never_stops_the_baseline(make_search, make_recipe):
     record = make_search(trials=1, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
     better = [record.next_trial()]
-    record.add([("search", better[0].recipe, 0)])
+    record.add([("search", make_recipe(epochs=4, lr=0.5), 0)])
     other = record.next_trial()
     record.epoch(other, scored(1, 0.9))
-    record.epoch(better[0], scored(1, 0.1))
-    assert record.should_stop(better[0]) is None
+    assert record.epoch(better[0], scored(1, 0.1)) is None
 
 
 def test_pruner_lets_the_last_epoch_be_the_last(make_search):
@@ -235,12 +238,10 @@ def test_pruner_lets_the_last_epoch_be_the_last(make_search):
 def test_time_budget_ends_the_search_and_stops_running_trials(make_search):
     record = make_search(time_s=0.2)
     plan = record.next_trial()
-    record.epoch(plan, scored(1, 0.5))
-    assert record.should_stop(plan) is None
+    assert record.epoch(plan, scored(1, 0.5)) is None
     time.sleep(0.25)
-    record.epoch(plan, scored(2, 0.5))
-    assert record.should_stop(plan) == "the time budget is spent"
-    record.prune(plan, "the time budget is spent")
+    assert record.epoch(plan, scored(2, 0.5)) == "the time budget is spent"
+    assert record.trial(plan).state == "pruned"
     assert record.next_trial() is None
 
 
@@ -270,16 +271,135 @@ def test_the_journal_is_text_and_holds_no_pickle(record, make_recipe):
 
 def test_record_refuses_a_name_that_exists(record, tmp_path):
     with pytest.raises(RecordError, match=r"a study named 'one' exists. Choose another --name"):
-        Record(tmp_path / "studies" / "one", "one", {})
+        Record.create(tmp_path / "studies" / "one", {})
 
 
 def test_record_refuses_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "studies").write_text("in the way")
     with pytest.raises(RecordError, match=r"cannot be written"):
-        Record(tmp_path / "studies" / "one", "one", {})
+        Record.create(tmp_path / "studies" / "one", {})
 
 
 def test_record_gives_each_study_a_name_of_its_own_for_mlflow(record, tmp_path):
-    other = Record(tmp_path / "studies" / "two", "two", {})
+    other = Record.create(tmp_path / "studies" / "two", {})
     assert other.manifest["uid"] != record.manifest["uid"]
     other.close()
+
+
+# What a record is after a crash.
+
+
+def reopen(record):
+    record.close()
+    return Record.open(record.directory)
+
+
+def test_a_record_is_one_processs_alone(record):
+    with pytest.raises(RecordError, match=r"study 'one' is being run by another process"):
+        Record.open(record.directory)
+    assert Record.read(record.directory).manifest == record.manifest
+
+
+def test_a_record_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RecordError, match=r"nowhere: must be a study's directory"):
+        Record.open(tmp_path / "nowhere")
+
+
+def test_open_gives_what_was_running_first_under_its_own_number(record, make_recipe):
+    record.add(("baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
+    record.complete(record.next_trial())
+    running = record.next_trial()
+    record.epoch(running, EPOCH)
+    again = reopen(record)
+    assert again.next_trial() == running
+    assert again.trial(running).epochs == (EPOCH,)
+    assert again.next_trial().number == 2
+    again.close()
+
+
+def test_open_ends_what_was_only_not_said_to_have_ended(make_search, make_recipe):
+    record = make_search(trials=1)
+    plan = record.next_trial()
+    for epoch in range(1, 5):
+        record.epoch(plan, scored(epoch, 0.5))
+    record.add([("final", make_recipe(), 1)])
+    final = record.next_trial()
+    record.tested(final, TEST)
+    again = reopen(record)
+    assert (again.trial(plan).state, again.trial(final).state) == ("complete", "complete")
+    assert again.next_trial() is None
+    again.close()
+
+
+def test_open_counts_the_time_of_earlier_sessions(make_search):
+    record = make_search(time_s=0.4)
+    plan = record.next_trial()
+    time.sleep(0.3)
+    record.epoch(plan, scored(1, 0.5))
+    again = reopen(record)
+    assert not again.time_is_up()
+    time.sleep(0.15)
+    assert again.time_is_up()
+    again.close()
+
+
+def test_a_changed_budget_is_kept(make_search):
+    record = make_search(trials=2)
+    record.set_budget(Budget(trials=5))
+    again = reopen(record)
+    assert again.space.budget.trials == 5
+    assert len(run_search(again, by_lr)) == 5
+    again.close()
+
+
+@pytest.mark.parametrize("kept", range(0, 90, 7))
+def test_a_search_that_was_cut_anywhere_goes_on_as_one_that_was_not(make_search, kept):
+    """Cut after any line of the journal, or within one, a resumed search ends like one that was never stopped."""
+    asha = Pruner("asha", min_epochs=1, reduction_factor=2)
+    whole = make_search("whole", trials=14, pruner=asha)
+    run_search(whole, by_lr)
+    cut = make_search("cut", trials=14, pruner=asha)
+    run_search(cut, by_lr)
+    cut.close()
+    journal = cut.directory / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    begun = next(index for index, line in enumerate(lines) if b"session/0" in line) + 8
+    end = begun + kept * (len(lines) - begun) // 90
+    journal.write_bytes(b"".join(lines[:end]) + lines[end][: len(lines[end]) // 2])
+    again = Record.open(cut.directory)
+    again.add([("search", again.space.base, 0)])
+    while plan := again.next_trial():
+        for epoch in range(len(again.trial(plan).epochs) + 1, 5):
+            if again.epoch(plan, scored(epoch, by_lr(plan, epoch))):
+                break
+        else:
+            again.complete(plan)
+
+    def told(record):
+        return [(trial.plan, trial.state, trial.value, trial.epochs, trial.reason) for trial in record.trials()]
+
+    assert told(again) == told(whole)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "line", [b"cos\nsystem\n(S'touch ran'\ntR.", b'{"op_code": 4}\n', b'{"op_code": "x", "worker_id": 7}\n', b"[]\n"]
+)
+def test_a_hostile_journal_is_refused_and_stays_as_it_is(record, line):
+    journal = record.directory / "journal.log"
+    content = journal.read_bytes()
+    journal.write_bytes(line + content)
+    record.close()
+    with pytest.raises(RecordError, match=r"journal.log: .*Nothing was changed"):
+        Record.open(record.directory)
+    assert journal.read_bytes() == line + content
+
+
+def test_a_trial_that_ends_leaves_no_weights_behind(record, make_recipe):
+    record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+    record.checkpoints.mkdir()
+    for plan in (record.next_trial(), record.next_trial()):
+        (record.checkpoints / plan.checkpoint).touch()
+        record.tested(plan, TEST)
+        record.complete(plan)
+    assert [path.name for path in record.checkpoints.iterdir()] == ["final-0.safetensors"]

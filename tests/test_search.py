@@ -34,7 +34,7 @@ class Witness:
 @pytest.fixture
 def tune(tmp_path, make_recipe):
     """A record of three planned trials, and what stands between it and Ray Tune."""
-    record = Record(tmp_path / "one", "one", {})
+    record = Record.create(tmp_path / "one", {})
     record.add(("baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
     searcher = RecordSearcher(record, [witness])
@@ -113,7 +113,7 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1e-2)}, make_recipe(), Budget(2), Pruner("asha"), Resources()
     )
-    record = Record(tmp_path / "two", "two", {}, space=space)
+    record = Record.create(tmp_path / "two", {}, space=space)
     record.add([("search", space.base, 0)])
     searcher = RecordSearcher(record, [])
     scheduler = RecordScheduler(record, searcher, [])

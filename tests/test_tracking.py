@@ -32,7 +32,7 @@ def epoch(number: int) -> EpochResult:
 @pytest.fixture
 def record(tmp_path, make_recipe):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record(tmp_path / "studies" / "one", "one", MANIFEST)
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST)
     record.add([("baseline", make_recipe(), 0), ("baseline", make_recipe(unfreeze_depth=2), 0)])
     yield record
     record.close()
@@ -181,6 +181,7 @@ def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record
     _, children = runs_of(client)
     with client._tracking_client.store.ManagedSessionMaker() as session:
         session.execute(text("DELETE FROM params WHERE run_uuid = :run"), {"run": children["0"].info.run_id})
+    client.update_run(children["0"].info.run_id, "RUNNING")
     tracker = track(client, record, tmp_path)
     tracker.on_change(plan)
     tracker.finish("FINISHED", {}, {})

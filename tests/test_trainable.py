@@ -47,11 +47,13 @@ def test_run_trial_repeats_itself_in_a_warm_process(inputs, make_recipe):
 def test_run_trial_gives_the_same_with_and_without_the_store(inputs, make_recipe, tmp_path):
     plan = Plan(0, "search", make_recipe(), 0)
     shared = dataclasses.replace(inputs, cache_gb=0.1)
-    outcomes = []
+    outcomes, sources = [], []
     for given in (inputs, shared, shared):
         _, *epochs, test = run_trial(plan, given)
         outcomes.append(([result.train_loss for result in epochs], test))
+        sources.append([result.features for result in epochs])
     assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert sources == [[None] * 2, [{"stored": 24}] * 2, [{"read": 24}] * 2]
     assert list((tmp_path / "cache" / "study" / "features").glob("*.safetensors"))
 
 
@@ -95,3 +97,15 @@ def test_run_trial_raises_what_the_record_keeps_as_reason(inputs, make_recipe):
     plan = Plan(0, "baseline", make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), 0)
     with pytest.raises(TrialError, match="train_loss: must stay finite"):
         list(run_trial(plan, inputs))
+
+
+def test_run_trial_goes_on_from_its_checkpoint(inputs, make_recipe, tmp_path):
+    """The verdict's trials leave their last weights, with which a process that died before the test only tests."""
+    plan = Plan(0, "final", make_recipe(), 0)
+    kept = dataclasses.replace(inputs, study="one", checkpoints=tmp_path)
+    _, *epochs, test = run_trial(plan, kept)
+    assert len(epochs) == 2
+    _, *again = run_trial(plan, kept)
+    assert again == [test]
+    _, *others = run_trial(plan, dataclasses.replace(kept, study="another"))
+    assert len(others) == 3

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from study.config import Plan
-from study.record import TrialRecord
 from study.search_space import baseline_recipe
 from study.statistics import Difference
 from study.training import Evaluation
+from study.trials import TrialRecord
 from study.verdict import choose, details, final_seeds, judge, plan_finals, sentence
 
 BASELINE = baseline_recipe("resnet18")
@@ -27,6 +27,7 @@ def trial(number, recipe, *, stage="search", seed=0, state="complete", value=Non
         state=state,
         value=test.accuracy if test else value,
         epochs=(),
+        epoch_ends_ms=(),
         test=test,
         reason=reason,
         facts={},

@@ -1,0 +1,92 @@
+"""Training that goes on from a checkpoint is training that never stopped."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+
+from study.checkpoint import Checkpoint
+from study.models import build
+from study.training import Hardware, build_lr_schedule, build_optimizer, train
+
+CPU = Hardware(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture
+def make_training(make_images):
+    """Train a new network; with a checkpoint, from where that is."""
+
+    def make(recipe, checkpoint=None):
+        classifier = build(recipe.model, classes=3, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=1)
+        epochs = train(classifier, recipe, make_images(40), classes=3, seed=1, hardware=CPU, checkpoint=checkpoint)
+        return classifier, epochs
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam", "lr_schedule": "one-cycle"},
+        {"optimizer": "sgd", "lr_schedule": "cosine", "unfreeze_depth": 2},
+        {"optimizer": "adamw", "weight_decay": 0.1, "unfreeze_depth": 0},
+        {"model": "vgg11", "lr_schedule": "constant"},
+    ],
+)
+def test_checkpoint_goes_on_bit_for_bit(make_training, make_recipe, tmp_path, changes):
+    recipe = make_recipe(epochs=4, **changes)
+    whole, epochs = make_training(recipe)
+    losses = [result.train_loss for result in epochs]
+    path = tmp_path / "trial.safetensors"
+    _, epochs = make_training(recipe, Checkpoint(path, "me", every_s=0))
+    assert [result.train_loss for result in itertools.islice(epochs, 3)] == losses[:3]  # saved after 2, died in 3
+    resumed, epochs = make_training(recipe, Checkpoint(path, "me"))
+    assert [(result.epoch, result.train_loss) for result in epochs] == [(3, losses[2]), (4, losses[3])]
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_checkpoint_saves_nothing_that_is_quickly_trained_again(make_training, make_recipe, tmp_path):
+    _, epochs = make_training(make_recipe(), Checkpoint(tmp_path / "trial.safetensors", "me"))
+    list(epochs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def saved(make_training, make_recipe, path, owner="me"):
+    classifier, _ = make_training(make_recipe())
+    Checkpoint(path, owner).save(2, classifier)
+    return classifier
+
+
+def test_checkpoint_of_weights_alone_brings_them_back(make_training, make_recipe, tmp_path):
+    path = tmp_path / "trial.safetensors"
+    classifier = saved(make_training, make_recipe, path)
+    other = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=2)
+    assert Checkpoint(path, "me").restore(other) == 2
+    assert torch.equal(other.network.fc.weight, classifier.network.fc.weight)
+
+
+@pytest.mark.parametrize("content", [b"", b"cos\nsystem\n(S'touch ran'\ntR.", None])
+def test_checkpoint_that_is_damaged_hostile_or_anothers_is_passed_over(make_training, make_recipe, tmp_path, content):
+    path = tmp_path / "trial.safetensors"
+    saved(make_training, make_recipe, path, owner="another")
+    if content is not None:
+        path.write_bytes(content)
+    recipe = make_recipe()
+    classifier, _ = make_training(recipe)
+    before = classifier.network.fc.weight.clone()
+    optimizer = build_optimizer(recipe, list(classifier.suffix.parameters()))
+    assert Checkpoint(path, "me").restore(classifier, optimizer, build_lr_schedule(recipe, optimizer, 6)) == 0
+    assert torch.equal(classifier.network.fc.weight, before)
+
+
+def test_checkpoint_on_a_full_or_forbidden_disk_costs_a_warning_only(make_training, make_recipe, tmp_path):
+    (tmp_path / "in the way").write_text("")
+    path = tmp_path / "in the way" / "trial.safetensors"
+    with pytest.warns(UserWarning, match=r"trial.safetensors: must be writable, but got: .*Training goes on"):
+        saved(make_training, make_recipe, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, epochs = make_training(make_recipe(), Checkpoint(path, "me", every_s=0))
+        assert len(list(epochs)) == 2

@@ -1,0 +1,63 @@
+"""What a process keeps on its device: no more than fits, and what was used last."""
+
+import itertools
+
+import torch
+
+from study.memory import DeviceMemory, device_memory
+
+
+def tensors(count, size=10):
+    return [torch.full((size,), float(index)) for index in range(count)]  # 4 bytes a value
+
+
+def test_memory_gives_back_what_it_kept():
+    memory = DeviceMemory(100)
+    kept = tensors(2)
+    memory.keep("a", kept)
+    assert memory.get("a") is kept
+    assert memory.get("b") is None
+    assert memory.used_bytes == 80
+
+
+def test_memory_lets_the_least_recently_used_go():
+    memory = DeviceMemory(120)
+    for key in "abc":
+        memory.keep(key, tensors(1))
+    memory.get("a")
+    memory.keep("d", tensors(1))
+    assert {key for key in "abcd" if memory.get(key)} == {"a", "c", "d"}
+
+
+def test_memory_keeps_nothing_larger_than_its_bound():
+    memory = DeviceMemory(100)
+    memory.keep("small", tensors(1))
+    memory.keep("large", tensors(3))
+    assert memory.get("large") is None
+    assert memory.get("small")
+
+
+def test_memory_replaces_what_has_the_same_key():
+    memory = DeviceMemory(100)
+    for _ in range(3):
+        memory.keep("a", tensors(2))
+    assert memory.used_bytes == 80
+
+
+def test_watch_keeps_what_was_taken_whole():
+    memory = DeviceMemory(100)
+    assert len(list(memory.watch("a", tensors(2)))) == 2
+    assert len(memory.get("a")) == 2
+
+
+def test_watch_keeps_nothing_of_what_was_broken_off_or_does_not_fit():
+    memory = DeviceMemory(100)
+    list(itertools.islice(memory.watch("broken off", tensors(2)), 1))
+    assert len(list(memory.watch("too large", tensors(5)))) == 5
+    assert memory.used_bytes == 0
+
+
+def test_device_memory_of_a_cpu_keeps_nothing():
+    memory = device_memory(torch.device("cpu"))
+    memory.keep("a", tensors(1))
+    assert memory.get("a") is None
