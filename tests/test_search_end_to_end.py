@@ -1,0 +1,135 @@
+"""A search as a user runs it: what its trials cannot see, and that it repeats itself."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SPACE = """
+model = "resnet18"
+[space]
+lr = { type = "float", low = 1e-5, high = 1e-2, log = true }
+unfreeze_depth = { type = "int", low = 0, high = 2 }
+[fixed]
+batch_size = 8
+"""
+FLAGS = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--data", "noise"]
+TIMES = {"datetime_start", "datetime_complete", "ended_ms", "epoch_s", "images_per_s", "worker_id", "uid", "features"}
+"""What differs between two runs of one seed: moments and names, and whether the store had the features already."""
+
+
+@pytest.fixture
+def room(tmp_path) -> Path:
+    """A directory with a small space and a folder of noise in two classes, no two images alike."""
+    (tmp_path / "small.toml").write_text(SPACE)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / "noise" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "study.run", *map(str, arguments)]
+
+
+def pixels_of(folder: Path) -> list[bytes]:
+    """The red plane of each image, as it lies in a study's arrays."""
+    return [np.asarray(Image.open(file))[:, :, 0].tobytes() for file in sorted(folder.rglob("*.png"))]
+
+
+def trial_processes(driver: int) -> list[int]:
+    """Ray's workers below a driver that have been given a trial."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (directory / "cmdline").read_bytes()
+            ours = driver in ancestors(directory)
+        except OSError:
+            continue
+        if title.startswith(b"ray::") and b"IDLE" not in title and ours:
+            found.append(int(directory.name))
+    return found
+
+
+def ancestors(directory: Path) -> set[int]:
+    """The processes above one, by /proc."""
+    above: set[int] = set()
+    while (parent := int((directory / "stat").read_text().rpartition(")")[2].split()[1])) > 1:
+        above.add(parent)
+        directory = Path(f"/proc/{parent}")
+    return above
+
+
+def memory_holds(pid: int, patterns: list[bytes]) -> set[int]:
+    """Which patterns stand in a process's memory, what it shares with others included."""
+    found: set[int] = set()
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            span = re.match(r"(\w+)-(\w+) r", line)
+            if span is None or ".so" in line:  # libraries aside
+                continue
+            start, end = (int(part, 16) for part in span.groups())
+            try:
+                memory.seek(start)
+                content = memory.read(end - start)
+            except (OSError, ValueError, OverflowError):
+                continue
+            found |= {index for index, pattern in enumerate(patterns) if pattern in content}
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc to look into a process's memory")
+def test_no_test_image_is_in_the_memory_of_a_searchs_trial(room):
+    tested, trained = pixels_of(room / "noise" / "test"), pixels_of(room / "noise" / "train")
+    arguments = [*FLAGS, "--epochs", "100000", "--pruner", "none"]
+    small = {**os.environ, "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(10**8)}  # which is searched as well
+    with subprocess.Popen(command(*arguments), cwd=room, stdout=subprocess.PIPE, text=True, env=small) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "epoch 2/" in line:
+                break
+        trials = trial_processes(process.pid)
+        held = [memory_holds(pid, [*tested, *trained]) for pid in trials]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert trials
+    assert any(len({index for index in found if index >= len(tested)}) > 15 for found in held), (
+        "nothing was seen at all"
+    )
+    assert all(found.isdisjoint(range(len(tested))) for found in held)
+
+
+def journal_of(room: Path, name: str) -> list[object]:
+    """The journal of a study but for times."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {
+                key: strip(item) for key, item in value.items() if key not in TIMES and not key.startswith("session/")
+            }
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    lines = (room / "mlruns" / "studies" / name / "journal.log").read_text().replace(f'"{name}', '"study').splitlines()
+    return [strip(json.loads(line)) for line in lines]
+
+
+def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
+    for name in ("first", "second"):
+        arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", name]
+        done = subprocess.run(command(*arguments), cwd=room, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    first, second = journal_of(room, "first"), journal_of(room, "second")
+    assert len(first) > 30
+    assert first == second
