@@ -37,7 +37,7 @@ TRIAL_ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Resources:
+class Allotment:
     """What a trial gets and how many run at once."""
 
     cpus_per_trial: float
@@ -87,7 +87,7 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Resources:
+def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Allotment:
     """Divide the joined Ray among trials; what is None is chosen: a whole GPU where there is one, else all cores.
 
     Raises:
@@ -111,7 +111,7 @@ def share_resources(cpus: float | None, gpus: float | None, concurrent: int | No
     if places == 0:
         most_cpus = max(node["CPU"] for node in hosts)
         raise ConfigError(f"--cpus-per-trial: no node has more than {most_cpus:g} CPU cores, but got {cpus:g}.")
-    return Resources(cpus, gpus, min(places, concurrent or places, max(1, trials)))
+    return Allotment(cpus, gpus, min(places, concurrent or places, max(1, trials)))
 
 
 def _fit(available: float, each: float, unlimited: int = 0) -> int:

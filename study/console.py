@@ -1,6 +1,5 @@
 """What a person sees of a study while it runs and at its end: live lines in a terminal, plain lines elsewhere."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from study.cluster import Resources
+from study.cluster import Allotment
 from study.comparison import Row, faster
 from study.config import Plan
 from study.data import Dataset
@@ -34,8 +33,7 @@ class Console:
         self._record: Record | None = None
         self._space: SearchSpace | None = None
         self._lines: dict[str, str] = {}
-        self._epochs: dict[str, int] = {}
-        self._started = time.monotonic()
+        self._trials: dict[str, TrialRecord] = {}
 
     def on_data(self, dataset: Dataset, facts: Mapping[str, Any]) -> None:
         """Say which images there are, and how they are split."""
@@ -50,7 +48,7 @@ class Console:
         """Say what a model starts from."""
         self._out.print(f"weights  {model}: {pretrained.note}")
 
-    def on_resources(self, resources: Resources, space: SearchSpace | None) -> None:
+    def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
         """Say what is searched, for how long, and what a trial gets."""
         self._space = space
         if space:
@@ -64,19 +62,21 @@ class Console:
         """Say where the study is kept, and show its trials from now on."""
         self._out.print(f"study    {record.directory}\n")
         self._record = record
-        self._started = time.monotonic()
+        self._trials = {trial.plan.key: trial for trial in [*record.trials(), *record.finals()]}
         if self._out.is_terminal:
             self._live.start()
 
     def on_start(self, plan: Plan) -> None:
         """Open a trial's line."""
+        assert self._record
+        self._trials[plan.key] = self._record.trial(plan)
         self._show(plan, "starting")
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Renew a trial's line, in a terminal."""
-        if not self._live.is_started or self._record is None:
+        if not self._live.is_started:
             return
-        epochs = self._record.trial(plan).epochs
+        epochs = self._trials[plan.key].epochs
         loss = f"  loss {epochs[-1].train_loss:.4f}" if epochs else ""
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
@@ -88,13 +88,13 @@ class Console:
     def on_change(self, plan: Plan) -> None:
         """Renew a trial's line from the record, and close it when the trial has finished."""
         assert self._record
-        trial = self._record.trial(plan)
+        before = self._trials[plan.key]
+        trial = self._trials[plan.key] = self._record.trial(plan)
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
                 self._out.print(f"{plan.title}  {_outcome(trial)}")
-        elif len(trial.epochs) > self._epochs.get(plan.key, 0):
-            self._epochs[plan.key] = len(trial.epochs)
+        elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
             accuracy = "" if last.val_accuracy is None else f"  accuracy {last.val_accuracy:.2%}"
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
@@ -149,13 +149,15 @@ class Console:
             return
         parts: list[RenderableType] = list(self._lines.values())
         if self._space and self._record:
-            trials = self._record.trials()
-            spent = time.monotonic() - self._started
+            trials = [trial for trial in self._trials.values() if trial.plan.stage != "final"]
+            spent = self._record.spent_s
             limit = self._space.budget.time_s
             left = f", {_duration(max(0.0, limit - spent))} left" if limit else ""
+            ended = sum(trial.finished for trial in trials)
             parts += [
                 _best(trials, 5),
-                f"{_tally(trials)} of {self._space.budget.trials}; {_duration(spent)} spent{left}",
+                f"{ended} of {self._space.budget.trials} trials have ended; {_duration(spent)} spent{left}",
+                _tally(trials),
             ]
         self._live.update(Group(*parts), refresh=True)
 

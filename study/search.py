@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from study.cluster import Resources
+from study.cluster import Allotment
 from study.config import Plan
 from study.errors import StudyError
 from study.record import Record
@@ -162,7 +162,7 @@ def run_trials(
     inputs: Inputs,
     listeners: Sequence[Listener],
     *,
-    resources: Resources,
+    resources: Allotment,
     scratch: Path,
 ) -> None:
     """Run all that the record has to run on the Ray that is joined.

@@ -15,7 +15,7 @@ import torch
 
 from study import figures, notebook
 from study.augment import augment, draw
-from study.cluster import Resources, ray_session, share_resources
+from study.cluster import Allotment, ray_session, share_resources
 from study.comparison import Row, compare, comparison_files, search_files
 from study.config import Plan, StudyConfig
 from study.data import Dataset, Images, fingerprint, load_dataset, split
@@ -45,7 +45,7 @@ class Observer(Listener, Protocol):
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """A model's weights are there."""
 
-    def on_resources(self, resources: Resources, space: SearchSpace | None) -> None:
+    def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
         """Ray is there; a search's space has been read."""
 
     def on_record(self, record: Record) -> None:
@@ -91,7 +91,7 @@ class _Desk:
     record: Record
     tracker: Tracker
     observer: Observer
-    resources: Resources
+    resources: Allotment
     scratch: Path
     uri: str
 
