@@ -8,17 +8,18 @@ on what another has left in the store.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from study.augment import Draws, augment, draw
-from study.config import Recipe
+from study.config import DEPTHS, Recipe
 from study.data import Images
 from study.memory import DeviceMemory, device_memory
-from study.models import Classifier, preprocessing
+from study.models import Classifier, digest_weights, preprocessing
 from study.store import FeatureStore, Key
 
 CHUNK = 64
@@ -46,6 +47,9 @@ def epoch_outputs(
 ) -> Iterator[Tensor]:
     """Yield the prefix's outputs for `images[order]` on `device`, CHUNK images at a time, from the store if possible.
 
+    What the store lacks is computed from what it has of a shorter prefix, as trials of larger unfreeze depths have left
+    it, and only else from the images.
+
     Args:
         classifier: on `device`; its prefix is frozen and in evaluation mode.
         recipe: the model, its image size and its augmentation.
@@ -60,17 +64,16 @@ def epoch_outputs(
     memory = memory or device_memory(device)
     policy = recipe.augmentation if augmentation else "none"
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
-    compute = partial(
+    from_images = partial(
         prefix_outputs,
-        classifier,
-        preprocessing(recipe.model, recipe.image_size),
-        _on_device(images, device, memory),
+        preprocess=preprocessing(recipe.model, recipe.image_size),
+        images=_on_device(images, device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
         device=device,
         precision=precision,
     )
     if store is None or not len(classifier.prefix):
-        return compute(order)
+        return from_images(classifier.prefix, order=order)
     key = Key(
         model=recipe.model,
         weights=classifier.prefix_digest,
@@ -87,6 +90,17 @@ def epoch_outputs(
     if chunks := memory.get(key):
         store.tally["read"] += len(order)
         return iter(chunks)
+
+    def compute(rest: Tensor) -> Iterator[Tensor]:
+        """Yield the outputs for the last images of `order`."""
+        for depth in range(recipe.unfreeze_depth + 1, len(DEPTHS) - 1):
+            shorter = classifier.shorter_prefix(depth)
+            known = replace(key, unfreeze_depth=depth, weights=digest_weights(shorter))
+            if store.holds(known, order):
+                held = store.stream(known, order, partial(from_images, shorter), rest, counted=False)
+                return run_blocks(classifier.prefix[len(shorter) :], held, device=device, precision=precision)
+        return from_images(classifier.prefix, order=rest)
+
     return memory.watch(key, (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute)))
 
 
@@ -113,37 +127,54 @@ def describe_arithmetic(device: torch.device) -> str:
 
 
 def prefix_outputs(
-    classifier: Classifier,
-    preprocess: Callable[[Tensor], Tensor],
-    images: Tensor,
+    prefix: nn.Sequential,
     order: Tensor,
     *,
+    preprocess: Callable[[Tensor], Tensor],
+    images: Tensor,
     draws: Draws | None,
     device: torch.device,
     precision: str,
 ) -> Iterator[Tensor]:
-    """Yield the prefix's outputs for `images[order]`, CHUNK images at a time, in bf16 or fp32 as `precision` says.
+    """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, in bf16 or fp32 as `precision` says.
 
     Args:
-        classifier: on `device`; its prefix is frozen and in evaluation mode.
+        prefix: on `device`, frozen and in evaluation mode.
+        order: (m,) int64, indices into `images`.
         preprocess: the weights' own transforms, uint8 (n, 3, height, width) to normalised float.
         images: (n, 3, height, width) uint8, in host or device memory.
-        order: (m,) int64, indices into `images`.
         draws: the epoch's augmentation of all n images, or None to leave them as they are.
         device: where the prefix runs.
         precision: bf16 (autocast) or fp32.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    for window in order.split(WINDOW):
-        selected = images[window.to(images.device)].to(device, non_blocking=True)
-        if draws is not None:
-            selected = augment(selected, draws.take(window).to(device))
-        for chunk in selected.split(CHUNK):
-            with torch.inference_mode(), autocast(device, precision):
+
+    def prepared() -> Iterator[Tensor]:
+        for window in order.split(WINDOW):
+            selected = images[window.to(images.device)].to(device, non_blocking=True)
+            if draws is not None:
+                selected = augment(selected, draws.take(window).to(device))
+            for chunk in selected.split(CHUNK):
                 # Channels last before the resize: there it is 3 × 32 × 32 bytes, after it 3 × 224 × 224 floats.
-                inputs = preprocess(chunk.contiguous(memory_format=torch.channels_last))
-                outputs = classifier.prefix(inputs).to(dtype)
-            yield outputs  # outside the contexts: a generator would leak them to its consumer
+                yield preprocess(chunk.contiguous(memory_format=torch.channels_last))
+
+    return run_blocks(prefix, prepared(), device=device, precision=precision)
+
+
+def run_blocks(
+    blocks: nn.Sequential, chunks: Iterable[Tensor], *, device: torch.device, precision: str
+) -> Iterator[Tensor]:
+    """Yield what frozen blocks make of each chunk, in bf16 or fp32 as `precision` says.
+
+    Between two blocks, too, values are rounded to that: so it makes no difference, bit for bit, from which block's
+    stored outputs one goes on.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for chunk in chunks:
+        with torch.inference_mode(), autocast(device, precision):
+            outputs = chunk.to(device, non_blocking=True)
+            for block in blocks:
+                outputs = block(outputs).to(dtype)
+        yield outputs  # outside the contexts: a generator would leak them to its consumer
 
 
 def rebatch(chunks: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.transforms.v2 import functional
 
+from study.config import DEPTHS
 from study.errors import WeightsError
 from study.families import FAMILIES, FLATTEN
 from study.seeding import derive_seed
@@ -59,7 +60,11 @@ class Classifier:
     @cached_property
     def prefix_digest(self) -> str:
         """Names the prefix's weights in caches: 16 hexadecimal digits."""
-        return _digest(self.prefix.state_dict())
+        return digest_weights(self.prefix)
+
+    def shorter_prefix(self, unfreeze_depth: int) -> nn.Sequential:
+        """Return the frozen blocks that a classifier of this larger unfreeze depth would have."""
+        return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
 
     def trainable_parameters(self) -> int:
         """Count the values that training changes."""
@@ -105,6 +110,11 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     classifier = Classifier(model, network, prefix, suffix)
     classifier.set_evaluation()
     return classifier
+
+
+def digest_weights(module: nn.Module) -> str:
+    """Name a module's weights in caches: 16 hexadecimal digits."""
+    return _digest(module.state_dict())
 
 
 def preprocessing(model: str, image_size: int) -> Callable[[Tensor], Tensor]:

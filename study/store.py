@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 """Of the files, and of all that computes what is in them: to be raised with any change to either."""
 SEGMENT = 256
 """Images a file, a multiple of the caller's chunks. A trial waits for one segment before its first step, and trials
@@ -142,27 +142,39 @@ class FeatureStore:
         self._lost_s: dict[Key, float] = {}
         self._works = True
 
-    def stream(self, key: Key, order: Tensor, compute: Compute) -> Iterator[Tensor]:
+    def stream(
+        self, key: Key, order: Tensor, compute: Compute, rest: Tensor | None = None, *, counted: bool = True
+    ) -> Iterator[Tensor]:
         """Yield the outputs for the images `order`, in host memory where they were stored.
 
         Args:
             key: of the outputs; `order` and `compute` are functions of it.
             order: (n,) int64, indices of images.
             compute: called with `order` from some multiple of SEGMENT on.
+            rest: `order` from some multiple of SEGMENT on, to begin there; None to begin at the first image.
+            counted: whether these images are to stand in the tally.
 
         Yields:
             The same chunks in the same memory layout, wherever they come from; they may be mapped from a file.
         """
         outputs = _Outputs(order, compute)
+        spans = self._spans(key, order)[0 if rest is None else (len(order) - len(rest)) // SEGMENT :]
+        for index, span in enumerate(spans):
+            source, chunks = self._obtain(key, span, spans[index + 1 :], outputs)
+            if counted:
+                self.tally[source] += span.stop - span.start
+            yield from chunks
+
+    def holds(self, key: Key, order: Tensor) -> bool:
+        """Tell whether all outputs for the images `order` are stored, as far as a look at the files' names can."""
+        return self._pays(key) and all(span.path.exists() for span in self._spans(key, order))
+
+    def _spans(self, key: Key, order: Tensor) -> list[_Span]:
         stem = key.digest
-        spans = [
+        return [
             _Span(self.directory / f"{stem}-{start}.safetensors", start, min(start + SEGMENT, len(order)))
             for start in range(0, len(order), SEGMENT)
         ]
-        for index, span in enumerate(spans):
-            source, chunks = self._obtain(key, span, spans[index + 1 :], outputs)
-            self.tally[source] += span.stop - span.start
-            yield from chunks
 
     def _obtain(
         self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs

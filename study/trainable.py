@@ -20,6 +20,7 @@ from study.checkpoint import Checkpoint
 from study.config import Plan
 from study.data import Images
 from study.errors import StudyError
+from study.features import describe_arithmetic
 from study.models import StateDict, build
 from study.store import FeatureStore, default_directory, default_limit_bytes
 from study.training import (
@@ -67,6 +68,10 @@ class Facts:
     precision: str
     parameters: int
     trainable_parameters: int
+    threads: int
+    """That torch computes with."""
+    arithmetic: str
+    """The hardware and software whose last bits the results have."""
 
 
 @dataclass(frozen=True)
@@ -188,4 +193,6 @@ def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
         precision=hardware.precision,
         parameters=sum(count for count, _ in counts),
         trainable_parameters=sum(count for count, trained in counts if trained),
+        threads=torch.get_num_threads(),
+        arithmetic=describe_arithmetic(hardware.device),
     )

@@ -167,8 +167,7 @@ def _search(desk: _Desk) -> StudyResult:
     verdict = None
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
-        same_prefix = winner.plan.recipe.unfreeze_depth == baseline.unfreeze_depth
-        desk.run(train=dataset.train, test=dataset.test, share=same_prefix)
+        desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
         labels = dataset.test.labels.tolist()
         verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
         record.note("test_labels", labels)

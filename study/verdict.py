@@ -113,9 +113,10 @@ def final_seeds(seed: int, repeats: int) -> list[int]:
 def plan_finals(winner: TrialRecord, baseline: Recipe, seed: int, repeats: int) -> list[tuple[str, Recipe, int]]:
     """Plan the refits, (stage, recipe, seed) each, seed by seed, so that an early end leaves whole pairs.
 
-    Where the baseline itself won, it alone is refitted: for its test accuracy, and for a classifier to keep.
+    Of a pair, the one that trains more blocks goes first: where its frozen blocks end, the other's go on. Where the
+    baseline itself won, it alone is refitted: for its test accuracy, and for a classifier to keep.
     """
-    recipes = dict.fromkeys([baseline, winner.plan.recipe])
+    recipes = sorted(dict.fromkeys([baseline, winner.plan.recipe]), key=lambda recipe: -recipe.unfreeze_depth)
     return [("final", recipe, final) for final in final_seeds(seed, repeats) for recipe in recipes]
 
 

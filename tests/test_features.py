@@ -14,10 +14,10 @@ def outputs(images, order, *, precision="fp32", draws=None):
     classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
     return list(
         prefix_outputs(
-            classifier,
-            preprocessing("resnet18", 32),
-            torch.from_numpy(images.pixels),
+            classifier.prefix,
             order,
+            preprocess=preprocessing("resnet18", 32),
+            images=torch.from_numpy(images.pixels),
             draws=draws,
             device=torch.device("cpu"),
             precision=precision,
@@ -60,8 +60,9 @@ def test_prefix_outputs_are_repeated_bit_for_bit(make_images):
 def test_prefix_outputs_leave_autograd_on_between_chunks(make_images):
     classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
     stream = prefix_outputs(
-        classifier, preprocessing("resnet18", 32), torch.from_numpy(make_images(8).pixels), torch.arange(8),
-        draws=None, device=torch.device("cpu"), precision="fp32",
+        classifier.prefix, torch.arange(8),
+        preprocess=preprocessing("resnet18", 32), images=torch.from_numpy(make_images(8).pixels), draws=None,
+        device=torch.device("cpu"), precision="fp32",
     )  # fmt: skip
     next(stream)
     assert torch.is_grad_enabled()
@@ -88,6 +89,27 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert store.tally == {"stored": 2 * (CHUNK + 6), "read": CHUNK + 6}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["resnet18", "vgg11", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small"])
+def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_recipe, tmp_path, model, precision):
+    """Whatever trials of larger unfreeze depths have left in the store, bit for bit."""
+    images = make_images(10)
+
+    def epoch(depth, store):
+        classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
+        classifier.network.to(memory_format=torch.channels_last)
+        stream = epoch_outputs(
+            classifier, make_recipe(model=model, unfreeze_depth=depth), images, torch.arange(10),
+            augmentation=(0, 1), device=torch.device("cpu"), precision=precision, store=store,
+        )  # fmt: skip
+        return torch.cat(list(stream))
+
+    store = FeatureStore(tmp_path, 10**8)
+    for depth in (4, 2, 3, 0, 1):
+        assert torch.equal(epoch(depth, store), epoch(depth, None)), depth
+    assert store.tally == {"stored": 50}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

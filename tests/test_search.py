@@ -49,7 +49,7 @@ def tune(tmp_path, make_recipe):
 
 def test_reports_are_recorded_and_listeners_told(tune):
     config = tune.searcher.suggest("a")
-    for value in (Facts("CPU", "fp32", 5, 5), Progress(1, 1, 2, 3.0), EpochResult(1, 2.0, 3.0, 10.0), TEST):
+    for value in (Facts("CPU", "fp32", 5, 5, 2, "AVX2"), Progress(1, 1, 2, 3.0), EpochResult(1, 2.0, 3.0, 10.0), TEST):
         assert tune.report(config, value) == "CONTINUE"
     tune.searcher.on_trial_complete("a", {})
     trial = tune.record.trial(config["plan"])

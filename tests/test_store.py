@@ -425,7 +425,7 @@ def fit(recipe, images, *, features=None, precision="fp32", after_epoch=lambda e
         validation=images.take([2, 5, 9]),
         features=features,
     ):
-        reports.append(dataclasses.replace(result, epoch_s=0, images_per_s=0))
+        reports.append(dataclasses.replace(result, epoch_s=0, images_per_s=0, features=None))
         after_epoch(result.epoch)
     return [*reports, evaluate(classifier, recipe, images, classes=3, hardware=hardware, features=features)]
 

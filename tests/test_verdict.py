@@ -125,14 +125,11 @@ def test_final_seeds_stay_when_more_are_asked_for():
     assert final_seeds(5, 4)[:3] == final_seeds(5, 3)
 
 
-def test_plan_finals_goes_through_the_seeds_pair_by_pair():
-    first, second = final_seeds(5, 2)
-    assert plan_finals(trial(7, WINNER, value=0.9), BASELINE, 5, 2) == [
-        ("final", BASELINE, first),
-        ("final", WINNER, first),
-        ("final", BASELINE, second),
-        ("final", WINNER, second),
-    ]
+@pytest.mark.parametrize(("depth", "order"), [(2, (1, 0)), (1, (0, 1)), (0, (0, 1))])
+def test_plan_finals_goes_through_the_seeds_pair_by_pair_the_deeper_first(depth, order):
+    recipes = [BASELINE, replace(WINNER, unfreeze_depth=depth)]
+    planned = plan_finals(trial(7, recipes[1], value=0.9), BASELINE, 5, 2)
+    assert planned == [("final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
 
 
 def test_plan_finals_refits_a_baseline_that_won_alone():
