@@ -21,6 +21,7 @@ DEPTHS = range(6)
 """Five blocks: from the head alone (0) to the whole network (5)."""
 
 
+SQLITE = "sqlite:///"
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -39,6 +40,26 @@ def find_study(name: str, mlruns: Path) -> Path:
     if name not in known:
         raise ConfigError(unknown_name("study", name, known))
     return known[name]
+
+
+def local_uri(mlruns: Path) -> str:
+    """Return MLflow's store where no --tracking-uri is given: a SQLite file below `mlruns`."""
+    return f"{SQLITE}{mlruns / 'mlflow.db'}"
+
+
+def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
+    """Return the store that is meant, by default the one below `mlruns`.
+
+    Raises:
+        ConfigError: it is a file that is not there.
+    """
+    uri = tracking_uri or local_uri(mlruns)
+    file = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not file.is_file():
+        raise ConfigError(
+            f"{file}: must be MLflow's database, but there is none. Run a study first, or go where it was."
+        )
+    return uri
 
 
 def search_spaces_directory() -> Path:

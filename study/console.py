@@ -22,6 +22,8 @@ from study.trials import TrialRecord
 from study.tuner import StudyResult
 from study.verdict import details, sentence
 
+PREDICT = "python -m study.predict IMAGE … --model {}"
+
 
 class Console:
     """Observes a study for a person."""
@@ -122,6 +124,8 @@ class Console:
                 self._out.print(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
             self._out.print(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them")
+        if result.model:
+            self._out.print(f"\nmodel    {_describe_model(result)}")
         self._out.print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
@@ -160,6 +164,16 @@ class Console:
                 _tally(trials),
             ]
         self._live.update(Group(*parts), refresh=True)
+
+
+def _describe_model(result: StudyResult) -> str:
+    """Say where the trained classifier is, what the registry made of it, and how to use it."""
+    found = result.registration
+    if found:
+        said = f"{found.name} version {found.version}, {'champion: ' if found.champion else ''}{found.note}"
+    else:
+        said = "not registered, since MLflow did not take it; --resume tries again"
+    return f"{result.model}\n  registry        {said}\n  use             {PREDICT.format(result.directory.name)}"
 
 
 def _describe_domain(domain: Domain) -> str:

@@ -271,7 +271,7 @@ def _list_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
         if not (root / part).is_dir():
             raise DataError(f"{root}: must hold train/<class>/… and test/<class>/…, but has no {part}/.")
         names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
-        files[part] = {name: list(_image_files(root / part / name)) for name in names}
+        files[part] = {name: list(image_files(root / part / name)) for name in names}
     train, test = files["train"], files["test"]
     differences = [f"{name!r} (in train/ only)" for name in train if name not in test]
     differences += [f"{name!r} (in test/ only)" for name in test if name not in train]
@@ -286,13 +286,13 @@ def _list_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
     return files
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
     """Yield the image files in and below a folder, hidden ones left out, in an order that all systems share."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _image_files(Path(entry.path))
+            yield from image_files(Path(entry.path))
         elif entry.name.lower().endswith(EXTENSIONS):
             yield Path(entry.path)
 

@@ -8,7 +8,7 @@ StudyError
 ├── TrackingError    MLflow's store cannot be reached or written
 └── TrialError       a trial cannot go on; its message becomes the reason in the record
 
-Only `run.py` catches StudyError. The message has the form
+Only the command lines (`run.py`, `predict.py`, `ui.py`, …) catch StudyError. The message has the form
 `place: rule, but got value. Hint.`
 """
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class Pretrained:
     """Names `state` in caches and records: 16 hexadecimal digits, or 'none'."""
     note: str
     """What becomes of the last layer, for people."""
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        """`state` in the form that processes share without a copy."""
+        return None if self.state is None else {name: tensor.numpy() for name, tensor in self.state.items()}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself tries again, without holding anything up
 }
@@ -40,18 +41,14 @@ RETRY_S = 5.0
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # opens as a table of runs, not of traces
     "mlflow.note.content": "One parent run a study, one child run a trial. Select the trials of a study and press "
-    "Compare: parallel coordinates of the recipe against the accuracy, and the learning curves side by side.",
+    "Compare: parallel coordinates of the recipe against the accuracy, and the learning curves side by side. "
+    "Under Models, the alias champion of <data>-<model> is the best so far.",
 }
 PARENT_NOTE = (
     "The study as a whole: its comparison table and plot are among the artifacts, its trials are its children."
 )
 
 _logger = logging.getLogger(__name__)
-
-
-def local_uri(mlruns: Path) -> str:
-    """Return the store that is used where no --tracking-uri is given: a SQLite file below `mlruns`."""
-    return f"sqlite:///{mlruns / 'mlflow.db'}"
 
 
 def ui_command(uri: str) -> str:
@@ -100,7 +97,7 @@ class Tracker:
             artifacts: where a local store keeps them; None for a server, which knows better.
             samples: draws the first training batch of a plan as the model sees it, as a PNG.
         """
-        self._client = client
+        self.client = client
         self._record = record
         self._manifest = record.manifest
         self._artifacts = artifacts
@@ -128,13 +125,14 @@ class Tracker:
             self._changed[plan.key] = plan
             self._wake.notify()
 
-    def finish(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> int:
+    def finish(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float], found: str = "") -> int:
         """Send what is left and end all runs; return how many runs could not be sent.
 
         Args:
             status: of the parent run, and of trials that have not finished: FINISHED, FAILED or KILLED.
             files: artifacts of the parent run by name.
             metrics: of the parent run by name.
+            found: what the study has found, in a sentence, for the parent's description.
         """
         with self._wake:
             self._closing = True
@@ -145,17 +143,23 @@ class Tracker:
             trials = [*self._record.trials(), *self._record.finals()]
             for trial in trials:
                 if trial.state == "running" and trial.plan.key not in self._changed:
-                    self._client.set_terminated(self._run_of(trial), status)
+                    self.client.set_terminated(self._run_of(trial), status)
             parent = self._parent()
             ended_ms = max((trial.ended_ms or 0 for trial in trials), default=0)
             for name, value in metrics.items():
-                self._client.log_metric(parent, name, value, timestamp=ended_ms, step=0)
+                self.client.log_metric(parent, name, value, timestamp=ended_ms, step=0)
+            self.client.set_tag(parent, "mlflow.note.content", f"{found} {PARENT_NOTE}".strip())
             self._send_files(parent, files)
-            self._client.set_terminated(parent, status)
+            self.client.set_terminated(parent, status)
         except Exception:  # as in `connect`; the record has it all, so nothing is lost
             _logger.debug("the parent run could not be sent", exc_info=True)
             unsent += 1
         return unsent
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the study's own run, as far as it is known."""
+        return self._runs.get("parent")
 
     def _work(self) -> None:
         """Send changed trials until closed; while the store does not answer, try again every RETRY_S seconds."""
@@ -193,15 +197,15 @@ class Tracker:
             return
         if key not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
             if key in self._ended:  # as killed, when its study was interrupted
-                self._client.update_run(run, "RUNNING")
+                self.client.update_run(run, "RUNNING")
             self._log_params(run, {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed})
             self._log_dataset(run)
-            self._epochs_sent[key] = {metric.step for metric in self._client.get_metric_history(run, "train_loss")}
+            self._epochs_sent[key] = {metric.step for metric in self.client.get_metric_history(run, "train_loss")}
         for result, ended_ms in zip(trial.epochs, trial.epoch_ends_ms, strict=True):
             if result.epoch not in self._epochs_sent[key]:
                 values = {name: value for name, value in _epoch_metrics(result).items() if value is not None}
                 metrics = [Metric(name, value, ended_ms, result.epoch) for name, value in values.items()]
-                self._client.log_batch(run, metrics=metrics)
+                self.client.log_batch(run, metrics=metrics)
                 self._epochs_sent[key].add(result.epoch)
         if trial.finished:
             self._send_end(run, trial)
@@ -219,7 +223,7 @@ class Tracker:
         metrics |= {f"features_{source}": float(images) for source, images in trial.features.items()}
         if trial.test:
             metrics |= {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
-        self._client.log_batch(
+        self.client.log_batch(
             run,
             metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
@@ -227,14 +231,14 @@ class Tracker:
         self._send_files(
             run, trial_files(trial, self._manifest["classes"]) | {"samples.png": self._samples(trial.plan)}
         )
-        self._client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last: then all is there
+        self.client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last: then all is there
         self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix="study-") as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
-            self._client.log_artifacts(run, folder)
+            self.client.log_artifacts(run, folder)
 
     def _parent(self) -> str:
         """Return the study's own run, creating it, and the experiment, where there is none."""
@@ -243,7 +247,7 @@ class Tracker:
             self._find_runs(experiment)
             self._experiment = experiment
             if "parent" in self._runs:
-                self._client.update_run(self._runs["parent"], "RUNNING")
+                self.client.update_run(self._runs["parent"], "RUNNING")
             else:
                 self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
             facts = {
@@ -262,21 +266,21 @@ class Tracker:
         return self._runs[plan.key]
 
     def _create_run(self, key: str, name: str, started_ms: int | None, tags: Mapping[str, str]) -> None:
-        run = self._client.create_run(self._experiment, started_ms, {**self._common_tags(), **tags}, run_name=name)
+        run = self.client.create_run(self._experiment, started_ms, {**self._common_tags(), **tags}, run_name=name)
         self._runs[key] = run.info.run_id
 
     def _log_params(self, run: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in values.items()])
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in values.items()])
 
     def _open_experiment(self) -> str:
         """Return the id of the data set's experiment, creating it where there is none."""
         name = self._manifest["data"]
-        if found := self._client.get_experiment_by_name(name):
+        if found := self.client.get_experiment_by_name(name):
             return str(found.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
-        return str(self._client.create_experiment(name, location, EXPERIMENT_TAGS))
+        return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))
 
     def _find_runs(self, experiment: str) -> None:
         """Find the study's runs that MLflow has, by 'parent' or the trial's key, and how those have ended that have.
@@ -286,13 +290,11 @@ class Tracker:
         token = None
         while True:
             mine = f"tags.`study.uid` = '{self._manifest['uid']}'"
-            page = self._client.search_runs(
-                [experiment], mine, order_by=["attributes.start_time ASC"], page_token=token
-            )
+            page = self.client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], page_token=token)
             for run in page:
                 key = run.data.tags.get("study.trial", "parent")
                 if self._runs.setdefault(key, run.info.run_id) != run.info.run_id:
-                    self._client.delete_run(run.info.run_id)
+                    self.client.delete_run(run.info.run_id)
                 elif run.info.status != "RUNNING":
                     complete = run.info.status in STATUS.values()
                     self._ended[key] = run.data.tags.get("study.state", "") if complete else run.info.status
@@ -319,7 +321,7 @@ class Tracker:
             source=json.dumps({"source": self._manifest["source"], "fraction": self._manifest["fraction"]}),
             profile=json.dumps({**sizes, "classes": len(self._manifest["classes"])}),
         )
-        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:

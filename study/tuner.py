@@ -1,5 +1,6 @@
 """Run a study from its configuration to its result: data, weights, Ray, record, tracking, in one straight line."""
 
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -10,30 +11,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
-from study import figures, notebook
-from study.augment import augment, draw
+from study import figures
 from study.cluster import Allotment, ray_session, share_resources
-from study.comparison import Row, compare, comparison_files, search_files
-from study.config import Plan, StudyConfig
+from study.comparison import Row, compare, comparison_files, faster, search_files
+from study.config import StudyConfig, local_uri
 from study.data import Dataset, Images, fingerprint, load_dataset, split
 from study.design import Design
-from study.errors import RecordError
-from study.models import Pretrained, load_pretrained, preprocessing, to_colours
+from study.errors import RecordError, StudyError
+from study.models import Pretrained, load_pretrained
 from study.record import Record
+from study.registry import Registration, log_model
+from study.samples import draw_batch
+from study.saved import load_model
 from study.search import Listener, run_trials
 from study.search_space import SearchSpace
-from study.tracking import Tracker, connect, local_uri
+from study.tracking import Tracker, connect
 from study.trainable import Inputs
-from study.training import epoch_order
 from study.trials import TrialRecord
-from study.verdict import Verdict, choose, judge, plan_finals
+from study.verdict import Verdict, choose, judge, plan_finals, sentence
+from study.winner import keep_winner
 
 VALIDATION_FRACTION = 0.1
 """Of the training images, held out of a search's trials for its objective."""
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Observer(Listener, Protocol):
@@ -69,6 +72,10 @@ class StudyResult:
     """Of a search; None where it had nothing to choose from."""
     unsent: int
     """Runs that MLflow could not be given; the record has them."""
+    model: Path | None = None
+    """Where a search's best recipe, trained, is kept; None where nothing is."""
+    registration: Registration | None = None
+    """What became of it in MLflow's registry; None where that does not answer."""
 
     @property
     def succeeded(self) -> bool:
@@ -104,7 +111,7 @@ class _Desk:
             validation=validation,
             test=test,
             classes=len(self.dataset.classes),
-            pretrained={model: _arrays(found) for model, found in self.pretrained.items()},
+            pretrained={model: found.arrays for model, found in self.pretrained.items()},
             precision=self.config.precision,
             cache_gb=self.config.cache_gb if share else 0.0,
             study=self.record.manifest["uid"],
@@ -118,10 +125,19 @@ class _Desk:
             scratch=self.scratch,
         )
 
-    def end(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> int:
+    def end(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float], found: str) -> int:
         """Clear up what only running trials need, send the study's own results, and return what could not be sent."""
         shutil.rmtree(self.record.checkpoints, ignore_errors=True)
-        return self.tracker.finish(status, files, metrics)
+        return self.tracker.finish(status, files, metrics, found)
+
+    def register(self, model: Path) -> Registration | None:
+        """Offer a kept classifier to MLflow's registry; None where that cannot be had, which --resume makes up for."""
+        run = self.tracker.parent
+        try:
+            return log_model(self.tracker.client, run, load_model(model), self.dataset.test.pixels[:2]) if run else None
+        except StudyError as error:
+            _logger.warning(str(error))
+            return None
 
 
 def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:
@@ -148,7 +164,7 @@ def _run_fixed(desk: _Desk) -> StudyResult:
     record = desk.record
     desk.run(train=desk.dataset.train, test=desk.dataset.test)
     rows = compare(record.trials(), desk.dataset.classes)
-    unsent = desk.end("FINISHED" if rows else "FAILED", comparison_files(rows), {})
+    unsent = desk.end("FINISHED" if rows else "FAILED", comparison_files(rows), {}, faster(rows) or "")
     return StudyResult(record.directory, desk.uri, record.trials(), [], rows, {}, None, unsent)
 
 
@@ -164,7 +180,7 @@ def _search(desk: _Desk) -> StudyResult:
     importances = record.importances()
     record.note("importances", importances)
     winner = choose(record.trials())
-    verdict = None
+    verdict = kept = None
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
         desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
@@ -172,12 +188,18 @@ def _search(desk: _Desk) -> StudyResult:
         verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
         record.note("test_labels", labels)
         record.note("verdict", asdict(verdict))
+        kept = keep_winner(record, winner.plan.recipe, dataset, desk.pretrained[winner.plan.recipe.model])
     trials = record.trials()
     files = search_files(trials, importances, verdict, dataset.classes)
     complete = [trial.value for trial in trials if trial.value is not None]
     metrics = {"best_val_accuracy": max(complete)} if complete else {}
-    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics)
-    return StudyResult(record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent)
+    if verdict and verdict.comparison and verdict.baseline:
+        metrics |= {"test_accuracy": verdict.comparison.winner.mean, "baseline_test_accuracy": verdict.baseline.mean}
+    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics, sentence(verdict))
+    registration = desk.register(kept) if kept else None
+    return StudyResult(
+        record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent, kept, registration
+    )
 
 
 @contextmanager
@@ -222,7 +244,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             client,
             record,
             artifacts=config.mlruns / "artifacts" if uri.startswith("sqlite:") else None,
-            samples=lambda plan: _draw_samples(plan, dataset),
+            samples=lambda plan: figures.png(draw_batch(plan, dataset)),
         )
         for trial in [*record.trials(), *record.finals()]:
             if trial.state != "waiting":
@@ -294,25 +316,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return asked.stdout.strip()
-
-
-def _arrays(pretrained: Pretrained) -> dict[str, np.ndarray] | None:
-    if pretrained.state is None:
-        return None
-    return {name: tensor.numpy() for name, tensor in pretrained.state.items()}
-
-
-def _draw_samples(plan: Plan, dataset: Dataset) -> bytes:
-    """Draw the first training batch as the network sees it, in true colours."""
-    recipe = plan.recipe
-    if plan.stage == "as-written":
-        inputs, labels = notebook.first_batch(recipe, dataset.train, seed=plan.seed)
-    else:
-        order = epoch_order(len(dataset.train), seed=plan.seed, epoch=1)[: recipe.batch_size]
-        chosen = dataset.train.take(order.numpy())
-        pixels, labels = torch.from_numpy(chosen.pixels), torch.from_numpy(chosen.labels)
-        if recipe.augmentation == "autoaugment":
-            pixels = augment(pixels, draw(len(dataset.train), seed=plan.seed, epoch=1).take(order))
-        inputs = preprocessing(recipe.model, recipe.image_size)(pixels)
-    colours = to_colours(recipe.model, inputs).numpy()
-    return figures.png(figures.samples(colours, labels.numpy(), dataset.classes, f"{recipe.model}: a training batch"))

@@ -15,23 +15,23 @@ LAYERS = [
     ["config"],
     ["search_space"],
     ["design"],
-    ["resume"],
+    ["resume", "flags"],
     ["data", "augment", "memory", "models", "store", "statistics", "figures"],
-    ["features", "notebook", "checkpoint"],
+    ["features", "notebook", "checkpoint", "catalogue"],
     ["training", "journal", "proposals"],
     ["trials"],
     ["record"],
     ["verdict"],
-    ["cluster", "comparison", "tracking", "trainable"],
-    ["search"],
+    ["saved", "cluster", "comparison", "samples", "tracking", "trainable"],
+    ["search", "winner", "registry", "reproduce"],
     ["tuner"],
     ["console"],
-    ["run"],
+    ["run", "predict", "ui"],
 ]
 """From the ground up: a module imports only modules of layers below its own."""
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 OUTSIDERS = {
-    "mlflow": {"tracking"},
+    "mlflow": {"registry", "tracking"},
     "ray": {"cluster", "search", "trainable"},
     "optuna": {"journal", "proposals", "record", "run", "trials"},
 }

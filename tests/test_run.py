@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from study.config import local_uri
 from study.models import build
-from study.tracking import connect, local_uri
+from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
 
@@ -116,6 +117,12 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
     assert all("test_accuracy" in run.data.metrics for run in finals.values())
     assert len({run.data.tags["study.split_fingerprint"] for run in children.values()}) == 1
     assert all(run.info.status == "FINISHED" for run in children.values())
+    (verdict,) = (line.removeprefix("verdict  ") for line in done.stdout.splitlines() if line.startswith("verdict"))
+    assert parent.data.tags["mlflow.note.content"].startswith(verdict)
+    model = study.room / "mlruns" / "studies" / "one" / "model"
+    assert {file.name for file in model.iterdir()} == {"model.json", "model.safetensors"}
+    assert not (model.parent / "checkpoints").exists()
+    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id == parent.info.run_id
     for run in searched.values():
         assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
@@ -133,6 +140,10 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
         (["--baseline", "--trials", "3"], "--trials: goes with --search only."),
         (["--baseline", "--repeats", "0"], "--repeats: goes with --search only."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
+        (["--models", "--search", "vgg16"], "not allowed with"),
+        (["--reproduce", "latest"], "mlruns: must hold a study, but holds none."),
+        (["--resume", "latest"], "mlruns: must hold a study, but holds none."),
+        (["--resume", "latest", "--name", "one"], "--name: must be left out beside --resume"),
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
         (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
         (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
@@ -141,7 +152,7 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set or folder 'no/such/folder'"),
         (["--baselin"], "--baseline"),
-        ([], "--baseline"),
+        ([], "one of --baseline, --search, --resume, --reproduce and --models must be given"),
     ],
 )
 def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, message):
@@ -252,3 +263,9 @@ def test_greyscale_images_of_any_size_can_be_studied(study, tmp_path):
     done = study("--baseline", "resnet18", "--data", tmp_path / "shades", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "6 training and 6 test images, 2 classes" in done.stdout
+
+
+def test_models_lists_what_can_be_studied(study):
+    done = study("--models")
+    assert done.returncode == 0, done.stderr
+    assert "resnet18" in done.stdout and "224 px" in done.stdout

@@ -63,6 +63,13 @@ def test_shipped_space_is_the_one_promised(name):
     assert shipped.resources == Resources()
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "mobilenet_v3_small"])
+def test_shipped_space_of_another_family_searches_its_model(name):
+    shipped = load_space(name)
+    assert shipped.base.model == shipped.name == name
+    assert {"unfreeze_depth", "lr"} <= set(shipped.domains)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_space_comments_show_lines_that_work(name, load):
     """Each example in a comment is valid once its `# ` is taken away."""

@@ -10,9 +10,10 @@ import optuna
 import pytest
 from sqlalchemy import text
 
+from study.config import local_uri
 from study.errors import TrackingError
 from study.record import Record
-from study.tracking import Tracker, connect, local_uri, ui_command
+from study.tracking import Tracker, connect, ui_command
 from study.training import EpochResult, Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
@@ -162,6 +163,59 @@ def test_tracker_ends_what_was_interrupted_as_killed(client, record, tmp_path):
     tracker.finish("KILLED", {}, {})
     parent, children = runs_of(client)
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
+
+
+def test_tracker_takes_up_the_runs_of_a_study_that_was_killed(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    plan = record.next_trial()
+    record.epoch(plan, epoch(1))
+    tracker.on_change(plan)
+    tracker.finish("KILLED", {}, {})
+    tracker = track(client, record, tmp_path)
+    record.epoch(plan, epoch(2))
+    record.tested(plan, TEST)
+    record.complete(plan)
+    tracker.on_change(plan)
+    tracker.finish("FINISHED", {}, {}, "It is done.")
+    parent, children = runs_of(client)
+    assert (parent.info.status, children["0"].info.status) == ("FINISHED", "FINISHED")
+    history = client.get_metric_history(children["0"].info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+    assert parent.data.tags["mlflow.note.content"].startswith("It is done.")
+
+
+def test_tracker_deletes_a_run_that_a_late_answer_has_made_twice(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    plan = run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    first = runs_of(client)[1]["0"]
+    client.create_run(first.info.experiment_id, first.info.start_time + 5, first.data.tags)
+    tracker = track(client, record, tmp_path)
+    tracker.on_change(plan)
+    tracker.finish("FINISHED", {}, {})
+    assert runs_of(client)[1]["0"].info.run_id == first.info.run_id
+    assert len(client.search_runs([first.info.experiment_id])) == 2
+
+
+def test_tracker_builds_an_emptied_store_again_from_the_record(client, record, tmp_path, empty_store):
+    tracker = track(client, record, tmp_path)
+    plan = run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {"best_val_accuracy": 0.5})
+    before = runs_of(client)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mlflow.db").write_bytes(empty_store.read_bytes())
+    again = connect(local_uri(other), verbose=False)
+    tracker = track(again, record, tmp_path)
+    tracker.on_change(plan)
+    tracker.finish("FINISHED", {}, {"best_val_accuracy": 0.5})
+    after = runs_of(again)
+    for then, now in ((before[0], after[0]), (before[1]["0"], after[1]["0"])):
+        assert (now.data.metrics, now.data.params, now.info.run_name) == (
+            then.data.metrics,
+            then.data.params,
+            then.info.run_name,
+        )
 
 
 def test_tracker_keeps_the_reason_of_a_failure(client, record, tmp_path):

@@ -1,0 +1,80 @@
+"""What there is to choose from: the models that `families.py` cuts, with the figures that torchvision's own code gives.
+
+Builds shapes alone, on torch's meta device, so that listing all of them takes no memory and no weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model, get_model_weights
+
+from study.families import FAMILIES, FLATTEN
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model, with ImageNet's thousand classes."""
+
+    name: str
+    blocks: tuple[int, ...]
+    """Parameters of each block, from the image to the head."""
+    head: int
+    """Parameters of what follows the blocks."""
+    input_size: int
+    """Side in pixels of the images that its ImageNet weights were made for."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return sum(self.blocks) + self.head
+
+
+def list_models() -> list[ModelFacts]:
+    """Return the facts of all models, family by family."""
+    return [_describe(name) for name in FAMILIES]
+
+
+def format_models(models: Iterable[ModelFacts]) -> str:
+    """Return a line a model under a heading; parameters in thousands."""
+    lines = [
+        f"{'thousands of parameters:':>37}",
+        f"{'model':<20}{'input':>7}{'all':>10}{'in five blocks, from the image on':>45}{'head':>10}",
+    ]
+    for model in models:
+        parts = "".join(f"{count / 1000:>9,.0f}" for count in model.blocks)
+        counts = f"{model.parameters / 1000:>10,.0f}{parts}{model.head / 1000:>10,.0f}"
+        lines.append(f"{model.name:<20}{model.input_size:>4} px{counts}")
+    return "\n".join(lines)
+
+
+def count_operations(model: str, *, image_size: int, unfreeze_depth: int) -> tuple[int, int]:
+    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in all that is trained."""
+    with torch.device("meta"):
+        network: nn.Module = get_model(model).eval()
+        outputs = torch.empty(1, 3, image_size, image_size)
+    architecture = FAMILIES[model]
+    frozen = len(architecture.blocks) - unfreeze_depth
+    counts = []
+    for paths in (architecture.blocks[:frozen], (*architecture.blocks[frozen:], architecture.head)):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            for path in (path for block in paths for path in block):
+                outputs = outputs.flatten(1) if path == FLATTEN else network.get_submodule(path)(outputs)
+        counts.append(counter.get_total_flops() // 2)
+    return counts[0], counts[1]
+
+
+def _describe(name: str) -> ModelFacts:
+    with torch.device("meta"):
+        network: nn.Module = get_model(name)
+    architecture = FAMILIES[name]
+    blocks = tuple(_count(network, paths) for paths in architecture.blocks)
+    input_size: int = get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
+    return ModelFacts(name, blocks, _count(network, architecture.head), input_size)
+
+
+def _count(network: nn.Module, paths: Iterable[str]) -> int:
+    modules = (network.get_submodule(path) for path in paths if path != FLATTEN)
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

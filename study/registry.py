@@ -1,0 +1,236 @@
+"""MLflow's model registry: a kept classifier as a model that is served, compared with its forerunner, and had again.
+
+The model is torch's exported graph (pt2), so that serving it unpickles nothing and needs no code of ours. `study`
+itself never reads that, but the weights and the card beside it.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from study.errors import ConfigError, TrackingError, unknown_name
+from study.saved import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
+from study.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+"""The alias of the best version so far."""
+FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
+"""Tags of a version, which versions are compared by."""
+REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What became of a model in the registry."""
+
+    name: str
+    version: str
+    champion: bool
+    """Whether it is the champion now."""
+    note: str
+    """Why, or why not, for people."""
+
+
+class _Served(nn.Module):
+    """Images as most programs hold them, (n, height, width, 3) uint8, to probabilities (n, classes) float32."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, images: Tensor) -> Tensor:
+        probabilities: Tensor = self.predictor(images.permute(0, 3, 1, 2))
+        return probabilities
+
+
+def registered_name(card: ModelCard) -> str:
+    """Return `<data>-<model>`, with a hyphen for what a name in the registry may not hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{card.data}-{card.recipe.model}").strip("-")
+
+
+def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: NDArray[np.uint8]) -> Registration:
+    """Log a classifier as a model of a run and register it; it becomes the champion if it beats the one before it.
+
+    It beats it where both were tested on the same images and it was right more often. What was registered before is not
+    registered again.
+
+    Args:
+        client: from `connect`.
+        run_id: of the run that made it.
+        saved: on the CPU.
+        example: (n, 3, height, width) uint8, two images of the stored size or more: the graph is traced with them, and
+            they become the model's input example.
+
+    Raises:
+        TrackingError: MLflow does not take it.
+    """
+    name = registered_name(saved.card)
+    try:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description=f"{saved.card.recipe.model} for {saved.card.data}")
+        versions = client.search_model_versions(f"name = '{name}'")
+        tags = _tags(saved.card)
+        mine = next((known for known in versions if tags.items() <= known.tags.items()), None)
+        if mine is None:
+            mine = _register(client, name, run_id, saved, example)
+        holder = client.get_registered_model(name).aliases.get(CHAMPION)
+        champion = next((known for known in [*versions, mine] if str(known.version) == str(holder)), None)
+        wins, note = _judge(mine, champion)
+        if wins:
+            client.set_registered_model_alias(name, CHAMPION, str(mine.version))
+    except Exception as error:  # of requests, SQLAlchemy, torch.export and MLflow: no common base
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise TrackingError(f"{name}: must be registered with MLflow, but got: {reason}") from error
+    return Registration(name, str(mine.version), wins, note)
+
+
+def download_model(reference: str, uri: str, directory: Path) -> None:
+    """Bring weights and card of a registered model into `directory`; nothing else of it is read.
+
+    Args:
+        reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        uri: MLflow's store, which exists.
+        directory: exists.
+
+    Raises:
+        ConfigError: there is no such model.
+        TrackingError: the store does not answer, or the model was not made by `log_model`.
+    """
+    parts = REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise ConfigError(f"--model: must be models:/NAME@ALIAS or models:/NAME/VERSION, but got {reference!r}.")
+    client = connect(uri, verbose=False)
+    try:
+        version = _find_version(client, parts["name"], parts["alias"], parts["version"])
+        from mlflow.artifacts import download_artifacts
+
+        location = client.get_model_version_download_uri(parts["name"], version)
+        for file in (WEIGHTS_FILE, CARD_FILE):
+            download_artifacts(artifact_uri=f"{location}/{file}", dst_path=str(directory), tracking_uri=uri)
+    except ConfigError:
+        raise
+    except Exception as error:  # as above
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise TrackingError(
+            f"{reference}: must hold {WEIGHTS_FILE} and {CARD_FILE}, as a study's models do, but got: {reason}"
+        ) from error
+
+
+def _find_version(client: "MlflowClient", name: str, alias: str | None, version: str | None) -> str:
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models:
+        raise ConfigError(f"--model: {unknown_name('registered model', name, models)}")
+    if alias:
+        aliases = client.get_registered_model(name).aliases
+        if alias not in aliases:
+            raise ConfigError(f"--model: {unknown_name('alias', alias, aliases)}")
+        return str(aliases[alias])
+    versions = [str(known.version) for known in client.search_model_versions(f"name = '{name}'")]
+    if version not in versions:
+        raise ConfigError(f"--model: {unknown_name('version', str(version), versions)}")
+    return version
+
+
+def _judge(mine: "ModelVersion", champion: "ModelVersion | None") -> tuple[bool, str]:
+    """Tell whether a version is the champion from now on, and why."""
+    if champion is None:
+        return True, "the first champion of its name"
+    if champion.version == mine.version:
+        return True, "it is the champion already"
+    before = f"version {champion.version}"
+    if champion.tags.get(FINGERPRINT) != mine.tags[FINGERPRINT]:
+        return False, f"{before} stays champion: it was tested on other images, so that the two cannot be compared"
+    held, reached = (float(version.tags[ACCURACY]) for version in (champion, mine))
+    both = f"{reached:.2%} against {held:.2%} on the same test images"
+    if reached > held:
+        return True, f"it beats {before}: {both}"
+    return False, f"{before} stays champion: {both}"
+
+
+def _register(
+    client: "MlflowClient", name: str, run_id: str, saved: SavedModel, example: NDArray[np.uint8]
+) -> "ModelVersion":
+    """Log the model and make a version of it."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    tags = _tags(saved.card)
+    params = {key: str(value) for key, value in saved.card.recipe.to_dict().items()}
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name, run_id, tags, params, "image-classifier")
+    status = LoggedModelStatus.FAILED
+    try:
+        with tempfile.TemporaryDirectory(prefix="study-") as folder:
+            directory = Path(folder, "model")
+            _write(directory, saved, example, logged.model_id, run_id)
+            client.log_model_artifacts(logged.model_id, str(directory))
+        status = LoggedModelStatus.READY
+    finally:
+        client.finalize_logged_model(logged.model_id, status)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    made = client.create_model_version(  # not from models:/…, which MLflow would look for in its default store
+        name, logged.artifact_location, run_id, tags, description=_describe(saved.card), model_id=logged.model_id
+    )
+    # A server does this itself; without one the model's page would not lead to its version.
+    link = json.dumps([{"name": name, "version": made.version}])
+    client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    return made
+
+
+def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model_id: str, run_id: str) -> None:
+    """Write MLflow's pytorch flavour, with weights and card beside it."""
+    import mlflow.pytorch
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = np.ascontiguousarray(example.transpose(0, 2, 3, 1))
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.uint8), (-1, *images.shape[1:]))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, len(saved.card.classes)))]),
+    )
+    mlflow.pytorch.save_model(
+        _Served(saved.predictor).eval(),
+        str(directory),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),
+        signature=signature,
+        input_example=images,
+        metadata={"classes": saved.card.classes},
+        pip_requirements=mlflow.pytorch.get_default_pip_requirements(),
+        serialization_format="pt2",
+    )
+    # A graph stays on the device that it was traced on; MLflow would ask for a GPU wherever there is one, and fail.
+    flavour = Model.load(directory)
+    flavour.flavors["python_function"]["config"] = {"device": "cpu"}
+    flavour.save(str(directory / "MLmodel"))
+    for file in (WEIGHTS_FILE, CARD_FILE):
+        shutil.copyfile(saved.directory / file, directory / file)
+
+
+def _tags(card: ModelCard) -> dict[str, str]:
+    return {
+        "study.name": card.study,
+        "study.uid": card.uid,
+        "study.trial": card.trial,
+        FINGERPRINT: card.test_fingerprint,
+        ACCURACY: repr(card.test_accuracy),
+    }
+
+
+def _describe(card: ModelCard) -> str:
+    width, height = card.stored_size
+    return (
+        f"Study {card.study}, trial {card.trial}: {card.test_accuracy:.2%} of {sum(map(sum, card.confusion)):,} test"
+        f" images. Takes images (n, {height}, {width}, 3) uint8, gives probabilities of {len(card.classes)} classes;"
+        f" {CARD_FILE} names them, and holds the recipe."
+    )

@@ -1,0 +1,153 @@
+"""A kept classifier trained again from its card alone, without Ray, and compared with what the card says of it.
+
+Neither the weights that were kept nor the study's record are read.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from study.cluster import TRIAL_ENVIRONMENT
+from study.config import Plan
+from study.data import Dataset, fingerprint, load_dataset
+from study.errors import RecordError
+from study.features import describe_arithmetic
+from study.models import Pretrained, load_pretrained
+from study.saved import CARD_FILE, MODEL_DIRECTORY, ModelCard
+from study.statistics import CONFIDENCE, accuracy_interval
+from study.trainable import Inputs, run_trial
+from study.training import EpochResult, Evaluation, choose_hardware
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A training that was run again."""
+
+    card: ModelCard
+    """What the first one was, and came to."""
+    test: Evaluation
+    """What the second came to, on the same test images."""
+    same_arithmetic: bool
+    """Whether hardware and software compute as the first one's did, to the last bit."""
+
+    @property
+    def moved(self) -> int:
+        """Test images that were classified differently, at least: what the two confusion matrices alone can tell."""
+        difference = np.asarray(self.test.confusion) - np.asarray(self.card.confusion)
+        return int(np.abs(difference).sum()) // 2
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are equal within the tolerance.
+
+        The same arithmetic leaves nothing to chance: both confusion matrices must be identical. Another arithmetic
+        rounds differently, and training carries that on to other weights, of which the test images can tell only what
+        their number allows. So the 95 % intervals (Wilson) of both accuracies must meet, and so must those of each
+        class, widened so that the 95 % hold for all classes together (Bonferroni).
+        """
+        if self.same_arithmetic:
+            return self.moved == 0
+        pair = self.card.confusion, self.test.confusion
+        right, total = zip(*((np.trace(counts), np.sum(counts)) for counts in pair), strict=True)
+        if not _meet(right, total, CONFIDENCE):
+            return False
+        classes = range(len(self.card.classes))
+        confidence = 1 - (1 - CONFIDENCE) / len(classes)
+        return all(
+            _meet([counts[label][label] for counts in pair], [sum(counts[label]) for counts in pair], confidence)
+            for label in classes
+        )
+
+
+def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction:
+    """Train the model that a study kept again, and test it.
+
+    Args:
+        study: its directory, which holds `model/model.json`.
+        watch: told of each epoch.
+
+    Raises:
+        RecordError: there is no card, or images or weights are not those of then.
+        StudyError: images or weights cannot be read, or the training fails.
+    """
+    card = ModelCard.read(study / MODEL_DIRECTORY / CARD_FILE)
+    dataset = load_dataset(
+        card.source,
+        fraction=card.fraction,
+        seed=card.data_seed,
+        image_size=card.image_size,
+        data_dir=Path(card.data_dir),
+    )
+    _check_same("data_fingerprint", card.data_fingerprint, fingerprint(dataset.train, dataset.test))
+    pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))
+    _check_same("weights_digest", card.weights_digest, pretrained.digest)
+
+    # As in a trial's process: how many threads sum a product's terms decides how their sum is rounded.
+    threads = torch.get_num_threads()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", TRIAL_ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"])
+    torch.set_num_threads(card.threads)
+    try:
+        arithmetic = describe_arithmetic(choose_hardware(card.precision).device)
+        test = _train(card, dataset, pretrained, watch)
+    finally:
+        torch.set_num_threads(threads)
+    return Reproduction(card, test, arithmetic == card.arithmetic)
+
+
+def describe(reproduction: Reproduction) -> list[str]:
+    """Say to people what came out, and by which tolerance it agrees or not."""
+    card, test = reproduction.card, reproduction.test
+    if reproduction.same_arithmetic:
+        tolerance = "the same hardware and software, so both confusion matrices must be identical"
+    else:
+        tolerance = (
+            "other hardware or software than then, so the 95 % intervals of both accuracies must meet, and those of"
+            " each class's"
+        )
+    same = "the same" if reproduction.moved == 0 else f"{reproduction.moved} images moved, at least"
+    return [
+        f"then     {card.test_accuracy:.2%} of {np.sum(card.confusion):,} test images",
+        f"now      {test.accuracy:.2%}; confusion matrix: {same}",
+        f"by       {tolerance}",
+        f"verdict  {'reproduced' if reproduction.agrees else 'not reproduced'}",
+    ]
+
+
+def _train(
+    card: ModelCard, dataset: Dataset, pretrained: Pretrained, watch: Callable[[EpochResult], None]
+) -> Evaluation:
+    inputs = Inputs(
+        train=dataset.train,
+        validation=None,
+        test=dataset.test,
+        classes=len(card.classes),
+        pretrained={card.recipe.model: pretrained.arrays},
+        precision=card.precision,
+    )
+    test = None
+    for report in run_trial(Plan(0, "final", card.recipe, card.seed), inputs):
+        if isinstance(report, EpochResult):
+            watch(report)
+        elif isinstance(report, Evaluation):
+            test = report
+    assert test, "a trial that is given test images ends with its test"
+    return test
+
+
+def _check_same(key: str, then: str, now: str) -> None:
+    if then != now:
+        raise RecordError(
+            f"{CARD_FILE}: {key} must stay {then}, but got {now}. Put the files back that the model was trained with."
+        )
+
+
+def _meet(right: Sequence[int], total: Sequence[int], confidence: float) -> bool:
+    """Tell whether the intervals of two shares, right / total each, have a value in common."""
+    (low, high), (other_low, other_high) = (
+        accuracy_interval(np.arange(count) < hits, confidence) for hits, count in zip(right, total, strict=True)
+    )
+    return low <= other_high and other_low <= high

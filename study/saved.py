@@ -1,0 +1,241 @@
+"""A trained classifier as two files: its weights as safetensors, and a card in JSON that says what they are.
+
+Reading either runs nothing that is in it. Which of a study's classifiers is kept, and for whom, is not known here.
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from study.config import Recipe
+from study.errors import ConfigError, RecordError, unknown_name
+from study.families import FAMILIES
+from study.models import Classifier, build, load_pretrained, preprocessing
+from study.training import accuracy
+
+MODEL_DIRECTORY = "model"
+"""Within a study's, where the verdict's winner is kept."""
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to use a trained classifier, and to train it again; plain values."""
+
+    recipe: Recipe
+    seed: int
+    """Of this training, at least 0."""
+    classes: list[str]
+    """The names, in the order of the network's outputs."""
+    confusion: list[list[int]]
+    """On the test images, counts (classes, classes): row = true class, column = predicted class."""
+    data: str
+    """The data set's name."""
+    source: str
+    """cifar10, digits, or the path of the folder that it was read from."""
+    data_dir: str
+    """Where downloads were kept."""
+    fraction: float
+    """Share of the source's images that was used, in (0, 1]."""
+    data_seed: int
+    """Of the subset; the study's own, where `seed` is that of one of its trials."""
+    image_size: int
+    """The largest side that a network of the study saw, in pixels: what a folder's images were stored for."""
+    stored_size: list[int]
+    """(width, height) in pixels that images are brought to before the transforms."""
+    data_fingerprint: str
+    """Of training and test images."""
+    split_fingerprint: str
+    """Of what the search trained on and held out."""
+    test_fingerprint: str
+    """Of the test images alone: accuracies on the same ones can be compared."""
+    weights: str
+    """What the training began with: imagenet, none, or the path of a state dict."""
+    weights_digest: str
+    precision: str
+    """bf16 or fp32, in training and in the test."""
+    threads: int
+    """That torch computed with, at least 1."""
+    arithmetic: str
+    """The hardware and software whose arithmetic it was, from `describe_arithmetic`."""
+    study: str
+    uid: str
+    """Of the study."""
+    trial: str
+    """Its key within the study."""
+    versions: dict[str, str]
+    """Of the packages."""
+
+    def __post_init__(self) -> None:
+        """Check what the other fields and whoever loads the model rely on.
+
+        Raises:
+            ConfigError: a field has the wrong type or breaks its rule.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, field.type):
+                wanted = field.type.__name__ if type(field.type) is type else field.type
+                raise ConfigError(f"{field.name}: must be of type {wanted}, but got {value!r}.")
+        count = len(self.classes)
+        _check(count >= 2 and len(set(self.classes)) == count, "classes", "must be 2 names or more", self.classes)
+        square = len(self.confusion) == count and all(len(row) == count for row in self.confusion)
+        counts = [cell for row in self.confusion for cell in row]
+        _check(square and min(counts) >= 0 and sum(counts) > 0, "confusion", "must count each class", self.confusion)
+        sides = self.stored_size
+        _check(len(sides) == 2 and min(sides) >= 1, "stored_size", "must be a width and a height", sides)
+        _check(0 < self.fraction <= 1, "fraction", "must be in (0, 1]", self.fraction)
+        _check(self.precision in ("bf16", "fp32"), "precision", "must be 'bf16' or 'fp32'", self.precision)
+        _check(self.threads >= 1, "threads", "must be at least 1", self.threads)
+
+    @property
+    def test_accuracy(self) -> float:
+        """The share of the test images whose class was predicted, in [0, 1]."""
+        return accuracy(self.confusion)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read a card.
+
+        Raises:
+            RecordError: the file is missing, or is no card.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ConfigError(f"must be an object, but got {type(values).__name__}.")
+            return cls.from_dict(values)
+        except OSError as error:
+            raise RecordError(f"{file}: must be readable, but got {error.strerror!r}.") from None
+        except (ValueError, RecursionError) as error:  # of its encoding, its syntax or its depth
+            raise RecordError(f"{file}: must be JSON, but got: {error}.") from None
+        except ConfigError as error:
+            raise RecordError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a card from plain values, as JSON gives them.
+
+        Raises:
+            ConfigError: a key is missing, unknown or wrong.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(unknown_name("key", key, known))
+        if missing := [key for key in known if key not in values]:
+            raise ConfigError(f"{', '.join(missing)}: must be given, but is missing.")
+        if not isinstance(values["recipe"], dict):
+            raise ConfigError(f"recipe: must be an object, but got {values['recipe']!r}.")
+        return cls(**{**values, "recipe": Recipe.from_dict(values["recipe"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, from which `from_dict` builds the card again."""
+        return dataclasses.asdict(self)
+
+
+class Predictor(nn.Module):
+    """Images as they are stored to probabilities: the weights' own transforms, the network, and softmax."""
+
+    def __init__(self, card: ModelCard, network: nn.Module) -> None:
+        """Put the transforms before the network, which is expected in evaluation mode."""
+        super().__init__()
+        self.network = network
+        self._preprocess = preprocessing(card.recipe.model, card.recipe.image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (n, 3, height, width) uint8 to probabilities (n, classes) float32."""
+        inputs = self._preprocess(images.contiguous(memory_format=torch.channels_last))
+        probabilities: Tensor = self.network(inputs).softmax(dim=1)
+        return probabilities
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained classifier, ready to be used."""
+
+    directory: Path
+    """That it was read from."""
+    card: ModelCard
+    predictor: Predictor
+    """In evaluation mode and fp32."""
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probabilities (n, classes) float32 of images (n, 3, height, width) uint8, in fp32, on the CPU."""
+        device = next(self.predictor.parameters()).device
+        with torch.inference_mode():
+            return self.predictor(images.to(device)).cpu()  # type: ignore[no-any-return]
+
+
+def save_model(directory: Path, classifier: Classifier, card: ModelCard) -> None:
+    """Write weights and card into `directory`, both or neither; what was there before goes.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / directory.name
+        try:
+            draft.mkdir()
+            save_file(state, draft / WEIGHTS_FILE)
+            text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
+            (draft / CARD_FILE).write_text(f"{text}\n", encoding="utf-8")
+            shutil.copymode(draft / CARD_FILE, draft / WEIGHTS_FILE)  # safetensors lets its owner alone read a file
+            shutil.rmtree(directory, ignore_errors=True)
+            draft.rename(directory)
+        finally:
+            shutil.rmtree(draft.parent, ignore_errors=True)
+    except Exception as error:  # safetensors has exceptions of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise RecordError(f"{directory}: must be writable and have room, but got: {reason}.") from error
+
+
+def load_model(directory: Path) -> SavedModel:
+    """Read what `save_model` wrote; no code in either file is run.
+
+    Raises:
+        RecordError: the card is missing or wrong, or the weights have other classes than it says.
+        WeightsError: the weights are missing, damaged or of another model.
+    """
+    card = ModelCard.read(directory / CARD_FILE)
+    model, classes = card.recipe.model, len(card.classes)
+    file = directory / WEIGHTS_FILE
+    found = load_pretrained(model, str(file), classes=classes)
+    if found.state is None or f"{FAMILIES[model].last_layer}.weight" not in found.state:
+        raise RecordError(f"{file}: must have {classes} outputs, as {CARD_FILE} says, but {found.note}.")
+    classifier = build(
+        model,
+        classes=classes,
+        unfreeze_depth=card.recipe.unfreeze_depth,
+        pretrained=found.state,
+        seed=card.seed,
+    )
+    network = classifier.network.requires_grad_(False).to(memory_format=torch.channels_last)
+    return SavedModel(directory, card, Predictor(card, network).eval())
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether a JSON value is of the type that a field was declared with."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _check(holds: bool, field: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{field}: {rule}, but got {value!r}.")

@@ -1,0 +1,71 @@
+"""A search's best recipe as a classifier to keep: one of its refits, with all that is known of it.
+
+Which one never depends on the test images. Knows neither MLflow nor where the model is used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from study.config import Recipe
+from study.data import Dataset
+from study.models import Pretrained, build
+from study.record import Record
+from study.saved import MODEL_DIRECTORY, ModelCard, save_model
+from study.trainable import open_checkpoint
+from study.trials import TrialRecord
+
+
+def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:
+    """Write the recipe's first complete refit into the study's directory, unless it is there, and return where.
+
+    None where no refit was completed, or where its last weights are on another machine.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
+    directory = record.directory / MODEL_DIRECTORY
+    if directory.is_dir():
+        return directory
+    refit = _first_refit(record.finals(), recipe)
+    if refit is None:
+        return None
+    classifier = build(
+        recipe.model,
+        classes=len(dataset.classes),
+        unfreeze_depth=recipe.unfreeze_depth,
+        pretrained=pretrained.state,
+        seed=refit.plan.seed,
+    )
+    checkpoint = open_checkpoint(record.checkpoints, record.manifest["uid"], refit.plan)
+    if checkpoint.restore(classifier) != recipe.epochs:
+        return None
+    save_model(directory, classifier, _describe(record, refit, dataset, pretrained))
+    return directory
+
+
+def _first_refit(finals: Sequence[TrialRecord], recipe: Recipe) -> TrialRecord | None:
+    complete = (trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete" and trial.test)
+    return min(complete, key=lambda trial: trial.plan.number, default=None)
+
+
+def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: Pretrained) -> ModelCard:
+    assert refit.test
+    manifest = record.manifest
+    height, width = dataset.test.pixels.shape[2:]
+    told = ("data", "source", "data_dir", "fraction", "image_size", "data_fingerprint", "split_fingerprint", "weights")
+    return ModelCard(
+        recipe=refit.plan.recipe,
+        seed=refit.plan.seed,
+        classes=list(dataset.classes),
+        confusion=refit.test.confusion,
+        data_seed=manifest["seed"],
+        stored_size=[width, height],
+        test_fingerprint=dataset.test.fingerprint,
+        weights_digest=pretrained.digest,
+        study=record.name,
+        uid=manifest["uid"],
+        trial=refit.plan.key,
+        versions=manifest["versions"],
+        **{key: manifest[key] for key in told},
+        **{key: refit.facts[key] for key in ("precision", "threads", "arithmetic")},
+    )

@@ -1,0 +1,117 @@
+"""What a search keeps: its best recipe's first complete refit, as it was tested."""
+
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+
+from study.data import Dataset
+from study.models import Pretrained, build
+from study.record import Record
+from study.saved import load_model
+from study.trainable import Inputs, open_checkpoint, run_trial
+from study.training import Evaluation
+from study.winner import keep_winner
+
+MANIFEST = {
+    "data": "pets", "source": "/pets", "data_dir": "/cache", "fraction": 0.5, "image_size": 32, "seed": 3,
+    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
+}  # fmt: skip
+UNTRAINED = Pretrained(None, "none", "every layer is new")
+
+
+FACTS = {"device": "CPU", "precision": "fp32", "threads": 2, "arithmetic": "a machine"}
+TEST = Evaluation(loss=1.0, confusion=[[3, 0, 0], [1, 2, 0], [0, 0, 3]], predictions=[0, 1, 2, 0, 0, 2, 0, 1, 2])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks this small wait for each other's threads rather than compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def study(tmp_path, make_images, make_recipe):
+    """A record of two seeds' refits, of the baseline and of the winner each, and the images that they are of."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    dataset = Dataset("pets", ("cat", "dog", "eel"), make_images(24), make_images(9, seed=1), 0.5)
+    record = Record.create(tmp_path / "one", MANIFEST)
+    recipe = make_recipe(unfreeze_depth=5, batch_size=4, epochs=1)
+    record.add(("final", planned, seed) for seed in (5, 6) for planned in (make_recipe(epochs=1), recipe))
+    yield SimpleNamespace(record=record, recipe=recipe, dataset=dataset)
+    record.close()
+
+
+def keep(study):
+    return keep_winner(study.record, study.recipe, study.dataset, UNTRAINED)
+
+
+def finish(study, *, trials, complete=True):
+    """Let the next trials leave what trials leave, untrained."""
+    for _ in range(trials):
+        plan = study.record.next_trial()
+        study.record.facts(plan, FACTS)
+        if complete:
+            classifier = build("resnet18", classes=3, unfreeze_depth=5, pretrained=None, seed=plan.seed)
+            open_checkpoint(study.record.checkpoints, study.record.manifest["uid"], plan).save(1, classifier)
+            study.record.tested(plan, TEST)
+            study.record.complete(plan)
+        else:
+            study.record.fail(plan, "out of memory")
+
+
+def test_the_kept_classifier_predicts_what_the_record_says_of_its_test(study):
+    finish(study, trials=1)
+    plan, data, record = study.record.next_trial(), study.dataset, study.record
+    record.facts(plan, FACTS)
+    weights, uid = {"resnet18": None}, record.manifest["uid"]
+    inputs = Inputs(data.train, None, data.test, 3, weights, "fp32", study=uid, checkpoints=record.checkpoints)
+    *_, test = run_trial(plan, inputs)
+    record.tested(plan, test)
+    record.complete(plan)
+    saved = load_model(keep(study))
+    predictions = saved.probabilities(torch.from_numpy(data.test.pixels)).argmax(dim=1)
+    assert len(set(test.predictions)) > 1
+    assert predictions.tolist() == test.predictions
+    assert saved.card.confusion == test.confusion
+
+
+def test_the_card_says_how_it_was_trained_and_on_what(study):
+    finish(study, trials=2)
+    card = load_model(keep(study)).card
+    assert (card.recipe, card.seed, card.data_seed) == (study.recipe, 5, 3)
+    assert (card.classes, card.stored_size) == (["cat", "dog", "eel"], [32, 32])
+    assert card.test_fingerprint == study.dataset.test.fingerprint
+    assert (card.study, card.uid) == ("one", study.record.manifest["uid"])
+    assert (card.precision, card.arithmetic) == ("fp32", "a machine")
+
+
+def test_a_refit_that_failed_is_passed_over(study):
+    finish(study, trials=1)
+    finish(study, trials=1, complete=False)
+    finish(study, trials=2)
+    assert load_model(keep(study)).card.trial == "final-3"
+
+
+def test_nothing_is_kept_where_no_refit_was_completed(study):
+    finish(study, trials=1)
+    assert keep(study) is None
+
+
+def test_nothing_is_kept_where_the_weights_are_on_another_machine(study):
+    finish(study, trials=2)
+    for file in study.record.checkpoints.iterdir():
+        file.unlink()
+    assert keep(study) is None
+
+
+def test_what_was_kept_before_stays(study):
+    finish(study, trials=2)
+    directory = keep(study)
+    for file in study.record.checkpoints.iterdir():
+        file.unlink()  # as at the end of a study
+    assert keep(study) == directory
