@@ -21,6 +21,7 @@ from study.errors import RecordError, StudyError
 from study.models import Pretrained, load_pretrained
 from study.record import Record
 from study.registry import Registration, log_model
+from study.report import write_report
 from study.samples import draw_batch
 from study.saved import load_model
 from study.search import Listener, run_trials
@@ -128,7 +129,8 @@ class _Desk:
     def end(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float], found: str) -> int:
         """Clear up what only running trials need, send the study's own results, and return what could not be sent."""
         shutil.rmtree(self.record.checkpoints, ignore_errors=True)
-        return self.tracker.finish(status, files, metrics, found)
+        page = write_report(self.record, self.dataset)
+        return self.tracker.finish(status, {**files, page.name: page.read_bytes()}, metrics, found)
 
     def register(self, model: Path) -> Registration | None:
         """Offer a kept classifier to MLflow's registry; None where that cannot be had, which --resume makes up for."""

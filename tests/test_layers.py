@@ -23,7 +23,8 @@ LAYERS = [
     ["record"],
     ["verdict"],
     ["saved", "cluster", "comparison", "samples", "tracking", "trainable"],
-    ["search", "winner", "registry", "reproduce"],
+    ["search", "winner", "registry", "reproduce", "report_sections"],
+    ["report"],
     ["tuner"],
     ["console"],
     ["run", "predict", "ui"],
@@ -33,7 +34,7 @@ HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in la
 OUTSIDERS = {
     "mlflow": {"registry", "tracking"},
     "ray": {"cluster", "search", "trainable"},
-    "optuna": {"journal", "proposals", "record", "run", "trials"},
+    "optuna": {"journal", "proposals", "record", "report_sections", "run", "trials"},
 }
 """Packages that only these modules may import."""
 
