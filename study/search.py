@@ -4,7 +4,7 @@ The record decides what is run next and when a trial ends; Ray Tune only places,
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -164,6 +164,7 @@ def run_trials(
     *,
     resources: Allotment,
     scratch: Path,
+    function: Callable[..., None] = trainable,
 ) -> None:
     """Run all that the record has to run on the Ray that is joined.
 
@@ -173,14 +174,17 @@ def run_trials(
         listeners: told of every change, after the record.
         resources: reserved for a trial, and how many run at once.
         scratch: for Ray Tune's own files, which nobody reads.
+        function: run for each trial, with its configuration and `inputs`.
 
     Raises:
         RecordError: the record cannot be written any more.
     """
-    function = tune.with_parameters(trainable, inputs=inputs)
     searcher = RecordSearcher(record, listeners)
     tuner = tune.Tuner(
-        tune.with_resources(function, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+        tune.with_resources(
+            tune.with_parameters(function, inputs=inputs),
+            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=RecordScheduler(record, searcher, listeners),

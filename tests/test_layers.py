@@ -23,17 +23,17 @@ LAYERS = [
     ["record"],
     ["verdict"],
     ["saved", "cluster", "comparison", "samples", "tracking", "trainable"],
-    ["search", "winner", "registry", "reproduce", "report_sections"],
+    ["search", "winner", "registry", "reproduce", "bench_training", "report_sections"],
     ["report"],
-    ["tuner"],
+    ["tuner", "bench_search"],
     ["console"],
-    ["run", "predict", "ui"],
+    ["run", "predict", "ui", "bench"],
 ]
 """From the ground up: a module imports only modules of layers below its own."""
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 OUTSIDERS = {
     "mlflow": {"registry", "tracking"},
-    "ray": {"cluster", "search", "trainable"},
+    "ray": {"bench_search", "cluster", "search", "trainable"},
     "optuna": {"journal", "proposals", "record", "report_sections", "run", "trials"},
 }
 """Packages that only these modules may import."""

@@ -1,0 +1,194 @@
+"""The benchmark: `python -m study.bench [--quick] [--json FILE]` measures on this machine, in one run.
+
+Parts 1 and 4 (`bench_training.py`) need torch and torchvision alone; parts 2, 3 and 5 (`bench_search.py`) the rest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from study.bench_training import Figure, measure_augmentation, measure_training
+from study.training import choose_hardware
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
+MODELS = ("resnet18", "vgg16")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a part was to reach, and what it reached."""
+
+    part: int
+    what: str
+    value: float
+    bound: float
+    at_least: bool
+    """Whether `bound` is the least value that meets the goal; otherwise it is the greatest."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal was reached."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    parts = (1, 4) if options.quick else options.parts
+    started = time.time()
+    figures: list[Figure] = []
+    on_gpu = choose_hardware("auto").device.type == "cuda"
+    with tempfile.TemporaryDirectory(prefix="study-bench-") as folder:
+        for part in parts:
+            print(f"part {part} …", file=sys.stderr, flush=True)
+            figures += _measure(part, Path(folder), quick=options.quick, on_gpu=on_gpu)
+    goals = judge(figures, on_gpu=on_gpu)
+    machine = describe_machine()
+    print(format_tables(figures, goals, machine))
+    if options.json:
+        result = {
+            "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
+            "seconds": round(time.time() - started),
+            "machine": machine,
+            "figures": [asdict(figure) for figure in figures],
+            "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of `python -m study.bench`."""
+    parser = argparse.ArgumentParser(prog="python -m study.bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="parts 1 and 4, ResNet18 alone: two minutes on two cores")
+    parser.add_argument(
+        "--parts", type=_parts, default=(1, 2, 3, 4, 5), metavar="1,2,…", help="which parts (default: all five)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    return parser
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    parts = tuple(int(part) for part in text.split(","))
+    if not set(parts) <= {1, 2, 3, 4, 5}:
+        raise argparse.ArgumentTypeError(f"must be numbers from 1 to 5, but got {text!r}")
+    return parts
+
+
+def _measure(part: int, folder: Path, *, quick: bool, on_gpu: bool) -> list[Figure]:
+    if part == 1:
+        # Few images on a CPU, where the assignment's own loop takes a third of a second for one of VGG16's.
+        images = {"resnet18": 256 if quick else 512, "vgg16": 128}
+        models = MODELS[:1] if quick else MODELS
+        return [
+            figure
+            for model in models
+            for figure in measure_training(model, folder, images=4096 if on_gpu else images[model])
+        ]
+    if part == 4:
+        return measure_augmentation(5000)
+    from study import bench_search
+
+    match part:
+        case 2:
+            return bench_search.measure_search(folder, images=4096 if on_gpu else 256)
+        case 3:
+            return bench_search.measure_orchestration(folder, trials=10)
+        case _:
+            return bench_search.measure_growth(folder, marks=(10, 100, 1000))
+
+
+def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
+    """Compare what was measured with what was to be reached on such a machine."""
+    value = {(figure.part, figure.name): figure.median for figure in figures}
+    goals: list[Goal] = []
+
+    def ratio(part: int, what: str, ours: str, reference: str, bound: float) -> None:
+        if (part, ours) in value and (part, reference) in value:
+            goals.append(Goal(part, what, value[part, ours] / value[part, reference], bound, True))
+
+    def at_most(part: int, what: str, name: str, bound: float) -> None:
+        if (part, name) in value:
+            goals.append(Goal(part, what, value[part, name], bound, False))
+
+    for model in MODELS:
+        written = f"{model}, as written"
+        ratio(1, f"{model}, empty store / as written", f"{model}, empty store", written, 10 if on_gpu else 4)
+        ratio(1, f"{model}, full store / as written", f"{model}, full store", written, 30 if on_gpu else 12)
+        ratio(1, f"{model}, full store / bare suffix", f"{model}, full store", f"{model}, bare suffix", 0.85)
+    ratio(2, "seconds for 12 recipes, stock Ray Tune / ours", "stock Ray Tune", "ours", 25 if on_gpu else 8)
+    at_most(3, "seconds a trial, ours", "ours", 0.5)
+    at_most(3, "seconds a trial, ours with MLflow", "ours with MLflow", 0.7)
+    ratio(4, "AutoAugment, ours / one by one", "ours", "torchvision, one by one", 8)
+    if (5, "driver at 1,000 trials") in value:
+        for process in ("driver", "worker"):
+            grown = value[5, f"{process} at 1,000 trials"] - value[5, f"{process} at 10 trials"]
+            goals.append(Goal(5, f"MB that the {process} grew by, 10 to 1,000 trials", grown, 100, False))
+        slower = value[5, "a trial, 100 to 1,000"] / value[5, "a trial, 1 to 10"]
+        goals.append(Goal(5, "seconds a trial, to 1,000 / to 10", slower, 1.25, False))
+    return goals
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on besides the code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    hardware = choose_hardware("auto")
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if hardware.device.type == "cuda" else None,
+        "precision": hardware.precision,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def format_tables(figures: Sequence[Figure], goals: Sequence[Goal], machine: Mapping[str, Any]) -> str:
+    """Return the figures and the goals as Markdown."""
+    versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+    gpu = machine["gpu"] or "no GPU: not measured on a GPU"
+    rows = [
+        f"{machine['cores']} cores of {machine['cpu']}, {gpu}; ours in {machine['precision']}; {versions}.",
+        "",
+        "| part | what | median | each | unit |",
+        "|---|---|---:|---|---|",
+    ]
+    for figure in figures:
+        each = " ".join(_digits(value) for value in figure.values)
+        rows.append(f"| {figure.part} | {figure.name} | {_digits(figure.median)} | {each} | {figure.unit} |")
+    rows += ["", "| part | goal | measured | to reach | |", "|---|---|---:|---:|---|"]
+    for goal in goals:
+        bound = f"{'≥' if goal.at_least else '≤'} {goal.bound:g}"
+        met = "met" if goal.met else "not met"
+        rows.append(f"| {goal.part} | {goal.what} | {_digits(goal.value)} | {bound} | {met} |")
+    return "\n".join(rows)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

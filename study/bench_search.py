@@ -1,0 +1,250 @@
+"""The benchmark's parts 2, 3 and 5: whole searches against stock Ray Tune, orchestration alone, and its growth."""
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from study import notebook
+from study.bench_training import CLASSES, ROUNDS, Figure, make_images
+from study.cluster import Allotment, ray_session, share_resources
+from study.config import Plan, Recipe, local_uri
+from study.data import Images
+from study.models import build
+from study.record import Record
+from study.search import Listener, run_trials
+from study.search_space import baseline_recipe
+from study.tracking import Tracker, connect
+from study.trainable import Inputs
+from study.training import EpochResult, Progress, choose_hardware
+
+MODEL = "resnet18"
+DEPTHS = (0, 1, 2, 3)
+MANIFEST = {
+    "data": "bench",
+    "source": "bench",
+    "fraction": 1.0,
+    "classes": [str(label) for label in range(CLASSES)],
+    "train_images": 0,
+    "test_images": 0,
+    "data_fingerprint": "none",
+    "split_fingerprint": "none",
+    "versions": {},
+    "git_commit": None,
+}
+ONE_PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
+)
+"""A PNG, where a study would draw a training batch."""
+
+
+def make_recipes() -> list[Recipe]:
+    """Return 12 recipes in random order: unfreeze depths in equal shares, learning rate and batch size drawn."""
+    generator = random.Random(0)
+    recipes = [
+        replace(
+            baseline_recipe(MODEL),
+            unfreeze_depth=depth,
+            lr=10 ** generator.uniform(-5, -2),
+            batch_size=generator.choice([16, 32, 64, 128, 256]),
+            epochs=2,
+        )
+        for depth in DEPTHS
+        for _ in range(3)
+    ]
+    generator.shuffle(recipes)
+    return recipes
+
+
+def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = None) -> list[Figure]:
+    """Measure 12 recipes one after the other, part 2: the assignment's loop on stock Ray Tune, and our search.
+
+    Ray is up before either is measured, and our store is empty.
+
+    Args:
+        folder: for all that is written.
+        images: of an epoch; a tenth of them besides for validation.
+        recipes: other than the twelve.
+    """
+    recipes = recipes or make_recipes()
+    train, validation = make_images(images), make_images(max(CLASSES, images // 10))
+    inputs = Inputs(train, validation, None, CLASSES, {MODEL: None}, "auto", cache_gb=None)
+    values: dict[str, list[float]] = {"stock Ray Tune": [], "ours": []}
+    for _ in range(ROUNDS):
+        with _ray(folder) as (room, allotment):
+            values["stock Ray Tune"].append(_seconds(_run_stock, recipes, train, validation, allotment, room))
+        with _ray(folder) as (room, allotment):
+            values["ours"].append(_seconds(_run_ours, recipes, inputs, allotment, room))
+    return [Figure(2, name, "s", found) for name, found in values.items()]
+
+
+def measure_orchestration(folder: Path, *, trials: int) -> list[Figure]:
+    """Measure seconds a trial of trials that do nothing, part 3: stock Ray Tune, ours, ours with MLflow's runs."""
+    recipes = _idle_recipes(trials)
+    values: dict[str, list[float]] = {"stock Ray Tune": [], "ours": [], "ours with MLflow": []}
+    for _ in range(ROUNDS):
+        with _ray(folder) as (room, allotment):
+            values["stock Ray Tune"].append(_seconds(_fit, _report_nothing, recipes, allotment, room) / trials)
+        for name in ("ours", "ours with MLflow"):
+            with _ray(folder) as (room, allotment):
+                seconds = _seconds(_run_idle, recipes, allotment, room, _Marks(()), name != "ours")
+                values[name].append(seconds / trials)
+    return [Figure(3, name, "s a trial", found) for name, found in values.items()]
+
+
+def measure_growth(folder: Path, *, marks: tuple[int, ...]) -> list[Figure]:
+    """Measure memory and time at so many trials that do nothing, part 5, journal and MLflow included; once."""
+    watch = _Marks(marks)
+    with _ray(folder) as (room, allotment):
+        _run_idle(_idle_recipes(marks[-1]), allotment, room, watch, True)
+    figures = []
+    for mark in marks:
+        for process, megabytes in watch.megabytes[mark].items():
+            figures.append(Figure(5, f"{process} at {mark:,} trials", "MB", [megabytes]))
+    # The first trial starts a process.
+    for first, last in zip((1, *marks), marks, strict=False):
+        seconds = (watch.moments[last] - watch.moments[first]) / (last - first)
+        figures.append(Figure(5, f"a trial, {first:,} to {last:,}", "s", [seconds]))
+    return figures
+
+
+class _Marks(Listener):
+    """Notes the moment and the memory when so many trials have ended."""
+
+    def __init__(self, marks: tuple[int, ...]) -> None:
+        self._marks = (1, *marks)
+        self._started: set[str] = set()
+        self.moments: dict[int, float] = {}
+        self.megabytes: dict[int, dict[str, float]] = {}
+
+    def on_start(self, plan: Plan) -> None:
+        ended = len(self._started)  # one at a time: when one starts, all before it have ended
+        self._started.add(plan.key)
+        self.note(ended)
+
+    def note(self, ended: int) -> None:
+        if ended in self._marks:
+            memory = {"driver": _own_bytes(os.getpid()), "worker": sum(map(_own_bytes, _trial_processes()))}
+            self.moments[ended] = time.perf_counter()
+            self.megabytes[ended] = {process: used / 1e6 for process, used in memory.items()}
+
+    def on_progress(self, plan: Plan, progress: Progress) -> None:
+        pass
+
+    def on_change(self, plan: Plan) -> None:
+        pass
+
+
+def _trial_processes() -> list[int]:
+    """Return the processes that Ray has given a trial, which it says in their titles (Linux)."""
+    titles = {int(file.parent.name): _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
+    return [process for process, title in titles.items() if title.startswith("ray::") and "IDLE" not in title]
+
+
+def _own_bytes(process: int) -> int:
+    """Return what a process holds for itself: the object store's pages belong to all."""
+    _, resident, shared, *_ = map(int, (_read(Path(f"/proc/{process}/statm")) or "0 0 0").split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:  # the process has just ended
+        return ""
+
+
+@contextmanager
+def _ray(folder: Path) -> Iterator[tuple[Path, Allotment]]:
+    """Start Ray with a cache of its own, and one trial at a time on all that there is."""
+    room = Path(tempfile.mkdtemp(dir=folder))
+    kept = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(room / "cache")
+    try:
+        with ray_session(None, verbose=False):
+            yield room, share_resources(None, None, 1, trials=1)
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if kept is not None:
+            os.environ["XDG_CACHE_HOME"] = kept
+
+
+def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room: Path) -> None:
+    record = Record.create(room / "study", MANIFEST)
+    record.add(("search", recipe, 0) for recipe in recipes)
+    run_trials(record, inputs, [], resources=allotment, scratch=room)
+    assert all(trial.state == "complete" for trial in record.trials()), "every trial of a benchmark has to end well"
+    record.close()
+
+
+def _run_idle(recipes: list[Recipe], allotment: Allotment, room: Path, watch: _Marks, tracked: bool) -> None:
+    record = Record.create(room / "study", MANIFEST)
+    record.add(("search", recipe, 0) for recipe in recipes)
+    inputs = Inputs(make_images(1), None, None, CLASSES, {}, "auto")
+    listeners: list[Listener] = [watch]
+    tracker = None
+    if tracked:
+        client = connect(local_uri(room), verbose=False)
+        tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
+        listeners.append(tracker)
+    run_trials(record, inputs, listeners, resources=allotment, scratch=room, function=_do_nothing)
+    if tracker:
+        unsent = tracker.finish("FINISHED", {}, {})
+        assert unsent == 0, "MLflow has to have all runs"
+    watch.note(len(recipes))
+    record.close()
+
+
+def _run_stock(recipes: list[Recipe], train: Images, validation: Images, allotment: Allotment, room: Path) -> None:
+    _fit(tune.with_parameters(_train_stock, train=train, validation=validation), recipes, allotment, room)
+
+
+def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotment, room: Path) -> None:
+    """Run each recipe on Ray Tune as it is, without anything of ours."""
+    resources = {"cpu": allotment.cpus_per_trial, "gpu": allotment.gpus_per_trial}
+    results = tune.Tuner(
+        tune.with_resources(function, resources),
+        param_space={"recipe": tune.grid_search([recipe.to_dict() for recipe in recipes])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=allotment.concurrent),
+        run_config=tune.RunConfig(storage_path=str(room / "stock"), verbose=0),
+    ).fit()
+    assert results.num_errors == 0, "every trial of a benchmark has to end well"
+
+
+def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
+    """Run the assignment's loop with a recipe, as a user of Ray Tune would write it."""
+    recipe = Recipe.from_dict(config["recipe"])
+    device = choose_hardware("fp32").device
+    network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network
+    for _, loss in notebook.train(network, recipe, train, seed=0, device=device):
+        scores = notebook.evaluate(network, recipe, validation, seed=0, device=device)
+        right = scores.argmax(1).cpu().numpy() == validation.labels
+        tune.report({"train_loss": loss, "val_accuracy": float(right.mean())})
+
+
+def _report_nothing(config: dict[str, Any]) -> None:
+    tune.report({"val_accuracy": 0.5})
+
+
+def _do_nothing(config: dict[str, Any], *, inputs: Inputs) -> None:
+    confusion = [[5] * inputs.classes] * inputs.classes
+    tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=confusion)})
+
+
+def _idle_recipes(count: int) -> list[Recipe]:
+    recipe = replace(baseline_recipe(MODEL), epochs=1)
+    return [replace(recipe, lr=1e-5 * (1 + number)) for number in range(count)]
+
+
+def _seconds(run: Callable[..., None], *arguments: Any) -> float:
+    started = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - started
