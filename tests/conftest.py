@@ -1,6 +1,7 @@
 """Shared by the tests: small real images, small recipes, and no way to the network or to the user's own caches."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from study.search_space import load_baseline
 # Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# A shell that runs the tests in the background has told them, and so all that they start, to pass over Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
