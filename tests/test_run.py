@@ -63,7 +63,11 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
     assert [trial.state.name for trial in recorded.trials] == ["COMPLETE", "COMPLETE"]
     client, parent, children = runs_of(study.room, "pets")
     assert parent.info.status == "FINISHED"
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"comparison.csv", "comparison.png"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "comparison.csv",
+        "comparison.png",
+        "report.html",
+    }
     for trial in recorded.trials:
         run = children[str(trial.number)]
         assert run.data.metrics["test_accuracy"] == trial.value
