@@ -146,7 +146,7 @@ class _Marks(Listener):
 def _trial_processes() -> list[int]:
     """Return the processes that Ray has given a trial, which it says in their titles (Linux)."""
     titles = {int(file.parent.name): _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
-    return [process for process, title in titles.items() if title.startswith("ray::") and "IDLE" not in title]
+    return [process for process, title in titles.items() if title.startswith("ray::ImplicitFunc")]
 
 
 def _own_bytes(process: int) -> int:

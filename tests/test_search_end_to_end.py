@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from study.record import Record
+
 SPACE = """
 model = "resnet18"
 [space]
@@ -58,7 +60,7 @@ def trial_processes(driver: int) -> list[int]:
             ours = driver in ancestors(directory)
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"IDLE" not in title and ours:
+        if title.startswith(b"ray::ImplicitFunc") and ours:  # Ray Tune's name of a function that it runs
             found.append(int(directory.name))
     return found
 
@@ -133,3 +135,19 @@ def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
     first, second = journal_of(room, "first"), journal_of(room, "second")
     assert len(first) > 30
     assert first == second
+
+
+def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(room):
+    arguments = ["--baseline", "resnet18", *FLAGS[2:], "--epochs", "40", "--name", "killed"]
+    with subprocess.Popen(command(*arguments), cwd=room, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "epoch 3/" in line:
+                break
+        (trial,) = trial_processes(process.pid)
+        os.kill(trial, signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    record = Record.read(room / "mlruns" / "studies" / "killed")
+    (only,) = record.trials()
+    assert (only.state, [result.epoch for result in only.epochs]) == ("complete", list(range(1, 41)))
