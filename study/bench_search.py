@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from optuna.logging import WARNING, set_verbosity
 from ray import tune
 
 from study import notebook
@@ -24,6 +25,9 @@ from study.search_space import baseline_recipe
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
 from study.training import EpochResult, Progress, choose_hardware
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 MODEL = "resnet18"
 DEPTHS = (0, 1, 2, 3)
@@ -74,6 +78,7 @@ def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = 
         images: of an epoch; a tenth of them besides for validation.
         recipes: other than the twelve.
     """
+    set_verbosity(WARNING)
     recipes = recipes or make_recipes()
     train, validation = make_images(images), make_images(max(CLASSES, images // 10))
     inputs = Inputs(train, validation, None, CLASSES, {MODEL: None}, "auto", cache_gb=None)
@@ -87,7 +92,11 @@ def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = 
 
 
 def measure_orchestration(folder: Path, *, trials: int) -> list[Figure]:
-    """Measure seconds a trial of trials that do nothing, part 3: stock Ray Tune, ours, ours with MLflow's runs."""
+    """Measure seconds a trial of trials that do nothing, part 3: stock Ray Tune, ours, ours with MLflow's runs.
+
+    The first trial's process start is in it, once of ours and once a trial of stock Ray Tune's.
+    """
+    set_verbosity(WARNING)
     recipes = _idle_recipes(trials)
     values: dict[str, list[float]] = {"stock Ray Tune": [], "ours": [], "ours with MLflow": []}
     for _ in range(ROUNDS):
@@ -95,16 +104,17 @@ def measure_orchestration(folder: Path, *, trials: int) -> list[Figure]:
             values["stock Ray Tune"].append(_seconds(_fit, _report_nothing, recipes, allotment, room) / trials)
         for name in ("ours", "ours with MLflow"):
             with _ray(folder) as (room, allotment):
-                seconds = _seconds(_run_idle, recipes, allotment, room, _Marks(()), name != "ours")
-                values[name].append(seconds / trials)
+                client = None if name == "ours" else connect(local_uri(room), verbose=False)  # migrates, once a store
+                values[name].append(_seconds(_run_idle, recipes, allotment, room, _Marks(()), client) / trials)
     return [Figure(3, name, "s a trial", found) for name, found in values.items()]
 
 
 def measure_growth(folder: Path, *, marks: tuple[int, ...]) -> list[Figure]:
     """Measure memory and time at so many trials that do nothing, part 5, journal and MLflow included; once."""
+    set_verbosity(WARNING)
     watch = _Marks(marks)
     with _ray(folder) as (room, allotment):
-        _run_idle(_idle_recipes(marks[-1]), allotment, room, watch, True)
+        _run_idle(_idle_recipes(marks[-1]), allotment, room, watch, connect(local_uri(room), verbose=False))
     figures = []
     for mark in marks:
         for process, megabytes in watch.megabytes[mark].items():
@@ -185,14 +195,15 @@ def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room:
     record.close()
 
 
-def _run_idle(recipes: list[Recipe], allotment: Allotment, room: Path, watch: _Marks, tracked: bool) -> None:
+def _run_idle(
+    recipes: list[Recipe], allotment: Allotment, room: Path, watch: _Marks, client: "MlflowClient | None"
+) -> None:
     record = Record.create(room / "study", MANIFEST)
     record.add(("search", recipe, 0) for recipe in recipes)
     inputs = Inputs(make_images(1), None, None, CLASSES, {}, "auto")
     listeners: list[Listener] = [watch]
     tracker = None
-    if tracked:
-        client = connect(local_uri(room), verbose=False)
+    if client:
         tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
         listeners.append(tracker)
     run_trials(record, inputs, listeners, resources=allotment, scratch=room, function=_do_nothing)
