@@ -105,7 +105,7 @@ def _measure(part: int, folder: Path, *, quick: bool, on_gpu: bool) -> list[Figu
         case 2:
             return bench_search.measure_search(folder, images=4096 if on_gpu else 256)
         case 3:
-            return bench_search.measure_orchestration(folder, trials=20)
+            return bench_search.measure_orchestration(folder, trials=50, stock_trials=10)
         case _:
             return bench_search.measure_growth(folder, marks=(10, 100, 1000))
 
