@@ -168,6 +168,8 @@ def _register(
     tags = _tags(saved.card)
     params = {key: str(value) for key, value in saved.card.recipe.to_dict().items()}
     experiment = client.get_run(run_id).info.experiment_id
+    for left in client.search_logged_models([experiment], f"tags.`study.uid` = '{saved.card.uid}'"):
+        client.delete_logged_model(left.model_id)  # of a session that died before it had a version
     logged = client.create_logged_model(experiment, name, run_id, tags, params, "image-classifier")
     status = LoggedModelStatus.FAILED
     try:

@@ -103,6 +103,20 @@ def test_a_model_that_was_registered_before_is_not_registered_again(store):
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
 
 
+def test_a_model_that_a_killed_session_left_without_a_version_is_replaced(store):
+    client = connect(local_uri(store), verbose=False)
+    (logged,) = search_models(client)
+    client.delete_model_version(NAME, "1")
+    registration, _ = register(store)
+    assert registration.version == "2"
+    (replaced,) = search_models(client)
+    assert replaced.model_id != logged.model_id
+
+
+def search_models(client):
+    return client.search_logged_models([client.get_experiment_by_name("pets").experiment_id])
+
+
 def test_a_champion_that_no_study_made_stays(store):
     client = connect(local_uri(store), verbose=False)
     version = client.get_model_version(NAME, "1")
