@@ -112,19 +112,25 @@ def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
     logs: list[dict[str, Any]] = []
     step: list[dict[str, Any]] = []
     end = whole = 0
-    *lines, _torn = content.split(b"\n")
+    *lines, torn = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         end += len(line) + 1
         try:
             log = json.loads(line)
             unfinished = log.get(UNFINISHED, False)
         except (ValueError, AttributeError):
-            raise RecordError(
-                f"{path}: line {number} must be a JSON object, but is damaged. Nothing was changed; restore the file"
-                " from a copy, or begin a new study."
-            ) from None
+            raise _damage(path, number) from None
         step.append(log)
         if not unfinished:
             logs += step
             step, whole = [], end
+    if torn and not whole:
+        raise _damage(path, len(lines) + 1)  # a study has its first step whole before it has its name
     return logs, whole
+
+
+def _damage(path: Path, number: int) -> RecordError:
+    return RecordError(
+        f"{path}: line {number} must be a JSON object, but is damaged. Nothing was changed; restore the file from a"
+        " copy, or begin a new study."
+    )

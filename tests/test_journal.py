@@ -88,6 +88,14 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(path):
     assert path.read_bytes() == damaged
 
 
+@pytest.mark.parametrize("content", [b"no journal", b"\x80\x04\x95", b'{"op_code": 0'])
+def test_a_file_without_any_whole_line_is_no_journal_and_stays_as_it_is(path, content):
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"journal.log: line 1 must be a JSON object, but is damaged"):
+        Journal(path, writable=True)
+    assert path.read_bytes() == content
+
+
 def test_a_disk_that_takes_no_more_is_told_and_leaves_no_half_step(path):
     """A limit on the file's size stands for a full disk: the write ends in the middle of a line."""
     journal = Journal(path, writable=True)

@@ -1,0 +1,165 @@
+"""Going on with a study: what may change and what may not, and that what it reads back is never run."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from study.config import local_uri
+from study.design import Design
+from study.errors import ConfigError
+from study.flags import build_parser
+from study.record import Record
+from study.resume import check_flags, check_space
+from study.search_space import Budget, Float, Pruner, Resources, SearchSpace
+from study.tracking import connect
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
+
+SPACE = """
+model = "resnet18"
+[space]
+lr = { type = "float", low = 1e-5, high = 1e-2, log = true }
+[fixed]
+batch_size = 8
+"""
+SEARCH = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "1"]
+
+
+class Hostile:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def run(room: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "study.run", *map(str, arguments)]
+    return subprocess.run(command, cwd=room, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture
+def space(tmp_path, make_recipe):
+    return SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("asha"), Resources()
+    )
+
+
+@pytest.fixture
+def manifest(space):
+    """What a search of one seed says of itself."""
+    told = {"source": "digits", "fraction": 1.0, "weights": "none", "seed": 0, "precision": "auto"}
+    return told | Design("search", (space.base,), space, repeats=3).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("flag", "then", "now"),
+    [
+        ("--data", "digits", "cifar10"),
+        ("--fraction", 1.0, 0.5),
+        ("--weights", "none", "imagenet"),
+        ("--seed", 0, 1),
+        ("--precision", "auto", "fp32"),
+        ("--epochs", 2, 3),
+        ("--image-size", 32, 64),
+        ("--repeats", 3, 4),
+        ("--pruner", "asha", "none"),
+    ],
+)
+def test_a_flag_that_would_make_another_study_is_refused_with_both_values(manifest, flag, then, now):
+    options = build_parser().parse_args(["--resume", "one", flag, str(now)])
+    with pytest.raises(ConfigError, match=rf"^{flag}: must stay {then!r}, as the study began, but got {now!r}\."):
+        check_flags(options, manifest, {})
+
+
+def test_the_flags_that_a_study_began_with_are_taken_again(manifest):
+    given = "--data digits --fraction 1 --weights none --seed 0 --epochs 2 --image-size 32 --repeats 3 --pruner asha"
+    check_flags(build_parser().parse_args(["--resume", "one", *given.split()]), manifest, {})
+
+
+def test_other_models_are_refused_of_a_baseline(manifest):
+    options = build_parser().parse_args(["--resume", "one", "--baseline", "vgg16"])
+    with pytest.raises(ConfigError, match="--baseline: must stay 'resnet18', as the study began, but got 'vgg16'"):
+        check_flags(options, manifest, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": {"lr": Float(1e-6, 1.0)}}, r"--search small: space.lr: must stay"),
+        ({"name": "other"}, r"--search: must stay 'small', as the study began, but got 'other'"),
+        ({"pruner": Pruner("none")}, r"--search small: pruner.name: must stay 'asha'"),
+    ],
+)
+def test_another_space_is_refused(manifest, space, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_space(replace(space, **changes), manifest)
+
+
+def test_another_budget_is_no_other_space(manifest, space):
+    check_space(replace(space, budget=Budget(9, 60.0)), manifest)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", ".one-draft"])
+def test_no_name_leads_out_of_the_studies(tmp_path, name):
+    Record.create(tmp_path / "mlruns" / "studies" / "one", {}).close()
+    done = run(tmp_path, "--resume", name)
+    assert done.returncode == 2
+    assert "unknown study" in done.stderr
+
+
+def results(room: Path) -> list[object]:
+    record = Record.read(room / "mlruns" / "studies" / "one")
+    return [(trial.plan, trial.state, trial.value, trial.test) for trial in [*record.trials(), *record.finals()]]
+
+
+def test_a_search_that_has_ended_is_rebuilt_whole_and_runs_nothing_that_lies_in_its_files(tmp_path, image_folder):
+    (tmp_path / "small.toml").write_text(SPACE)
+    done = run(tmp_path, *SEARCH, "--data", image_folder, "--trials", "2", "--name", "one")
+    assert done.returncode == 0, done.stderr
+    before = results(tmp_path)
+
+    # All that MLflow had is gone, and in each file of ours that may be read again lies a pickle with code in it.
+    shutil.rmtree(tmp_path / "mlruns" / "artifacts")
+    (tmp_path / "mlruns" / "mlflow.db").unlink()
+    study = tmp_path / "mlruns" / "studies" / "one"
+    hostile = pickle.dumps(Hostile(tmp_path / "was-run"))
+    checkpoints = [study / "checkpoints" / f"{key}.safetensors" for key in ("0", "1", "final-0")]
+    features = [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.is_file()]
+    assert features
+    for path in [*checkpoints, *features]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(hostile)
+
+    done = run(tmp_path, "--resume", "latest", "--trials", "2")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path) == before
+    client = connect(local_uri(tmp_path / "mlruns"), verbose=False)
+    runs = client.search_runs([client.get_experiment_by_name("pets").experiment_id])
+    keys = sorted(run.data.tags.get("study.trial", "parent") for run in runs)
+    record = Record.read(study)
+    ended = [*record.trials(), *record.finals()]
+    assert keys == sorted(["parent", *(trial.plan.key for trial in ended)])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert client.get_model_version_by_alias("pets-resnet18", "champion")
+
+    refused = run(tmp_path, "--resume", "one", "--trials", "9")
+    assert refused.returncode == 2
+    assert "since the test images have been opened for the verdict" in refused.stderr
+
+    for path in (study / "model").iterdir():
+        path.write_bytes(hostile)
+    assert "model/model.json: must be JSON" in run(tmp_path, "--resume", "one").stderr
+    (study / "journal.log").write_bytes(hostile)
+    refused = run(tmp_path, "--resume", "one")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    assert (study / "journal.log").read_bytes() == hostile
+    assert not (tmp_path / "was-run").exists()
