@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that was given no GPU sees none
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # what a person sees is ours to print
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # with their tracebacks; a process that died is told of in a line
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record keeps the results
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is never read

@@ -69,10 +69,10 @@ class Console:
             self._live.start()
 
     def on_start(self, plan: Plan) -> None:
-        """Open a trial's line."""
+        """Open a trial's line, or say that it starts again."""
         assert self._record
         self._trials[plan.key] = self._record.trial(plan)
-        self._show(plan, "starting")
+        self._show(plan, "starting again" if plan.key in self._lines else "starting")
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Renew a trial's line, in a terminal."""
@@ -123,7 +123,10 @@ class Console:
             if trial.state == "failed":
                 self._out.print(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
-            self._out.print(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them")
+            again = f"--resume {result.directory.name} sends them once it answers"
+            self._out.print(
+                f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them, and {again}"
+            )
         if result.model:
             self._out.print(f"\nmodel    {_describe_model(result)}")
         self._out.print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")

@@ -30,7 +30,7 @@ class Listener(Protocol):
     """Whoever wants to know that a trial has changed; called by the driver's main thread, so it must be quick."""
 
     def on_start(self, plan: Plan) -> None:
-        """A trial was handed to Ray Tune."""
+        """A trial was handed to Ray Tune, for the first time or because its process died."""
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """An epoch of a trial goes on."""
@@ -157,6 +157,20 @@ class RecordScheduler(FIFOScheduler):
         return {}
 
 
+class _Restarts(tune.Callback):
+    """Tells the listeners of trials that Ray Tune starts again."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        for listener in self._listeners:
+            listener.on_start(trial.config["plan"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the searcher's and the scheduler's
+
+
 def run_trials(
     record: Record,
     inputs: Inputs,
@@ -196,6 +210,7 @@ def run_trials(
             name=record.name,
             storage_path=tempfile.mkdtemp(dir=scratch),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[_Restarts(listeners)],
             verbose=0,
         ),
     )

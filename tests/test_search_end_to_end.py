@@ -11,8 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ray import tune
 
+from study.bench_training import make_images
+from study.cluster import Allotment, ray_session
 from study.record import Record
+from study.search import run_trials
+from study.trainable import Inputs
+from study.training import EpochResult
 
 SPACE = """
 model = "resnet18"
@@ -139,7 +145,10 @@ def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
 
 def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(room):
     arguments = ["--baseline", "resnet18", *FLAGS[2:], "--epochs", "40", "--name", "killed"]
-    with subprocess.Popen(command(*arguments), cwd=room, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(
+        command(*arguments), cwd=room, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with process:
         assert process.stdout
         for line in process.stdout:
             if "epoch 3/" in line:
@@ -148,6 +157,29 @@ def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(
         os.kill(trial, signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    assert "starting again" in output
+    assert "Traceback" not in output
     record = Record.read(room / "mlruns" / "studies" / "killed")
     (only,) = record.trials()
     assert (only.state, [result.epoch for result in only.epochs]) == ("complete", list(range(1, 41)))
+
+
+def test_a_trial_that_kills_its_process_each_time_fails_after_two_retries_and_the_others_go_on(tmp_path, make_recipe):
+    tries = tmp_path / "tries"
+
+    def die_if_second(config, *, inputs):
+        if config["plan"].number == 1:
+            with open(tries, "a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=[[1, 0], [0, 1]])})
+
+    record = Record.create(tmp_path / "one", {})
+    record.add(("search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
+    inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
+    with ray_session(None, verbose=False) as scratch:
+        run_trials(record, inputs, [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
+    record.close()
+    assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
+    assert record.trials()[1].reason == "its process died 3 times."
+    assert tries.read_text() == "xxx"
