@@ -178,7 +178,8 @@ def _search(desk: _Desk) -> StudyResult:
     record, dataset, design = desk.record, desk.dataset, desk.design
     baseline = design.recipes[0]
     rest, held_out = desk.parts
-    desk.run(train=rest, validation=held_out, share=True)
+    if not record.judging:  # else the record has the verdict's trials to run, which need other images
+        desk.run(train=rest, validation=held_out, share=True)
     importances = record.importances()
     record.note("importances", importances)
     winner = choose(record.trials())

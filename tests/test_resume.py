@@ -121,11 +121,23 @@ def results(room: Path) -> list[object]:
     return [(trial.plan, trial.state, trial.value, trial.test) for trial in [*record.trials(), *record.finals()]]
 
 
-def test_a_search_that_has_ended_is_rebuilt_whole_and_runs_nothing_that_lies_in_its_files(tmp_path, image_folder):
+def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_lies_in_its_files(
+    tmp_path, image_folder
+):
     (tmp_path / "small.toml").write_text(SPACE)
     done = run(tmp_path, *SEARCH, "--data", image_folder, "--trials", "2", "--name", "one")
     assert done.returncode == 0, done.stderr
     before = results(tmp_path)
+
+    # The verdict's first trial was about to be tested when the study was killed.
+    journal = tmp_path / "mlruns" / "studies" / "one" / "journal.log"
+    lines = journal.read_text().splitlines(keepends=True)
+    tested = next(index for index, line in enumerate(lines) if '"user_attr":{"test":' in line)
+    journal.write_text("".join(lines[:tested]))
+    shutil.rmtree(journal.parent / "model")
+    done = run(tmp_path, "--resume", "one")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path) == before
 
     # All that MLflow had is gone, and in each file of ours that may be read again lies a pickle with code in it.
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
