@@ -4,7 +4,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from ray import tune
 
 from study import notebook
 from study.bench_training import CLASSES, ROUNDS, Figure, make_images
-from study.cluster import Allotment, ray_session, share_resources
+from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.config import Plan, Recipe, local_uri
 from study.data import Images
 from study.models import build
@@ -84,7 +84,7 @@ def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = 
     inputs = Inputs(train, validation, None, CLASSES, {MODEL: None}, "auto", cache_gb=None)
     values: dict[str, list[float]] = {"stock Ray Tune": [], "ours": []}
     for _ in range(ROUNDS):
-        with _ray(folder) as (room, allotment):
+        with _ray(folder, PLAIN_ENVIRONMENT) as (room, allotment):
             values["stock Ray Tune"].append(_seconds(_run_stock, recipes, train, validation, allotment, room))
         with _ray(folder) as (room, allotment):
             values["ours"].append(_seconds(_run_ours, recipes, inputs, allotment, room))
@@ -100,7 +100,7 @@ def measure_orchestration(folder: Path, *, trials: int, stock_trials: int) -> li
     recipes = _idle_recipes(trials)
     values: dict[str, list[float]] = {"stock Ray Tune": [], "ours": [], "ours with MLflow": []}
     for _ in range(ROUNDS):
-        with _ray(folder) as (room, allotment):
+        with _ray(folder, PLAIN_ENVIRONMENT) as (room, allotment):
             seconds = _seconds(_fit, _report_nothing, recipes[:stock_trials], allotment, room)
             values["stock Ray Tune"].append(seconds / stock_trials)
         for name in ("ours", "ours with MLflow"):
@@ -174,13 +174,13 @@ def _read(file: Path) -> str:
 
 
 @contextmanager
-def _ray(folder: Path) -> Iterator[tuple[Path, Allotment]]:
+def _ray(folder: Path, environment: Mapping[str, str] = TRIAL_ENVIRONMENT) -> Iterator[tuple[Path, Allotment]]:
     """Start Ray with a cache of its own, and one trial at a time on all that there is."""
     room = Path(tempfile.mkdtemp(dir=folder))
     kept = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(room / "cache")
     try:
-        with ray_session(None, verbose=False):
+        with ray_session(None, verbose=False, environment=environment):
             yield room, share_resources(None, None, 1, trials=1)
     finally:
         os.environ.pop("XDG_CACHE_HOME")

@@ -6,17 +6,16 @@ one, ours in that of a study's trials. The rounds go through the sides in turn.
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +24,25 @@ from torchvision.transforms import v2
 
 from study import notebook
 from study.augment import augment, draw
-from study.cluster import TRIAL_ENVIRONMENT
+from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.config import Recipe
 from study.data import Images
-from study.features import autocast, epoch_outputs, rebatch
-from study.models import build
+from study.features import WINDOW, autocast, epoch_outputs, rebatch
+from study.models import Classifier, build
 from study.search_space import baseline_recipe
 from study.store import FeatureStore
 from study.training import batch_sizes, build_optimizer, choose_hardware, train
 
 ROUNDS = 3
 CLASSES = 10
+WARM_UP = 64
+"""Images of a first run that does not count: a batch of the assignment."""
 STORE_BYTES = 50 * 10**9
+
+Asked = Mapping[str, Any]
+"""What a worker is told besides its images: the recipe, and a folder for stores."""
+Measure = Callable[[Images, Asked], float]
+"""From images to images a second."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +70,26 @@ def measure_training(model: str, folder: Path, *, images: int, image_size: int |
         images: of an epoch, 32 by 32 pixels as they are stored.
         image_size: that the network sees; None for the assignment's.
     """
-    request = {"model": model, "images": images, "image_size": image_size, "folder": str(folder)}
-    sides = {"as written": {}, **dict.fromkeys(("empty store", "full store", "bare suffix"), TRIAL_ENVIRONMENT)}
-    values: dict[str, list[float]] = {side: [] for side in sides}
-    with _worker({}) as plain, _worker(TRIAL_ENVIRONMENT) as trial:
-        for _ in range(ROUNDS):
-            for side, environment in sides.items():
-                measure = trial if environment else plain
-                values[side].append(measure({**request, "side": side}))
-    return [Figure(1, f"{model}, {side}", "images/s", found) for side, found in values.items()]
+    recipe = replace(baseline_recipe(model), epochs=1)
+    if image_size:
+        recipe = replace(recipe, image_size=image_size)
+    found = _measure_in_turn(TRAINING, {"images": images, "recipe": recipe.to_dict(), "folder": str(folder)})
+    return [Figure(1, f"{model}, {side}", "images/s", values) for side, values in found.items()]
 
 
 def measure_augmentation(images: int) -> list[Figure]:
     """Measure AutoAugment and flip, part 4: one image at a time through torchvision, and an epoch at once."""
-    pixels = torch.from_numpy(make_images(images).pixels)
-    one_by_one = v2.Compose([v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomHorizontalFlip()])
+    found = _measure_in_turn(AUGMENTATION, {"images": images})
+    return [Figure(4, side, "images/s", values) for side, values in found.items()]
 
-    def torchvisions() -> None:
-        for image in pixels:
-            one_by_one(image)
 
-    def ours() -> None:
-        for window in torch.arange(images).split(2048):
-            augment(pixels[window], draw(images, seed=0, epoch=1).take(window))
-
-    values: dict[str, list[float]] = {"torchvision, one by one": [], "ours": []}
-    ours()
-    for _ in range(ROUNDS):
-        for (_, found), run in zip(values.items(), (torchvisions, ours), strict=True):
-            found.append(images / _seconds(run))
-    return [Figure(4, name, "images/s", found) for name, found in values.items()]
+def _measure_in_turn(sides: Mapping[str, tuple[Measure, bool]], request: dict[str, object]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {side: [] for side in sides}
+    with _worker(PLAIN_ENVIRONMENT) as plain, _worker(TRIAL_ENVIRONMENT) as tuned:
+        for _ in range(ROUNDS):
+            for side, (_, is_tuned) in sides.items():
+                values[side].append((tuned if is_tuned else plain)({**request, "side": side}))
+    return values
 
 
 def make_images(count: int) -> Images:
@@ -106,52 +102,45 @@ def serve() -> None:
     """Measure what each line of standard input asks for, and answer on standard output."""
     answers = os.fdopen(os.dup(1), "w")  # whatever a library prints goes elsewhere
     os.dup2(2, 1)
-    warm: set[tuple[str, str]] = set()
+    warm: set[str] = set()
     for line in sys.stdin:
         asked = json.loads(line)
-        recipe = baseline_recipe(asked["model"])
-        changes = {"epochs": 1, "image_size": asked["image_size"] or recipe.image_size}
-        recipe = Recipe.from_dict({**recipe.to_dict(), **changes})
-        side = partial(SIDES[asked["side"]], recipe, folder=Path(asked["folder"]))
-        if (asked["model"], asked["side"]) not in warm:
-            side(make_images(recipe.batch_size))
-            warm.add((asked["model"], asked["side"]))
-        print(json.dumps(side(make_images(asked["images"]))), file=answers, flush=True)
+        measure, _ = {**TRAINING, **AUGMENTATION}[asked["side"]]
+        if asked["side"] not in warm:
+            measure(make_images(WARM_UP), asked)
+            warm.add(asked["side"])
+        print(json.dumps(measure(make_images(asked["images"]), asked)), file=answers, flush=True)
 
 
-def _as_written(recipe: Recipe, images: Images, folder: Path) -> float:
+def _as_written(images: Images, asked: Asked) -> float:
+    recipe = Recipe.from_dict(asked["recipe"])
     device = choose_hardware("fp32").device
     network = notebook.build(recipe.model, classes=CLASSES, pretrained=None, seed=0)
     return len(images) / _seconds(lambda: list(notebook.train(network, recipe, images, seed=0, device=device)))
 
 
-def _with_empty_store(recipe: Recipe, images: Images, folder: Path) -> float:
-    directory = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        return _train(recipe, images, FeatureStore(directory, STORE_BYTES))
-    finally:
-        shutil.rmtree(directory)
+def _with_empty_store(images: Images, asked: Asked) -> float:
+    with tempfile.TemporaryDirectory(dir=asked["folder"]) as directory:
+        return _train(images, asked, FeatureStore(Path(directory), STORE_BYTES))
 
 
-def _with_full_store(recipe: Recipe, images: Images, folder: Path) -> float:
-    directory = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        store = FeatureStore(directory, STORE_BYTES, tolerance_s=float("inf"))
-        _train(recipe, images, store)
-        return _train(recipe, images, store)
-    finally:
-        shutil.rmtree(directory)
+def _with_full_store(images: Images, asked: Asked) -> float:
+    with tempfile.TemporaryDirectory(dir=asked["folder"]) as directory:
+        store = FeatureStore(Path(directory), STORE_BYTES, tolerance_s=float("inf"))
+        _train(images, asked, store)
+        return _train(images, asked, store)
 
 
-def _train(recipe: Recipe, images: Images, store: FeatureStore) -> float:
-    classifier = _build(recipe)
+def _train(images: Images, asked: Asked, store: FeatureStore) -> float:
+    recipe = Recipe.from_dict(asked["recipe"])
     hardware = choose_hardware("auto")
-    (result,) = train(classifier, recipe, images, classes=CLASSES, seed=0, hardware=hardware, features=store)
+    (result,) = train(_build(recipe), recipe, images, classes=CLASSES, seed=0, hardware=hardware, features=store)
     return result.images_per_s
 
 
-def _bare_suffix(recipe: Recipe, images: Images, folder: Path) -> float:
+def _bare_suffix(images: Images, asked: Asked) -> float:
     """Train on tensors in memory, with nothing around it: what no sharing of the prefix can surpass."""
+    recipe = Recipe.from_dict(asked["recipe"])
     hardware = choose_hardware("auto")
     classifier = _build(recipe)
     classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
@@ -178,16 +167,40 @@ def _bare_suffix(recipe: Recipe, images: Images, folder: Path) -> float:
     return len(images) / _seconds(epoch)
 
 
-def _build(recipe: Recipe):  # type: ignore[no-untyped-def]
+def _build(recipe: Recipe) -> Classifier:
     return build(recipe.model, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0)
 
 
-SIDES: dict[str, Callable[..., float]] = {
-    "as written": _as_written,
-    "empty store": _with_empty_store,
-    "full store": _with_full_store,
-    "bare suffix": _bare_suffix,
+def _augment_one_by_one(images: Images, asked: Asked) -> float:
+    transform = v2.Compose([v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomHorizontalFlip()])
+    pixels = torch.from_numpy(images.pixels)
+    return len(images) / _seconds(lambda: [transform(image) for image in pixels])
+
+
+def _augment_at_once(images: Images, asked: Asked) -> float:
+    pixels = torch.from_numpy(images.pixels)
+
+    def epoch() -> None:
+        draws = draw(len(images), seed=0, epoch=1)
+        for window in torch.arange(len(images)).split(WINDOW):
+            augment(pixels[window], draws.take(window))
+
+    return len(images) / _seconds(epoch)
+
+
+TRAINING: dict[str, tuple[Measure, bool]] = {
+    "as written": (_as_written, False),
+    "as written, memory kept": (_as_written, True),
+    "empty store": (_with_empty_store, True),
+    "full store": (_with_full_store, True),
+    "bare suffix": (_bare_suffix, True),
 }
+"""The sides of part 1: how each is measured, and whether in the environment that a study's trials have."""
+AUGMENTATION: dict[str, tuple[Measure, bool]] = {
+    "torchvision, one by one": (_augment_one_by_one, False),
+    "ours": (_augment_at_once, True),
+}
+"""The sides of part 4, likewise."""
 
 
 @contextmanager

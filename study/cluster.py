@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ TRIAL_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 """Of the processes that run trials."""
+PLAIN_ENVIRONMENT = {"PYTHONWARNINGS": "ignore"}
+"""Of those that run the assignment's solution as it was written: nothing that would make it faster than it is."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,18 @@ class Allotment:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, *, verbose: bool) -> Iterator[Path]:
+def ray_session(
+    address: str | None, *, verbose: bool, environment: Mapping[str, str] = TRIAL_ENVIRONMENT
+) -> Iterator[Path]:
     """Start a local Ray, or join the cluster at `address`, and leave it at the end; yields a scratch directory.
 
     A local Ray has no dashboard and ends with this process. Its ports listen on all interfaces, so it asks for a token
     (Ray's default from 2.60 on), which is its own and stands in no file.
+
+    Args:
+        address: of an existing cluster; None for a Ray of our own.
+        verbose: let Ray speak.
+        environment: of the processes that run trials.
 
     Raises:
         StudyError: Ray does not start, or the cluster does not answer.
@@ -67,6 +76,8 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[Path]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads the environment when imported
 
+    if not verbose:  # of files that nobody reads
+        logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     scratch = Path(tempfile.mkdtemp(prefix="study-"))
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -76,7 +87,7 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[Path]:
                 include_dashboard=None if address else False,
                 log_to_driver=verbose,
                 logging_level=logging.INFO if verbose else logging.ERROR,
-                runtime_env={"env_vars": TRIAL_ENVIRONMENT},
+                runtime_env={"env_vars": dict(environment)},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = f"--ray-address {address}" if address else "local Ray"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from study import figures
-from study.cluster import Allotment, ray_session, share_resources
+from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.comparison import Row, compare, comparison_files, faster, search_files
 from study.config import StudyConfig, local_uri
 from study.data import Dataset, Images, fingerprint, load_dataset, split
@@ -233,7 +233,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         facts["weights_digests"] = {model: found.digest for model, found in pretrained.items()}
         if record:
             _check_same(record, facts)
-        scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose))
+        environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
+        scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
         resources = share_resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=trials)
         observer.on_resources(resources, design.space)

@@ -64,6 +64,7 @@ def test_every_side_of_part_1_is_measured_in_each_round(tmp_path):
     found = measure_training("resnet18", tmp_path, images=64, image_size=32)
     assert [figure.name.partition(", ")[2] for figure in found] == [
         "as written",
+        "as written, memory kept",
         "empty store",
         "full store",
         "bare suffix",
