@@ -71,7 +71,7 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
 
     if not verbose:
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # an error comes with a traceback; ours to tell
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)

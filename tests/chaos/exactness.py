@@ -1,0 +1,154 @@
+"""Whether a study is exact: its journal, MLflow, its report and its files say the same of every trial, once."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+
+from study.config import local_uri
+from study.record import Record
+from study.saved import MODEL_DIRECTORY, load_model
+from study.tracking import STATUS, connect
+from study.trials import TrialRecord
+
+METRICS = ("train_loss", "val_loss", "val_accuracy", "epoch_s", "images_per_s")
+"""Of each epoch."""
+
+
+def find_faults(room: Path, name: str, *, trials: int, repeats: int, uri: str | None = None) -> list[str]:
+    """Return what is wrong with a study that has ended, a sentence each; nothing if it is exact.
+
+    Args:
+        room: the directory that the study was run in.
+        name: of the study.
+        trials: that it was to run.
+        repeats: of each refit of its verdict.
+        uri: of MLflow's store, if not the room's own.
+    """
+    record = Record.read(room / "mlruns" / "studies" / name)
+    ended = [*record.trials(), *record.finals()]
+    return [
+        *_faults_of_journal(record, trials=trials, repeats=repeats),
+        *_faults_of_mlflow(record, ended, uri or local_uri(room / "mlruns")),
+        *_faults_of_report(record, ended),
+        *_faults_of_files(record, ended),
+    ]
+
+
+def results_of(record: Record) -> list[object]:
+    """Return all that a study has found but for times: what two runs of one seed have in common."""
+
+    def of_trial(trial: TrialRecord) -> object:
+        kept = ("epoch", "train_loss", "val_loss", "val_confusion")
+        epochs = [{key: asdict(result)[key] for key in kept} for result in trial.epochs]
+        return (trial.plan, trial.state, trial.value, trial.reason, epochs, trial.test)
+
+    return [
+        *map(of_trial, [*record.trials(), *record.finals()]),
+        record.noted("verdict"),
+        record.noted("importances"),
+    ]
+
+
+def _faults_of_journal(record: Record, *, trials: int, repeats: int) -> Iterator[str]:
+    if record.noted("verdict") is None:
+        yield "journal: there is no verdict"
+    found = record.trials()
+    best = max((trial for trial in found if trial.state == "complete"), key=lambda trial: trial.value)
+    refitted = 1 if best.plan.recipe == found[0].plan.recipe else 2  # the baseline itself may be the best
+    path = record.directory / "journal.log"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    for name, ended, count in (
+        (record.name, found, trials),
+        (f"{record.name} final", record.finals(), refitted * repeats),
+    ):
+        numbers = [trial.plan.number for trial in ended]
+        if numbers != list(range(count)):
+            yield f"journal: {name} must have the trials 0 to {count - 1}, but has {numbers}"
+        if [trial.number for trial in optuna.load_study(study_name=name, storage=storage).trials] != numbers:
+            yield f"journal: Optuna itself reads other trials of {name}"
+        for trial in ended:
+            if not trial.finished:
+                yield f"journal: trial {trial.plan.key} is {trial.state}"
+            if trial.state == "failed":
+                yield f"journal: trial {trial.plan.key} has failed: {trial.reason}"
+            epochs = [result.epoch for result in trial.epochs]
+            wanted = trial.plan.recipe.epochs if trial.state == "complete" else len(epochs)
+            if epochs != list(range(1, wanted + 1)):
+                yield f"journal: trial {trial.plan.key} has the epochs {epochs}"
+
+
+def _faults_of_mlflow(record: Record, ended: list[TrialRecord], uri: str) -> Iterator[str]:
+    client = connect(uri, verbose=False)
+    uid = record.manifest["uid"]
+    experiment = client.get_experiment_by_name(record.manifest["data"])
+    runs = client.search_runs([experiment.experiment_id], f"tags.`study.uid` = '{uid}'", max_results=5000)
+    times = Counter(run.data.tags.get("study.trial", "parent") for run in runs)
+    if times != Counter(["parent", *(trial.plan.key for trial in ended)]):
+        yield f"MLflow: every trial must have one run, but there are {dict(times)}"
+    by_key = {run.data.tags.get("study.trial", "parent"): run for run in runs}
+    for trial in ended:
+        run = by_key.get(trial.plan.key)
+        if run is None:
+            continue
+        place = f"MLflow: trial {trial.plan.key}"
+        if (run.info.status, run.data.tags.get("study.state")) != (STATUS[trial.state], trial.state):
+            yield f"{place} is {run.info.status}, {run.data.tags.get('study.state')}"
+        params = {key: str(value) for key, value in {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed}.items()}
+        if run.data.params != params:
+            yield f"{place} has the recipe {run.data.params}"
+        for name in METRICS:
+            sent = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+            had = [(result.epoch, getattr(result, name)) for result in trial.epochs]
+            if sorted(sent) != [(epoch, value) for epoch, value in had if value is not None]:
+                yield f"{place} has {name} {sent}"
+        if trial.test and run.data.metrics.get("test_accuracy") != trial.value:
+            yield f"{place} has test_accuracy {run.data.metrics.get('test_accuracy')}"
+        files = {file.path for file in client.list_artifacts(run.info.run_id)}
+        if missing := {"confusion_matrix.png", "confusion_matrix.json", "learning_curve.png", "samples.png"} - files:
+            yield f"{place} lacks {sorted(missing)}"
+    if by_key["parent"].info.status != "FINISHED":
+        yield f"MLflow: the study's run is {by_key['parent'].info.status}"
+    versions = [v for v in client.search_model_versions() if v.tags.get("study.uid") == uid]
+    models = client.search_logged_models([experiment.experiment_id], f"tags.`study.uid` = '{uid}'")
+    if (len(versions), len(models)) != (1, 1):
+        yield f"MLflow: the model must be there once, but there are {len(models)}, and {len(versions)} versions"
+
+
+def _faults_of_report(record: Record, ended: list[TrialRecord]) -> Iterator[str]:
+    page = (record.directory / "report.html").read_text()
+    table = page.rpartition('<table class="sortable">')[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    shown = [(row[0], row[3], row[4], row[5], row[7], row[8]) for row in rows]
+    wanted = [
+        (
+            f"#{trial.plan.key}",
+            f"{trial.plan.recipe.lr:.3g}",
+            str(trial.plan.recipe.batch_size),
+            trial.state,
+            "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
+            "–" if trial.test is None else f"{100 * trial.test.accuracy:.2f}",
+        )
+        for trial in ended
+    ]
+    if shown != wanted:
+        yield f"report: must show {wanted}, but shows {shown}"
+
+
+def _faults_of_files(record: Record, ended: list[TrialRecord]) -> Iterator[str]:
+    studies = record.directory.parent
+    if left := [path.name for path in studies.glob(".*")]:
+        yield f"files: {left} are left in {studies.name}/"
+    known = {"journal.log", "lock", "report.html", MODEL_DIRECTORY}
+    if left := {path.name for path in record.directory.iterdir()} - known:
+        yield f"files: {sorted(left)} are left in {record.name}/"
+    if not (record.directory / MODEL_DIRECTORY).is_dir():
+        yield "files: no model is kept"
+        return
+    card = load_model(record.directory / MODEL_DIRECTORY).card
+    (refit,) = (trial for trial in ended if trial.plan.key == card.trial)
+    if card.confusion != refit.test.confusion or card.recipe != refit.plan.recipe:
+        yield f"files: the kept model is not trial {card.trial}"

@@ -1,0 +1,187 @@
+"""What may befall a study: each fault strikes at random moments, and the study has to end as if nothing had been."""
+
+import errno
+import random
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exactness import find_faults, results_of
+from processes import Process, family, kill_all, trial_processes, wait_until_gone
+from room import NAME, Session, Size, begin, phase_of, record_of, wait_for_trial
+from services import free_port, node, server
+
+MOST_KILLS = 6
+"""Of one study's driver."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The study, run one trial at a time and never struck."""
+
+    size: Size
+    results: list[object]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study has been through, and what is wrong with it afterwards."""
+
+    strikes: list[str]
+    """Where the study was at each."""
+    faults: list[str]
+    """Empty if it is exact."""
+
+
+Fault = Callable[[Path, random.Random, Reference], Outcome]
+
+
+def run_reference(room: Path, size: Size) -> Reference:
+    """Run the study as it is."""
+    started = time.monotonic()
+    session = begin(room, size, 1)
+    session.wait()
+    reference = Reference(size, results_of(record_of(room)), time.monotonic() - started)
+    faults = finish(room, session, reference)
+    assert not faults, faults
+    return reference
+
+
+def kill_driver(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Kill the driver, again and again; half of the studies run one trial at a time, and have to repeat themselves."""
+    concurrent = generator.choice((1, 2))
+    strikes: list[str] = []
+    had: set[Process] = set()
+    session = begin(room, reference.size, concurrent)
+    while len(strikes) < MOST_KILLS and session.run_on(generator.uniform(0, 0.5 * reference.seconds)):
+        had |= session.kill()
+        strikes.append(phase_of(room))
+        session = begin(room, reference.size, concurrent)
+    faults = finish(room, session, reference, same=concurrent == 1)
+    return Outcome(strikes, faults + wait_until_gone(had))
+
+
+def kill_worker(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Kill the process of a trial twice: a third time would be the trial's own fault."""
+    session = begin(room, reference.size, 2)
+    strikes = []
+    for _ in range(2):
+        if processes := wait_for_trial(session, generator):
+            kill_all(family(generator.choice(processes)))
+            strikes.append(phase_of(room))
+    return Outcome(strikes, finish(room, session, reference))
+
+
+def kill_node(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Kill one of the two nodes of a cluster while it runs a trial."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    address = f"127.0.0.1:{free_port()}"
+    with node(room, token, "--head", "--include-dashboard=false", f"--port={address.rpartition(':')[2]}"):
+        with node(room, token, f"--address={address}", ip="127.0.0.2") as second:
+            session = begin(room, reference.size, 2, "--ray-address", address, "--cpus-per-trial", "1", **token)
+            while session.runs and not trial_processes(second.pid):
+                time.sleep(0.1)
+            session.run_on(generator.uniform(0, 10))
+            strikes = [phase_of(room)] if session.runs else []
+        return Outcome(strikes, finish(room, session, reference))
+
+
+def kill_tracking(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Kill the tracking server; it comes back while the study runs, or only for the next session."""
+    port = free_port()
+    with server(room, port) as uri:
+        session = begin(room, reference.size, 2, "--tracking-uri", uri)
+        run_past_beginning(room, session, generator, reference)
+        strikes = [phase_of(room)]
+    if generator.random() < 0.5:
+        session.run_on(generator.uniform(1, 15))
+    elif session.wait() == 0 and "sends them once it answers" not in session.log.read_text():
+        return Outcome(strikes, ["console: nothing says that runs are unsent"])
+    with server(room, port) as uri:
+        faults = [] if session.wait() == 0 else [f"session: {session.log.read_text()[-2000:]}"]
+        # What was missed while the server was away is sent at the latest by the next session.
+        return Outcome(strikes, faults + finish(room, begin(room, reference.size, 2), reference, uri=uri))
+
+
+def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Fill the disk that the study writes to, wait until the study has ended of it, and make room."""
+    mlruns = room / "mlruns"
+    mlruns.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "study-chaos", str(mlruns)], check=True)
+    try:
+        session = begin(room, reference.size, 2)
+        run_past_beginning(room, session, generator, reference)
+        filler = mlruns / "filler"
+        fill(filler)
+        strikes = [phase_of(room)]
+        session.wait()
+        filler.unlink()
+        return Outcome(strikes, finish(room, begin(room, reference.size, 2), reference))
+    finally:
+        subprocess.run(["umount", "--lazy", str(mlruns)], check=True)
+
+
+def resume_twice(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Kill the driver, and resume the study twice at once: one has to go on, and the other to be refused."""
+    session = begin(room, reference.size, 1)
+    run_past_beginning(room, session, generator, reference)
+    session.kill()
+    strikes = [phase_of(room)]
+    pair = begin(room, reference.size, 1), begin(room, reference.size, 1)
+    codes = [each.wait() for each in pair]
+    faults = finish(room, pair[codes.index(0)] if 0 in codes else pair[0], reference, same=True)
+    refused = [each for each, code in zip(pair, codes, strict=True) if code == 1]
+    if len(refused) != 1 or "is being run by another process" not in refused[0].log.read_text():
+        faults.append(f"sessions: one of two must be refused, but they ended with {codes}")
+    return Outcome(strikes, faults)
+
+
+FAULTS: dict[str, tuple[Fault, int]] = {
+    "driver": (kill_driver, 100),
+    "worker": (kill_worker, 20),
+    "node": (kill_node, 5),
+    "tracking": (kill_tracking, 5),
+    "disk": (fill_disk, 3),
+    "twice": (resume_twice, 5),
+}
+"""By name, with how often each strikes for the record."""
+
+
+def finish(
+    room: Path, session: Session, reference: Reference, *, same: bool = False, uri: str | None = None
+) -> list[str]:
+    """Let a session end, and return what is wrong then; `same` if the results have to be the reference's."""
+    if code := session.wait():
+        return [f"session: must end with 0, but ended with {code}: {session.log.read_text()[-2000:]}"]
+    faults = find_faults(room, NAME, trials=reference.size.trials, repeats=reference.size.repeats, uri=uri)
+    if same and results_of(record_of(room)) != reference.results:
+        faults.append("results: must be those of a study that was never struck, but differ")
+    faults += [f"console: {log.name} has a traceback" for log in room.glob("*.log") if tells_a_traceback(log)]
+    return faults
+
+
+def tells_a_traceback(log: Path) -> bool:
+    """Whether a session has shown a person a traceback; servers, which are not ours, may."""
+    return log.name.startswith("session-") and "Traceback" in log.read_text()
+
+
+def run_past_beginning(room: Path, session: Session, generator: random.Random, reference: Reference) -> None:
+    """Let a session run until its record is there, and a random while longer, mostly not to its end."""
+    while session.runs and not record_of(room):
+        time.sleep(0.2)
+    session.run_on(generator.uniform(0, 0.7 * reference.seconds))
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full."""
+    try:
+        with open(file, "wb", buffering=0) as filler:
+            while filler.write(bytes(2**16)):
+                pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise

@@ -1,0 +1,101 @@
+"""A search of very many trials that do nothing: `python tests/chaos/many.py [TRIALS]` sees that each is exact.
+
+It also tells how the driver's memory and the seconds a trial grow. Exit code 1 if a trial is not exact.
+"""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from study.bench_search import MANIFEST, ONE_PIXEL
+from study.bench_training import make_images
+from study.cluster import ray_session, share_resources
+from study.config import Plan, local_uri
+from study.record import Record
+from study.search import run_trials
+from study.search_space import Budget, load_space
+from study.tracking import Tracker, connect
+from study.trainable import Inputs
+from study.training import EpochResult, Progress
+
+MARKS = (10, 100, 500, 1000, 1500, 2000)
+
+
+class Watch:
+    """Tells how far the study is, and what its driver takes."""
+
+    def __init__(self) -> None:
+        self._ended: set[str] = set()
+        self._since = time.monotonic()
+
+    def on_start(self, plan: Plan) -> None:
+        self._ended.add(plan.key)
+        if len(self._ended) in MARKS:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            seconds, self._since = time.monotonic() - self._since, time.monotonic()
+            print(f"trial {len(self._ended)}: driver {pages * 4096 / 1e6:.0f} MB, {seconds:.0f} s more", flush=True)
+
+    def on_progress(self, plan: Plan, progress: Progress) -> None:
+        pass
+
+    def on_change(self, plan: Plan) -> None:
+        pass
+
+
+def value_of(number: int) -> float:
+    """What a trial is to report."""
+    return (10 + number % 11) / 20
+
+
+def report_number(config: dict[str, Any], *, inputs: Inputs) -> None:
+    """Report what tells a trial from its neighbours."""
+    right = config["plan"].number % 11
+    confusion = [[right, 10 - right], [0, 10]]
+    tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=confusion)})
+
+
+def main() -> int:
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    with tempfile.TemporaryDirectory(prefix="many-") as folder:
+        room = Path(folder)
+        space = load_space("resnet18")
+        space = replace(space, base=replace(space.base, epochs=1), budget=Budget(trials))
+        record = Record.create(room / "studies" / "many", {**MANIFEST, "classes": ["a", "b"]}, space=space)
+        client = connect(local_uri(room), verbose=False)
+        tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
+        inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
+        with ray_session(None, verbose=False) as scratch:
+            resources = share_resources(1, None, 2, trials=trials)
+            listeners = [tracker, Watch()]
+            run_trials(record, inputs, listeners, resources=resources, scratch=scratch, function=report_number)
+        unsent = tracker.finish("FINISHED", {}, {})
+        faults = find_faults(record, client, trials)
+        record.close()
+    print(f"{trials} trials, {unsent} runs unsent, {len(faults)} not exact: {faults[:5]}")
+    return 1 if faults or unsent else 0
+
+
+def find_faults(record: Record, client: Any, trials: int) -> list[str]:
+    """Return what journal and MLflow have that they should not have, or the other way round."""
+    wanted = Counter({(str(number), value_of(number)): 1 for number in range(trials)})
+    recorded = Counter((trial.plan.key, trial.value) for trial in record.trials() if trial.state == "complete")
+    experiment = client.get_experiment_by_name(record.manifest["data"]).experiment_id
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment], "tags.`study.stage` = 'search'", page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    shown = Counter((run.data.tags["study.trial"], run.data.metrics.get("val_accuracy")) for run in runs)
+    return [str(fault) for found in (recorded, shown) for fault in ((found - wanted) + (wanted - found))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""A directory with a small study in it, and the processes that run it."""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from processes import Process, family, trial_processes
+
+from study.record import Record
+
+NAME = "chaos"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a study has to do."""
+
+    trials: int
+    epochs: int
+    repeats: int
+    pruner: str
+
+
+FULL = Size(trials=8, epochs=3, repeats=2, pruner="asha")
+SHORT = Size(trials=3, epochs=2, repeats=1, pruner="none")
+SPACE = """
+model = "resnet18"
+[space]
+unfreeze_depth = {{ type = "int", low = 0, high = 2 }}
+lr = {{ type = "float", low = 1e-5, high = 1e-2, log = true }}
+batch_size = {{ type = "categorical", choices = [16, 32, 64] }}
+[budget]
+trials = {size.trials}
+[pruner]
+name = "{size.pruner}"
+"""
+STUDY = ["--data", "digits", "--fraction", "0.2", "--weights", "none", "--image-size", "32"]
+LIMIT_S = 300
+"""No session of this study takes as long, unless it hangs."""
+
+
+class Session:
+    """A process that runs the study, until it ends or is killed; what it prints goes to a file."""
+
+    def __init__(self, room: Path, *arguments: str, **environment: str) -> None:
+        """Start it in `room`."""
+        self.log = room / f"session-{time.monotonic_ns()}.log"
+        with open(self.log, "wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "study.run", *arguments],
+                cwd=room, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, "XDG_CACHE_HOME": str(room / "cache"), **environment},
+            )  # fmt: skip
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def wait(self) -> int:
+        """Return its exit code."""
+        try:
+            return self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"a session took more than {LIMIT_S} s: {self.log.read_text()[-2000:]}") from None
+
+    def run_on(self, seconds: float) -> bool:
+        """Let it run for so long; return whether it still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.runs
+
+    def kill(self) -> set[Process]:
+        """Kill the driver, and it alone, as the kernel does; return the processes that it had."""
+        had = family(self.process.pid)
+        self.process.kill()
+        self.process.wait()
+        return had
+
+
+def begin(room: Path, size: Size, concurrent: int, *more: str, **environment: str) -> Session:
+    """Begin the study, or go on with it if its record is there already."""
+    (room / "chaos.toml").write_text(SPACE.format(size=size))
+    counts = ["--epochs", str(size.epochs), "--repeats", str(size.repeats)]
+    what = ["--search", "chaos.toml", "--name", NAME, *counts, *STUDY]
+    if record_of(room):
+        what = ["--resume", NAME]
+    return Session(room, *what, "--concurrent", str(concurrent), *more, **environment)
+
+
+def record_of(room: Path) -> Record | None:
+    """Read the study's record; None before there is one."""
+    directory = room / "mlruns" / "studies" / NAME
+    return Record.read(directory) if directory.exists() else None
+
+
+def phase_of(room: Path) -> str:
+    """Say how far the study is, from its record."""
+    record = record_of(room)
+    if record is None:
+        return "before the record"
+    if record.noted("verdict"):
+        return "after the verdict"
+    if record.judging:
+        return f"verdict, after {sum(trial.finished for trial in record.finals())} refits"
+    return f"search, after {sum(trial.finished for trial in record.trials())} trials"
+
+
+def wait_for_trial(session: Session, generator: random.Random) -> list[int]:
+    """Wait until trials run, and a random while longer; return their processes."""
+    while session.runs and not trial_processes(session.process.pid):
+        time.sleep(0.1)
+    session.run_on(generator.uniform(0, 10))
+    return trial_processes(session.process.pid)
