@@ -79,11 +79,11 @@ class Journal(BaseJournalBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Keep lines for the end of the step, or write them if there is none."""
         logs = json.loads(json.dumps(logs))  # what is in memory is what the next to open the file will read
-        self._logs += logs
         if self._held is None:
             self._write(logs)
         else:
             self._held += logs
+        self._logs += logs
 
     def _write(self, logs: list[dict[str, Any]]) -> None:
         *others, last = logs

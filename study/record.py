@@ -7,6 +7,7 @@ Optuna trial. Knows neither Ray nor MLflow.
 import math
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,10 @@ from study.proposals import build_distributions, build_pruner, build_sampler
 from study.search_space import Budget, SearchSpace
 from study.seeding import derive_seed
 from study.training import EpochResult, Evaluation
-from study.trials import TrialRecord, read_trial
+from study.trials import PRUNED, TrialRecord, read_trial
+
+BEAT_S = 60.0
+"""Seconds between two notes that a study is being run: what a killed session may have spent beyond its budget."""
 
 
 class Record:
@@ -48,6 +52,7 @@ class Record:
         self.name = directory.name
         self._writable = writable
         self._lock = FileLock(directory / "lock")
+        self._whole = threading.RLock()  # held while a step is half done: other threads read what is on disk
         if not (directory / "journal.log").is_file():
             raise RecordError(f"{directory}: must be a study's directory, but holds no journal.log.")
         if writable:
@@ -110,6 +115,7 @@ class Record:
             RecordError: there is no such study, it is damaged, or another process runs it.
         """
         record = cls(directory, writable=True)
+        record._sweep()
         record._take_up()
         return record
 
@@ -152,16 +158,25 @@ class Record:
     @contextmanager
     def _step(self) -> Iterator[None]:
         """Write what happens inside at once; if it breaks off, in memory too nothing of it has happened."""
-        try:
-            with self._journal.step():
-                yield
-        except BaseException:
-            self._load()
-            raise
+        with self._whole:
+            try:
+                with self._journal.step():
+                    yield
+            except BaseException:
+                self._load()
+                raise
+
+    def _sweep(self) -> None:
+        """Remove what sessions that were killed have left half written."""
+        drafts = [draft.parent for draft in self.directory.parent.glob(f".{self.name}-*/{self.name}")]
+        for draft in [*drafts, *self.directory.glob(".*")]:
+            shutil.rmtree(draft, ignore_errors=True)
+        for partial in self.directory.glob("*.partial"):
+            partial.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
         """Begin a session: find what the last one left running, and end what it only forgot to end."""
-        self._opened = time.monotonic()
+        self._opened = self._beaten = time.monotonic()
         self._spent_before_s = self._measure_sessions()
         self._left: list[Plan] = []
         with self._step():
@@ -263,7 +278,7 @@ class Record:
             return "the time budget is spent"
         behind = self._running(plan).should_prune()  # asked of trial 0 too: the pruner ranks only whom it was asked of
         # Trial 0 is the baseline: what all others are measured against runs to its end.
-        return "pruned" if behind and plan.number else None
+        return PRUNED if behind and plan.number else None
 
     def time_is_up(self) -> bool:
         """Tell whether a search's time budget is spent."""
@@ -302,6 +317,12 @@ class Record:
                 self.prune(plan, reason)
         return reason
 
+    def beat(self) -> None:
+        """Keep that the study is being run, once a minute at most: the time of a killed session counts until then."""
+        if time.monotonic() - self._beaten >= BEAT_S:
+            self._beaten = time.monotonic()
+            self.note(f"seen/{len(self._sessions()) - 1}", round(time.time() * 1000))
+
     def tested(self, plan: Plan, test: Evaluation) -> None:
         """Keep what a trial made of the test set; that it was opened is thereby recorded."""
         self._running(plan).set_user_attr("test", asdict(test))
@@ -314,7 +335,7 @@ class Record:
         """End a trial with its objective: its test accuracy, or where it was not tested the last on validation."""
         trial = self.trial(plan)
         value = trial.test.accuracy if trial.test else trial.val_accuracy
-        if value is None:
+        if value is None or (plan.stage == "final" and not trial.test):
             self.fail(plan, "it ended without a result.")
         else:
             self._study_of(plan.stage).tell(plan.number, value)
@@ -330,15 +351,18 @@ class Record:
 
     def trial(self, plan: Plan) -> TrialRecord:
         """Return one trial as it stands."""
-        return read_trial(self._storage.get_trial(self._ids[plan.key]))
+        with self._whole:
+            return read_trial(self._storage.get_trial(self._ids[plan.key]))
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials as they stand, by number; the verdict's are not among them."""
-        return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
+        with self._whole:
+            return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
 
     def finals(self) -> list[TrialRecord]:
         """Return the verdict's trials as they stand, by number."""
-        return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
+        with self._whole:
+            return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
 
     @property
     def checkpoints(self) -> Path:
@@ -383,6 +407,7 @@ class Record:
             for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms)
             if moment is not None
         ]
+        known += [value for key, value in self._trials.user_attrs.items() if key.startswith("seen/")]
         begun = self._sessions()
         spent_ms = 0.0
         for start, end in pairwise([*begun, math.inf]):

@@ -22,6 +22,9 @@ STATES = {
     TrialState.FAIL: "failed",
 }
 
+PRUNED = "pruned"
+"""The reason of a trial that the pruner stopped; others were stopped when time was up."""
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -56,8 +59,8 @@ class TrialRecord:
 
     @property
     def saved_s(self) -> float:
-        """Device time that stopping it early saved, its further epochs taken to be as long as its own."""
-        if self.state != "pruned" or not self.epochs:
+        """Device time that the pruner saved, its further epochs taken to be as long as its own."""
+        if self.reason != PRUNED or not self.epochs:
             return 0.0
         return self.seconds / len(self.epochs) * (self.plan.recipe.epochs - len(self.epochs))
 
@@ -80,7 +83,8 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         plan=Plan(trial.number, told["stage"], Recipe.from_dict(told["recipe"]), told["seed"]),
         state=STATES[trial.state],
-        value=trial.value,
+        # Optuna takes a pruned trial's last score for its value.
+        value=trial.value if trial.state is TrialState.COMPLETE else None,
         epochs=tuple(EpochResult(**values) for values in kept),
         epoch_ends_ms=epoch_ends_ms,
         test=Evaluation(**told["test"]) if "test" in told else None,

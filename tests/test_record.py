@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import optuna
@@ -58,6 +60,57 @@ def test_complete_takes_the_last_validation_where_there_is_no_test(record, make_
         record.epoch(plan, EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 4 - right]] * 2))
     record.complete(plan)
     assert record.trial(plan).value == 0.5
+
+
+def test_a_trial_that_was_stopped_has_no_value(make_search):
+    record = make_search(trials=2)
+    plan = record.next_trial()
+    record.epoch(plan, scored(1, 0.5))
+    record.prune(plan, "pruned")
+    assert (record.trial(plan).value, record.trial(plan).val_accuracy) == (None, 0.5)
+
+
+def test_only_the_pruner_saves_time(make_search):
+    record = make_search(trials=2)
+    saved = []
+    for reason in ("pruned", "the time budget is spent"):
+        plan = record.next_trial()
+        record.epoch(plan, scored(1, 0.5))
+        record.prune(plan, reason)
+        saved.append(record.trial(plan).saved_s)
+    assert saved[0] > 0 == saved[1]
+
+
+def test_a_trial_of_the_verdict_is_not_complete_without_its_test(record, make_recipe):
+    record.add([("final", make_recipe(), 1)])
+    plan = record.next_trial()
+    record.epoch(plan, scored(1, 0.5))
+    record.complete(plan)
+    assert record.trial(plan).state == "failed"
+
+
+def test_another_thread_reads_whole_steps_alone(record, make_recipe):
+    record.add([("baseline", make_recipe(), 0)])
+    plan = record.next_trial()
+    with ThreadPoolExecutor() as pool, record._step():
+        record._running(plan).set_user_attr("facts", {"device": "CPU"})
+        seen = pool.submit(lambda: (record.trial(plan).facts, os.path.getsize(record.directory / "journal.log")))
+        time.sleep(0.1)
+        assert not seen.done()
+    assert seen.result() == ({"device": "CPU"}, os.path.getsize(record.directory / "journal.log"))
+
+
+def test_what_killed_sessions_left_half_written_is_swept_away(record):
+    studies, study = record.directory.parent, record.directory
+    drafts = [studies / ".one-x1" / "one", study / ".model-x2" / "model"]
+    for draft in drafts:
+        draft.mkdir(parents=True)
+    (study / "report.ab12.partial").touch()
+    another = studies / ".one-more-x3" / "one-more"
+    another.mkdir(parents=True)
+    reopen(record).close()
+    assert sorted(path.name for path in study.iterdir()) == ["journal.log", "lock"]
+    assert sorted(path.name for path in studies.iterdir()) == [".one-more-x3", "one"]
 
 
 def test_complete_without_a_result_is_a_failure(record, make_recipe):
@@ -328,6 +381,18 @@ def test_open_ends_what_was_only_not_said_to_have_ended(make_search, make_recipe
     again = reopen(record)
     assert (again.trial(plan).state, again.trial(final).state) == ("complete", "complete")
     assert again.next_trial() is None
+    again.close()
+
+
+def test_open_counts_the_time_until_a_killed_session_was_last_seen(make_search, monkeypatch):
+    monkeypatch.setattr("study.record.BEAT_S", 0.0)
+    record = make_search(time_s=0.4)
+    record.next_trial()
+    time.sleep(0.3)
+    record.beat()  # no epoch has ended yet
+    again = reopen(record)
+    time.sleep(0.15)
+    assert again.time_is_up()
     again.close()
 
 
