@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from study.errors import ConfigError, StudyError
+from study.errors import ConfigError, StudyError, first_line
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,7 +35,7 @@ TRIAL_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 """Of the processes that run trials."""
-PLAIN_ENVIRONMENT = {"PYTHONWARNINGS": "ignore"}
+PLAIN_ENVIRONMENT = {key: TRIAL_ENVIRONMENT[key] for key in ("CUBLAS_WORKSPACE_CONFIG", "PYTHONWARNINGS")}
 """Of those that run the assignment's solution as it was written: nothing that would make it faster than it is."""
 
 
@@ -76,8 +76,9 @@ def ray_session(
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads the environment when imported
 
-    if not verbose:  # of files that nobody reads
-        logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    if not verbose:  # of files that nobody reads, and of processes that died, which is told of in a line
+        for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     scratch = Path(tempfile.mkdtemp(prefix="study-"))
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -91,7 +92,7 @@ def ray_session(
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = f"--ray-address {address}" if address else "local Ray"
-            raise StudyError(f"{place}: must start and answer, but {str(error).splitlines()[0]}") from error
+            raise StudyError(f"{place}: must start and answer, but {first_line(error)}") from error
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would abort without a word to the record
         yield scratch
     finally:
@@ -104,10 +105,13 @@ def share_resources(cpus: float | None, gpus: float | None, concurrent: int | No
 
     Raises:
         ConfigError: no node has what a trial is to get.
+        StudyError: no node has anything to give.
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not nodes:
+        raise StudyError("--ray-address: a node must have CPU cores for trials, but none has.")
     most_gpus = max(node.get("GPU", 0.0) for node in nodes)
     if gpus is None:
         gpus = 1.0 if most_gpus >= 1 else 0.0

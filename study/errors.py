@@ -44,6 +44,11 @@ class TrialError(StudyError):
     """A trial cannot go on; the message is the reason that the record keeps."""
 
 
+def first_line(error: Exception) -> str:
+    """Return what another library's error says, in a line; its name where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no `kind`, with the nearest known name as a suggestion."""
     known = sorted(known)

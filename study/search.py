@@ -4,6 +4,7 @@ The record decides what is run next and when a trial ends; Ray Tune only places,
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -63,6 +64,8 @@ class RecordSearcher(Searcher):
         self._record = record
         self._listeners = listeners
         self._running: dict[str, Plan] = {}
+        self._deaths: Counter[str] = Counter()
+        self._to_restart: list[Plan] = []
         self._to_repeat: list[Plan] = []
         self._repeated: set[str] = set()
 
@@ -80,10 +83,12 @@ class RecordSearcher(Searcher):
 
     def _next(self) -> Plan | None:
         """Return what is to be run now: a repeated trial only when no other runs, and no other beside it."""
-        if self._to_repeat:
-            return None if self._running else self._to_repeat.pop()
         if any(plan.key in self._repeated for plan in self._running.values()):
             return None
+        if self._to_restart:
+            return self._to_restart.pop(0)
+        if self._to_repeat:
+            return None if self._running else self._to_repeat.pop()
         return self._record.next_trial()
 
     def repeat_alone(self, plan: Plan) -> bool:
@@ -96,15 +101,28 @@ class RecordSearcher(Searcher):
 
     @_past_tune()
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """End the trial in the record, unless it has ended there already or is to be repeated."""
+        """End the trial in the record, unless it has ended there already or is to be run once more."""
         plan = self._running.pop(trial_id)
         if not self._record.trial(plan).finished and plan not in self._to_repeat:
             if error:
-                self._record.fail(plan, f"its process died {RETRIES + 1} times.")
+                self._bury(plan)
             else:
                 self._record.complete(plan)
         for listener in self._listeners:
             listener.on_change(plan)
+
+    def _bury(self, plan: Plan) -> None:
+        """Let a trial whose process has died start again, or fail if that did not help.
+
+        Ray Tune's own retries count a process that dies between two trials as the death of a retry.
+        """
+        self._deaths[plan.key] += 1
+        if self._deaths[plan.key] > RETRIES:
+            self._record.fail(plan, f"its process died {RETRIES + 1} times, for lack of memory perhaps.")
+        elif plan.key in self._repeated:
+            self._to_repeat.append(plan)
+        else:
+            self._to_restart.append(plan)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the only state."""
@@ -133,8 +151,11 @@ class RecordScheduler(FIFOScheduler):
         plan = trial.config["plan"]
         report = result["report"]
         decision = TrialScheduler.CONTINUE
+        if self._record.trial(plan).finished:  # its process died before Ray Tune heard that it had ended
+            return TrialScheduler.STOP
         match report:
             case Progress():
+                self._record.beat()
                 for listener in self._listeners:
                     listener.on_progress(plan, report)
                 return decision
@@ -155,20 +176,6 @@ class RecordScheduler(FIFOScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing in the pickles that Ray Tune writes, and that nobody reads."""
         return {}
-
-
-class _Restarts(tune.Callback):
-    """Tells the listeners of trials that Ray Tune starts again."""
-
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = listeners
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        for listener in self._listeners:
-            listener.on_start(trial.config["plan"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the searcher's and the scheduler's
 
 
 def run_trials(
@@ -209,8 +216,6 @@ def run_trials(
         run_config=tune.RunConfig(
             name=record.name,
             storage_path=tempfile.mkdtemp(dir=scratch),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[_Restarts(listeners)],
             verbose=0,
         ),
     )

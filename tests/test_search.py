@@ -62,15 +62,44 @@ def test_searcher_waits_for_running_trials_before_it_is_finished(tune):
         tune.searcher.suggest(name)
     assert tune.searcher.suggest("d") is None
     for name in "abc":
-        tune.searcher.on_trial_complete(name, {}, error=True)
+        tune.searcher.on_trial_complete(name, {})
     assert tune.searcher.suggest("d") == "FINISHED"
+
+
+def test_a_trial_whose_process_died_starts_again_before_any_other(tune):
+    first, _ = tune.searcher.suggest("a"), tune.searcher.suggest("b")
+    tune.searcher.on_trial_complete("a", None, error=True)
+    assert tune.record.trial(first["plan"]).state == "running"
+    assert tune.searcher.suggest("c") == first
+    assert tune.searcher.suggest("d")["plan"].number == 2
 
 
 def test_a_process_that_dies_again_and_again_fails_its_trial(tune):
     config = tune.searcher.suggest("a")
-    tune.searcher.on_trial_complete("a", None, error=True)
+    for name, next_name in ("ab", "bc", "cd"):
+        assert tune.record.trial(config["plan"]).state == "running"
+        tune.searcher.on_trial_complete(name, None, error=True)
+        following = tune.searcher.suggest(next_name)
     trial = tune.record.trial(config["plan"])
-    assert (trial.state, trial.reason) == ("failed", "its process died 3 times.")
+    assert (trial.state, trial.reason) == ("failed", "its process died 3 times, for lack of memory perhaps.")
+    assert following["plan"].number == 1
+
+
+def test_a_trial_that_is_repeated_alone_stays_alone_when_its_process_dies(tune):
+    first = tune.searcher.suggest("a")
+    tune.report(first, OUT_OF_MEMORY)
+    tune.searcher.on_trial_complete("a", {})
+    assert tune.searcher.suggest("b") == first
+    tune.searcher.on_trial_complete("b", None, error=True)
+    assert tune.searcher.suggest("c") == first
+    assert tune.searcher.suggest("d") is None
+
+
+def test_a_report_of_a_trial_that_has_ended_stops_it(tune):
+    config = tune.searcher.suggest("a")
+    tune.report(config, Failure("train_loss: must stay finite"))
+    assert tune.report(config, Facts("CPU", "fp32", 5, 5, 2, "AVX2")) == "STOP"
+    assert tune.record.trial(config["plan"]).facts == {}
 
 
 def test_a_failure_fails_its_trial_at_once(tune):

@@ -181,5 +181,5 @@ def test_a_trial_that_kills_its_process_each_time_fails_after_two_retries_and_th
         run_trials(record, inputs, [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
     record.close()
     assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
-    assert record.trials()[1].reason == "its process died 3 times."
+    assert record.trials()[1].reason == "its process died 3 times, for lack of memory perhaps."
     assert tries.read_text() == "xxx"
