@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from study.errors import ConfigError, TrackingError, unknown_name
+from study.errors import ConfigError, TrackingError, first_line, unknown_name
 from study.saved import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
 from study.tracking import connect
 
@@ -91,8 +91,7 @@ def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: N
         if wins:
             client.set_registered_model_alias(name, CHAMPION, str(mine.version))
     except Exception as error:  # of requests, SQLAlchemy, torch.export and MLflow: no common base
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise TrackingError(f"{name}: must be registered with MLflow, but got: {reason}") from error
+        raise TrackingError(f"{name}: must be registered with MLflow, but got: {first_line(error)}") from error
     return Registration(name, str(mine.version), wins, note)
 
 
@@ -122,9 +121,9 @@ def download_model(reference: str, uri: str, directory: Path) -> None:
     except ConfigError:
         raise
     except Exception as error:  # as above
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        files = f"{WEIGHTS_FILE} and {CARD_FILE}"
         raise TrackingError(
-            f"{reference}: must hold {WEIGHTS_FILE} and {CARD_FILE}, as a study's models do, but got: {reason}"
+            f"{reference}: must hold {files}, as a study's models do, but got: {first_line(error)}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""MLflow as a window on the record, and the only importer of mlflow.
+"""MLflow as a window on the record: experiments and runs. Models are `registry.py`'s.
 
 A Tracker projects trials from the record into runs: it derives what is missing and sends that, so that sending again
 does no harm and a run exists once a trial. It works in a thread of its own: a slow or absent server never delays a
@@ -13,14 +13,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
 from study import figures
 from study.config import Plan
-from study.errors import TrackingError
+from study.errors import TrackingError, first_line
 from study.record import Record
 from study.training import EpochResult, Progress
 from study.trials import TrialRecord
@@ -33,7 +35,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself tries again, without holding anything up
+    # The tracker itself tries again, without holding anything up, and looks first for what has arrived all the same.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 RETRY_S = 5.0
@@ -45,7 +48,8 @@ EXPERIMENT_TAGS = {
     "Under Models, the alias champion of <data>-<model> is the best so far.",
 }
 PARENT_NOTE = (
-    "The study as a whole: its comparison table and plot are among the artifacts, its trials are its children."
+    "Open report.html among the artifacts first: it says what was found, and shows every trial. The trials are this "
+    "run's children."
 )
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +61,13 @@ def ui_command(uri: str) -> str:
         return f"open {uri}"
     options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
     return shlex.join([sys.executable, "-m", "mlflow", "ui", *options])
+
+
+def without_credentials(uri: str) -> str:
+    """Return the address of a store without a user's name and password, for files and screens."""
+    parts = urlsplit(uri)
+    _, found, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host)) if found else uri
 
 
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":
@@ -77,7 +88,7 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
         client.search_experiments(max_results=1)
     except Exception as error:  # of requests, SQLAlchemy, sqlite3 and MLflow: no common base
         raise TrackingError(
-            f"--tracking-uri {uri}: must be a store that answers, but {str(error).splitlines()[0]} "
+            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but {first_line(error)} "
             "Start the server, or leave the flag out for a local file."
         ) from error
     return client
@@ -125,7 +136,14 @@ class Tracker:
             self._changed[plan.key] = plan
             self._wake.notify()
 
-    def finish(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float], found: str = "") -> int:
+    def finish(
+        self,
+        status: str,
+        files: Mapping[str, bytes],
+        metrics: Mapping[str, float],
+        found: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
         """Send what is left and end all runs; return how many runs could not be sent.
 
         Args:
@@ -133,6 +151,7 @@ class Tracker:
             files: artifacts of the parent run by name.
             metrics: of the parent run by name.
             found: what the study has found, in a sentence, for the parent's description.
+            tags: of the parent run.
         """
         with self._wake:
             self._closing = True
@@ -148,7 +167,8 @@ class Tracker:
             ended_ms = max((trial.ended_ms or 0 for trial in trials), default=0)
             for name, value in metrics.items():
                 self.client.log_metric(parent, name, value, timestamp=ended_ms, step=0)
-            self.client.set_tag(parent, "mlflow.note.content", f"{found} {PARENT_NOTE}".strip())
+            for key, text in {**(tags or {}), "mlflow.note.content": f"{found} {PARENT_NOTE}".strip()}.items():
+                self.client.set_tag(parent, key, text)
             self._send_files(parent, files)
             self.client.set_terminated(parent, status)
         except Exception:  # as in `connect`; the record has it all, so nothing is lost
@@ -169,11 +189,33 @@ class Tracker:
                 self._wake.wait_for(lambda: self._changed or self._closing)
                 last = self._closing  # nothing changes any more: what cannot be sent now stays unsent
                 changed, self._changed = self._changed, {}
-            unsent = {key: plan for key, plan in changed.items() if not self._try_to_send(plan)}
+            unsent = self._send_all(changed)
+            if unsent and last:  # of a server that has just come back, or of a slip
+                unsent = self._send_all(unsent)
             with self._wake:
                 self._changed = unsent | self._changed
                 if unsent and not last:
                     self._wake.wait_for(lambda: self._closing, timeout=RETRY_S)
+
+    def _send_all(self, changed: Mapping[str, Plan]) -> dict[str, Plan]:
+        """Send what is new of these trials and return those that could not be sent.
+
+        A store that does not answer is asked once, not once a trial: each question may take its whole timeout.
+        """
+        unsent: dict[str, Plan] = {}
+        for number, (key, plan) in enumerate(changed.items(), start=1):
+            if not self._try_to_send(plan):
+                unsent[key] = plan
+                if not self._answers():
+                    return unsent | dict(list(changed.items())[number:])
+        return unsent
+
+    def _answers(self) -> bool:
+        try:
+            self.client.search_experiments(max_results=1)
+        except Exception:  # as in `connect`
+            return False
+        return True
 
     def _try_to_send(self, plan: Plan) -> bool:
         try:
@@ -254,6 +296,8 @@ class Tracker:
                 key: value if isinstance(value, str) else json.dumps(value) for key, value in self._manifest.items()
             }
             self._log_params(self._runs["parent"], facts)
+            if self._record.space:  # what holds now: a parameter could not change
+                self.client.set_tag(self._runs["parent"], "study.budget", json.dumps(asdict(self._record.space.budget)))
         return self._runs["parent"]
 
     def _run_of(self, trial: TrialRecord) -> str:
@@ -278,6 +322,8 @@ class Tracker:
         """Return the id of the data set's experiment, creating it where there is none."""
         name = self._manifest["data"]
         if found := self.client.get_experiment_by_name(name):
+            if found.lifecycle_stage == "deleted":  # its name stays taken until it is purged
+                self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
         return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +26,10 @@ from study.samples import draw_batch
 from study.saved import load_model
 from study.search import Listener, run_trials
 from study.search_space import SearchSpace
-from study.tracking import Tracker, connect
+from study.tracking import Tracker, connect, without_credentials
 from study.trainable import Inputs
 from study.trials import TrialRecord
-from study.verdict import Verdict, choose, judge, plan_finals, sentence
+from study.verdict import Verdict, choose, judge, plan_finals, sentence, verdict_metrics
 from study.winner import keep_winner
 
 VALIDATION_FRACTION = 0.1
@@ -126,11 +126,18 @@ class _Desk:
             scratch=self.scratch,
         )
 
-    def end(self, status: str, files: Mapping[str, bytes], metrics: Mapping[str, float], found: str) -> int:
+    def end(
+        self,
+        status: str,
+        files: Mapping[str, bytes],
+        metrics: Mapping[str, float],
+        found: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
         """Clear up what only running trials need, send the study's own results, and return what could not be sent."""
         shutil.rmtree(self.record.checkpoints, ignore_errors=True)
         page = write_report(self.record, self.dataset)
-        return self.tracker.finish(status, {**files, page.name: page.read_bytes()}, metrics, found)
+        return self.tracker.finish(status, {**files, page.name: page.read_bytes()}, metrics, found, tags)
 
     def register(self, model: Path) -> Registration | None:
         """Offer a kept classifier to MLflow's registry; None where that cannot be had, which --resume makes up for."""
@@ -167,7 +174,7 @@ def _run_fixed(desk: _Desk) -> StudyResult:
     desk.run(train=desk.dataset.train, test=desk.dataset.test)
     rows = compare(record.trials(), desk.dataset.classes)
     unsent = desk.end("FINISHED" if rows else "FAILED", comparison_files(rows), {}, faster(rows) or "")
-    return StudyResult(record.directory, desk.uri, record.trials(), [], rows, {}, None, unsent)
+    return StudyResult(record.directory, without_credentials(desk.uri), record.trials(), [], rows, {}, None, unsent)
 
 
 def _search(desk: _Desk) -> StudyResult:
@@ -196,12 +203,22 @@ def _search(desk: _Desk) -> StudyResult:
     files = search_files(trials, importances, verdict, dataset.classes)
     complete = [trial.value for trial in trials if trial.value is not None]
     metrics = {"best_val_accuracy": max(complete)} if complete else {}
-    if verdict and verdict.comparison and verdict.baseline:
-        metrics |= {"test_accuracy": verdict.comparison.winner.mean, "baseline_test_accuracy": verdict.baseline.mean}
-    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics, sentence(verdict))
+    tags = {f"best.{field}": str(value) for field, value in winner.plan.recipe.to_dict().items()} if winner else {}
+    if verdict:
+        metrics |= verdict_metrics(verdict)
+    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics, sentence(verdict), tags)
     registration = desk.register(kept) if kept else None
     return StudyResult(
-        record.directory, desk.uri, trials, record.finals(), [], importances, verdict, unsent, kept, registration
+        directory=record.directory,
+        tracking_uri=without_credentials(desk.uri),
+        trials=trials,
+        finals=record.finals(),
+        rows=[],
+        importances=importances,
+        verdict=verdict,
+        unsent=unsent,
+        model=kept,
+        registration=registration,
     )
 
 
@@ -211,9 +228,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
     with ExitStack() as stack:
         if record:
             stack.callback(record.close)
-        uri = config.tracking_uri or local_uri(config.mlruns)
         _make_writable(config.mlruns)
-        client = connect(uri, verbose=config.verbose)
         dataset = load_dataset(
             config.data,
             fraction=config.fraction,
@@ -233,6 +248,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         facts["weights_digests"] = {model: found.digest for model, found in pretrained.items()}
         if record:
             _check_same(record, facts)
+        uri = config.tracking_uri or local_uri(config.mlruns)
+        client = connect(uri, verbose=config.verbose)  # makes a local database, hence after all that may be missing
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
         scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
@@ -244,11 +261,12 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             stack.callback(record.close)
         record.add((design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
+        searched = replace(dataset, train=parts[0])
         tracker = Tracker(
             client,
             record,
             artifacts=config.mlruns / "artifacts" if uri.startswith("sqlite:") else None,
-            samples=lambda plan: figures.png(draw_batch(plan, dataset)),
+            samples=lambda plan: figures.png(draw_batch(plan, searched if plan.stage == "search" else dataset)),
         )
         for trial in [*record.trials(), *record.finals()]:
             if trial.state != "waiting":
@@ -307,7 +325,7 @@ def _describe_study(config: StudyConfig, design: Design) -> dict[str, Any]:
         "weights": config.weights,
         "precision": config.precision,
         "data_dir": str(config.data_dir),
-        "tracking_uri": config.tracking_uri,
+        "tracking_uri": config.tracking_uri and without_credentials(config.tracking_uri),
         "versions": {package: version(package) for package in PACKAGES},
         "git_commit": _git_commit(),
     }

@@ -4,7 +4,7 @@ Reads records and plans trials. Runs nothing, opens no test set, and leaves the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -227,6 +227,18 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             mistakes = f"mistaken {pair.baseline} times by the baseline, {pair.winner} by the winner"
             lines.append((f"hardest {name}", f"{' and '.join(pair.classes)}: {mistakes}"))
     return lines + [("missing", refit) for refit in verdict.missing]
+
+
+def verdict_metrics(verdict: Verdict) -> dict[str, float]:
+    """Return a verdict's figures under the names that they have in MLflow, fractions all; none that it lacks."""
+    comparison = verdict.comparison
+    found: dict[str, float | None] = {"optimism": verdict.optimism}
+    if verdict.baseline:
+        found |= {"baseline_test_accuracy": verdict.baseline.mean, "baseline_test_accuracy_std": verdict.baseline.std}
+    if comparison:
+        found |= {"test_accuracy": comparison.winner.mean, "test_accuracy_std": comparison.winner.std}
+        found |= {f"difference_{name}": value for name, value in asdict(comparison.difference).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _tests(finals: Sequence[TrialRecord], recipe: Recipe) -> dict[int, Evaluation]:

@@ -4,16 +4,18 @@ import json
 import logging
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from typing import ClassVar
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 from sqlalchemy import text
 
 from study.config import local_uri
 from study.errors import TrackingError
 from study.record import Record
-from study.tracking import Tracker, connect, ui_command
+from study.tracking import Tracker, connect, ui_command, without_credentials
 from study.training import EpochResult, Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
@@ -252,10 +254,63 @@ def test_tracker_says_what_a_store_that_went_away_was_not_given(client, record, 
     assert record.trials()[0].state == "complete"
 
 
+def test_tracker_asks_a_store_that_is_silent_once_and_not_once_a_trial(record, make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    record.add(("baseline", make_recipe(lr=0.1 + number), 0) for number in range(40))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tracker = track(MlflowClient(f"http://127.0.0.1:{server.server_port}"), record, tmp_path)
+        asked_before = len(_Silent.asked)
+        while plan := record.next_trial():
+            record.fail(plan, "not the point here")
+            tracker.on_change(plan)
+        assert tracker.finish("FINISHED", {}, {}) == 43
+        assert len(_Silent.asked) - asked_before < 20
+        server.shutdown()
+
+
+def test_tracker_takes_up_an_experiment_that_was_deleted(client, record, tmp_path):
+    for trials in (1, 2):
+        tracker = track(client, record, tmp_path)
+        run_a_trial(record, tracker)
+        assert tracker.finish("FINISHED", {}, {}) == 0
+        parent, children = runs_of(client)
+        assert (parent.info.status, len(children)) == ("FINISHED", trials)
+        client.delete_experiment(parent.info.experiment_id)
+
+
+def test_tracker_tags_the_parent_with_what_was_found(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {"difference_mean": 0.1}, "Found.", {"best.lr": "0.01"})
+    parent, _ = runs_of(client)
+    assert parent.data.tags["best.lr"] == "0.01"
+    assert parent.data.metrics["difference_mean"] == 0.1
+    assert parent.data.tags["mlflow.note.content"].startswith("Found. Open report.html")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@host:5000/path", "http://host:5000/path"),
+        ("postgresql://me:secret@host/db", "postgresql://host/db"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////my@studies/mlflow.db", "sqlite:////my@studies/mlflow.db"),
+    ],
+)
+def test_without_credentials_leaves_all_else(uri, shown):
+    assert without_credentials(uri) == shown
+
+
 class _Silent(BaseHTTPRequestHandler):
     """A server that takes a request and never answers it."""
 
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self):
+        self.asked.append(self.path)
         time.sleep(3)
 
     do_POST = do_GET
