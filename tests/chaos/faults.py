@@ -14,7 +14,7 @@ from processes import Process, family, kill_all, trial_processes, wait_until_gon
 from room import NAME, Session, Size, begin, phase_of, record_of, wait_for_trial
 from services import free_port, node, server
 
-MOST_KILLS = 6
+MOST_KILLS = 10
 """Of one study's driver."""
 
 
@@ -96,15 +96,21 @@ def kill_tracking(room: Path, generator: random.Random, reference: Reference) ->
     with server(room, port) as uri:
         session = begin(room, reference.size, 2, "--tracking-uri", uri)
         run_past_beginning(room, session, generator, reference)
-        strikes = [phase_of(room)]
-    if generator.random() < 0.5:
+        strikes = [phase_of(room)] if session.runs else []
+    stays_away = generator.random() < 0.5
+    if stays_away:
+        session.wait()
+    else:
         session.run_on(generator.uniform(1, 15))
-    elif session.wait() == 0 and "sends them once it answers" not in session.log.read_text():
-        return Outcome(strikes, ["console: nothing says that runs are unsent"])
     with server(room, port) as uri:
-        faults = [] if session.wait() == 0 else [f"session: {session.log.read_text()[-2000:]}"]
-        # What was missed while the server was away is sent at the latest by the next session.
-        return Outcome(strikes, faults + finish(room, begin(room, reference.size, 2), reference, uri=uri))
+        if session.wait():
+            return Outcome(strikes, [f"session: {session.log.read_text()[-2000:]}"])
+        is_unsent = "sends them once it answers" in session.log.read_text()
+        if stays_away and strikes and not is_unsent:
+            return Outcome(strikes, ["console: nothing says that runs are unsent"])
+        if is_unsent:
+            session = begin(room, reference.size, 2)
+        return Outcome(strikes, finish(room, session, reference, uri=uri))
 
 
 def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Outcome:
@@ -117,10 +123,14 @@ def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Out
         run_past_beginning(room, session, generator, reference)
         filler = mlruns / "filler"
         fill(filler)
-        strikes = [phase_of(room)]
-        session.wait()
+        strikes = [phase_of(room)] if session.runs else []
+        code = session.wait()
+        last = session.log.read_text().rstrip().rpartition("\n")[2]
         filler.unlink()
-        return Outcome(strikes, finish(room, begin(room, reference.size, 2), reference))
+        faults = finish(room, begin(room, reference.size, 2), reference)
+        if code and not (last.startswith("study: ") and str(mlruns) in last):
+            faults.append(f"console: must end with a line that names the file, but ends with {last!r}")
+        return Outcome(strikes, faults)
     finally:
         subprocess.run(["umount", "--lazy", str(mlruns)], check=True)
 

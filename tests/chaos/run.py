@@ -47,8 +47,8 @@ def strike(name: str, times: int, reference: Reference, seed: int) -> list[Outco
         started = time.monotonic()
         try:
             outcome = fault(room, random.Random(f"{seed} {name} {len(outcomes)}"), reference)
-        except AssertionError as error:  # a session or a service hangs
-            outcome = Outcome(["unknown"], [str(error)])
+        except Exception as error:  # a session or a service hangs, or what was to be read is not there
+            outcome = Outcome(["unknown"], [f"{type(error).__name__}: {error}"])
         said = "exact" if not outcome.faults else f"NOT EXACT, see {room}: {'; '.join(outcome.faults)}"
         moments = " · ".join(outcome.strikes) or "not struck"
         print(f"{name} {len(outcomes)}: {moments}: {said} ({time.monotonic() - started:.0f} s)", flush=True)

@@ -1,0 +1,102 @@
+"""What a trial gets of the machines that there are, and that nobody else gets anything of a local Ray."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from study.cluster import Allotment, share_resources
+from study.errors import ConfigError, StudyError
+
+LOCAL_RAY = """
+import json, os, subprocess, sys
+from pathlib import Path
+from study.cluster import ray_session
+
+ALONE = "--disable-frontend"  # Ray starts the dashboard's process in any case, then without anything that serves
+
+with ray_session(None, verbose=False):
+    import ray
+    stranger = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    code = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r}); print(ray.nodes())"
+    with_token = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100)
+    without = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100, env=stranger)
+    shown = ["ps", "--no-headers", "-ww", "-o", "args", "--ppid", str(os.getpid())]
+    children = subprocess.run(shown, capture_output=True)
+    processes = children.stdout.decode().splitlines()
+    assert any("gcs_server" in title for title in processes)
+    print(json.dumps({
+        "joins with the token": with_token.returncode,
+        "joins without": without.returncode,
+        "refusal": (without.stdout + without.stderr).decode(),
+        "dashboards": [title for title in processes if "dashboard/dashboard.py" in title and ALONE not in title],
+        "files": [str(path) for path in Path.home().rglob("*token*")],
+        "telemetry": os.environ["RAY_USAGE_STATS_ENABLED"],
+    }))
+"""
+
+
+def machines(monkeypatch, *nodes):
+    """Let Ray have these nodes: (CPU cores, GPUs) each; those without cores do not have the key, as in Ray."""
+    found = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes]
+    resources = [{key: value for key, value in node.items() if value} for node in found]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": each} for each in resources])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "given"),
+    [
+        ([(2, 0)], (None, None, None), Allotment(2, 0, 1)),  # all cores
+        ([(8, 0)], (None, None, 4), Allotment(2, 0, 4)),
+        ([(8, 0)], (2, None, None), Allotment(2, 0, 4)),
+        ([(16, 1)], (None, None, None), Allotment(16, 1, 1)),  # a whole GPU
+        ([(16, 1)], (None, 0.25, None), Allotment(4, 0.25, 4)),
+        ([(16, 1)], (None, 0.3, None), Allotment(5, 0.3, 3)),
+        ([(16, 4)], (None, None, None), Allotment(4, 1, 4)),
+        ([(16, 4), (4, 0)], (None, None, None), Allotment(4, 1, 4)),  # a node without a GPU hosts none
+        ([(2, 0), (2, 0)], (1, None, None), Allotment(1, 0, 4)),
+        ([(0, 0), (4, 0)], (None, None, None), Allotment(4, 0, 1)),  # a head that is for no trials
+    ],
+)
+def test_share_resources_divides_what_there_is(monkeypatch, nodes, asked, given):
+    machines(monkeypatch, *nodes)
+    assert share_resources(*asked, trials=100) == given
+
+
+def test_share_resources_runs_no_more_at_once_than_there_are_trials(monkeypatch):
+    machines(monkeypatch, (8, 0))
+    assert share_resources(1, None, None, trials=3).concurrent == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "message"),
+    [
+        ([(2, 0)], (None, 1, None), "--gpus-per-trial: no node has more than 0 GPU, but got 1."),
+        ([(2, 0)], (4, None, None), "--cpus-per-trial: no node has more than 2 CPU cores, but got 4."),
+    ],
+)
+def test_share_resources_names_what_no_node_has(monkeypatch, nodes, asked, message):
+    machines(monkeypatch, *nodes)
+    with pytest.raises(ConfigError, match=message):
+        share_resources(*asked, trials=1)
+
+
+def test_share_resources_needs_a_node_with_cores(monkeypatch):
+    machines(monkeypatch, (0, 0))
+    with pytest.raises(StudyError, match="--ray-address: a node must have CPU cores for trials, but none has"):
+        share_resources(None, None, None, trials=1)
+
+
+def test_a_local_ray_refuses_strangers_and_tells_nobody(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL_RAY], capture_output=True, text=True, env={**environment, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["joins with the token"] == 0
+    assert found["joins without"] != 0
+    assert "token" in found["refusal"].lower()
+    assert (found["dashboards"], found["files"], found["telemetry"]) == ([], [], "0")
