@@ -40,7 +40,7 @@ trials = {size.trials}
 name = "{size.pruner}"
 """
 STUDY = ["--data", "digits", "--fraction", "0.2", "--weights", "none", "--image-size", "32"]
-LIMIT_S = 300
+LIMIT_S = 900
 """No session of this study takes as long, unless it hangs."""
 
 
