@@ -11,6 +11,7 @@ from rich.table import Table
 
 from study.cluster import Allotment
 from study.comparison import Row, faster
+from study.conclusion import StudyResult
 from study.config import Plan
 from study.data import Dataset
 from study.models import Pretrained
@@ -19,7 +20,6 @@ from study.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.tracking import ui_command
 from study.training import Progress
 from study.trials import TrialRecord
-from study.tuner import StudyResult
 from study.verdict import details, sentence
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
@@ -63,7 +63,7 @@ class Console:
     def on_record(self, record: Record) -> None:
         """Say where the study is kept, and show its trials from now on."""
         self._out.print(f"study    {record.directory}\n")
-        self._record = record
+        self._record, self._space = record, record.space
         self._trials = {trial.plan.key: trial for trial in [*record.trials(), *record.finals()]}
         if self._out.is_terminal:
             self._live.start()

@@ -28,7 +28,7 @@ from study.training import EpochResult, Progress
 from study.trials import TrialRecord
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient  # for those who pass on what `connect` returns
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -98,7 +98,7 @@ class Tracker:
     """Keeps the runs of one study in step with its record."""
 
     def __init__(
-        self, client: "MlflowClient", record: Record, *, artifacts: Path | None, samples: Callable[[Plan], bytes]
+        self, client: "MlflowClient", record: Record, *, artifacts: Path | None, samples: Callable[[Plan], bytes | None]
     ) -> None:
         """Start the thread that sends.
 
@@ -106,7 +106,7 @@ class Tracker:
             client: from `connect`.
             record: of the study; its manifest names data, classes and split.
             artifacts: where a local store keeps them; None for a server, which knows better.
-            samples: draws the first training batch of a plan as the model sees it, as a PNG.
+            samples: draws the first training batch of a plan as the model sees it, as a PNG; None if it cannot.
         """
         self.client = client
         self._record = record
@@ -270,9 +270,10 @@ class Tracker:
             metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        self._send_files(
-            run, trial_files(trial, self._manifest["classes"]) | {"samples.png": self._samples(trial.plan)}
-        )
+        files = trial_files(trial, self._manifest["classes"])
+        if drawn := self._samples(trial.plan):
+            files["samples.png"] = drawn
+        self._send_files(run, files)
         self.client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last: then all is there
         self._ended[trial.plan.key] = trial.state
 

@@ -1,43 +1,38 @@
 """Run a study from its configuration to its result: data, weights, Ray, record, tracking, in one straight line."""
 
-import logging
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from study import figures
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.comparison import Row, compare, comparison_files, faster, search_files
-from study.config import StudyConfig, local_uri
+from study.conclusion import StudyResult, conclude, has_ended
+from study.config import SQLITE, Plan, StudyConfig, local_uri
 from study.data import Dataset, Images, fingerprint, load_dataset, split
 from study.design import Design
-from study.errors import RecordError, StudyError
+from study.errors import RecordError
 from study.models import Pretrained, load_pretrained
 from study.record import Record
-from study.registry import Registration, log_model
-from study.report import write_report
+from study.report import find_images
 from study.samples import draw_batch
-from study.saved import load_model
 from study.search import Listener, run_trials
 from study.search_space import SearchSpace
 from study.tracking import Tracker, connect, without_credentials
 from study.trainable import Inputs
-from study.trials import TrialRecord
-from study.verdict import Verdict, choose, judge, plan_finals, sentence, verdict_metrics
+from study.verdict import choose, plan_finals, recall_verdict
 from study.winner import keep_winner
+
+if TYPE_CHECKING:
+    from study.tracking import MlflowClient
 
 VALIDATION_FRACTION = 0.1
 """Of the training images, held out of a search's trials for its objective."""
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
-
-
-_logger = logging.getLogger(__name__)
 
 
 class Observer(Listener, Protocol):
@@ -57,36 +52,6 @@ class Observer(Listener, Protocol):
 
 
 @dataclass(frozen=True)
-class StudyResult:
-    """A study that has ended."""
-
-    directory: Path
-    tracking_uri: str
-    trials: Sequence[TrialRecord]
-    finals: Sequence[TrialRecord]
-    """The verdict's trials."""
-    rows: Sequence[Row]
-    """A baseline's tested trials side by side."""
-    importances: Mapping[str, float]
-    """Of the fields that a search varied."""
-    verdict: Verdict | None
-    """Of a search; None where it had nothing to choose from."""
-    unsent: int
-    """Runs that MLflow could not be given; the record has them."""
-    model: Path | None = None
-    """Where a search's best recipe, trained, is kept; None where nothing is."""
-    registration: Registration | None = None
-    """What became of it in MLflow's registry; None where that does not answer."""
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether it has what it was run for: each trial of a baseline, or a verdict, or at least its own best."""
-        if self.rows:
-            return all(trial.state == "complete" for trial in self.trials)
-        return any(trial.state == "complete" for trial in self.trials)
-
-
-@dataclass(frozen=True)
 class _Desk:
     """All that trials need, for the time of one study."""
 
@@ -101,7 +66,6 @@ class _Desk:
     observer: Observer
     resources: Allotment
     scratch: Path
-    uri: str
 
     def run(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
@@ -126,28 +90,6 @@ class _Desk:
             scratch=self.scratch,
         )
 
-    def end(
-        self,
-        status: str,
-        files: Mapping[str, bytes],
-        metrics: Mapping[str, float],
-        found: str,
-        tags: Mapping[str, str] | None = None,
-    ) -> int:
-        """Clear up what only running trials need, send the study's own results, and return what could not be sent."""
-        shutil.rmtree(self.record.checkpoints, ignore_errors=True)
-        page = write_report(self.record, self.dataset)
-        return self.tracker.finish(status, {**files, page.name: page.read_bytes()}, metrics, found, tags)
-
-    def register(self, model: Path) -> Registration | None:
-        """Offer a kept classifier to MLflow's registry; None where that cannot be had, which --resume makes up for."""
-        run = self.tracker.parent
-        try:
-            return log_model(self.tracker.client, run, load_model(model), self.dataset.test.pixels[:2]) if run else None
-        except StudyError as error:
-            _logger.warning(str(error))
-            return None
-
 
 def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:
     """Run what a study is designed to be: fixed trials, or a search that ends in a verdict.
@@ -164,20 +106,27 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
         StudyError: the study cannot begin, or not go on as it began.
         KeyboardInterrupt: the user stopped it; its runs end as KILLED.
     """
+    if record and has_ended(record):
+        return _rebuild(config, observer, record)
     with _begin(config, design, observer, record) as desk:
-        return _search(desk) if design.space else _run_fixed(desk)
+        if design.space:
+            _search(desk, design.space)
+        else:
+            desk.run(train=desk.dataset.train, test=desk.dataset.test)
+        return conclude(desk.record, desk.tracker, desk.dataset)
 
 
-def _run_fixed(desk: _Desk) -> StudyResult:
-    """Train each recipe on all training images and test it once."""
-    record = desk.record
-    desk.run(train=desk.dataset.train, test=desk.dataset.test)
-    rows = compare(record.trials(), desk.dataset.classes)
-    unsent = desk.end("FINISHED" if rows else "FAILED", comparison_files(rows), {}, faster(rows) or "")
-    return StudyResult(record.directory, without_credentials(desk.uri), record.trials(), [], rows, {}, None, unsent)
+def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
+    """Send a study that has ended to MLflow, from its record alone: its images, if they are there, illustrate."""
+    with closing(record):
+        client = connect(_store(config), verbose=config.verbose)
+        observer.on_record(record)
+        dataset = find_images(record)
+        with _tracking(config, record, dataset, client) as tracker:
+            return conclude(record, tracker, dataset)
 
 
-def _search(desk: _Desk) -> StudyResult:
+def _search(desk: _Desk, space: SearchSpace) -> None:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
     No trial of the search is given the test images; the verdict's are, once each.
@@ -187,39 +136,16 @@ def _search(desk: _Desk) -> StudyResult:
     rest, held_out = desk.parts
     if not record.judging:  # else the record has the verdict's trials to run, which need other images
         desk.run(train=rest, validation=held_out, share=True)
-    importances = record.importances()
-    record.note("importances", importances)
+    record.note("importances", record.importances())
     winner = choose(record.trials())
-    verdict = kept = None
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
         desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        labels = dataset.test.labels.tolist()
-        verdict = judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=dataset.classes)
-        record.note("test_labels", labels)
+        record.note("test_labels", dataset.test.labels.tolist())
+        verdict = recall_verdict(record)
+        assert verdict
         record.note("verdict", asdict(verdict))
-        kept = keep_winner(record, winner.plan.recipe, dataset, desk.pretrained[winner.plan.recipe.model])
-    trials = record.trials()
-    files = search_files(trials, importances, verdict, dataset.classes)
-    complete = [trial.value for trial in trials if trial.value is not None]
-    metrics = {"best_val_accuracy": max(complete)} if complete else {}
-    tags = {f"best.{field}": str(value) for field, value in winner.plan.recipe.to_dict().items()} if winner else {}
-    if verdict:
-        metrics |= verdict_metrics(verdict)
-    unsent = desk.end("FINISHED" if complete else "FAILED", files, metrics, sentence(verdict), tags)
-    registration = desk.register(kept) if kept else None
-    return StudyResult(
-        directory=record.directory,
-        tracking_uri=without_credentials(desk.uri),
-        trials=trials,
-        finals=record.finals(),
-        rows=[],
-        importances=importances,
-        verdict=verdict,
-        unsent=unsent,
-        model=kept,
-        registration=registration,
-    )
+        keep_winner(record, winner.plan.recipe, dataset, desk.pretrained[winner.plan.recipe.model])
 
 
 @contextmanager
@@ -236,9 +162,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             image_size=design.image_size,
             data_dir=config.data_dir,
         )
-        parts: Sequence[Images] = [dataset.train]
-        if design.space:
-            parts = split(dataset.train, fraction=VALIDATION_FRACTION, seed=config.seed)
+        parts = _parts(dataset, config.seed) if design.space else [dataset.train]
         facts = _describe_data(config, dataset, parts)
         observer.on_data(dataset, facts)
         pretrained: dict[str, Pretrained] = {}
@@ -248,8 +172,9 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         facts["weights_digests"] = {model: found.digest for model, found in pretrained.items()}
         if record:
             _check_same(record, facts)
-        uri = config.tracking_uri or local_uri(config.mlruns)
-        client = connect(uri, verbose=config.verbose)  # makes a local database, hence after all that may be missing
+        client = connect(
+            _store(config), verbose=config.verbose
+        )  # makes a local database, hence after all that may be missing
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
         scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
@@ -261,21 +186,41 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             stack.callback(record.close)
         record.add((design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
-        searched = replace(dataset, train=parts[0])
-        tracker = Tracker(
-            client,
-            record,
-            artifacts=config.mlruns / "artifacts" if uri.startswith("sqlite:") else None,
-            samples=lambda plan: figures.png(draw_batch(plan, searched if plan.stage == "search" else dataset)),
-        )
-        for trial in [*record.trials(), *record.finals()]:
-            if trial.state != "waiting":
-                tracker.on_change(trial.plan)
-        try:
-            yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch, uri)
-        except BaseException as error:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
-            raise
+        tracker = stack.enter_context(_tracking(config, record, dataset, client))
+        yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch)
+
+
+@contextmanager
+def _tracking(
+    config: StudyConfig, record: Record, dataset: Dataset | None, client: "MlflowClient"
+) -> Iterator[Tracker]:
+    """Keep MLflow in step with the record, from what the record has already; end the runs of what breaks off."""
+    images = {"search": _parts(dataset, record.manifest["seed"])[0]} if dataset and record.space else {}
+
+    def draw(plan: Plan) -> bytes | None:
+        if dataset is None:
+            return None
+        return figures.png(draw_batch(plan, replace(dataset, train=images.get(plan.stage, dataset.train))))
+
+    artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
+    tracker = Tracker(client, record, artifacts=artifacts, samples=draw)
+    for trial in [*record.trials(), *record.finals()]:
+        if trial.state != "waiting":
+            tracker.on_change(trial.plan)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
+        raise
+
+
+def _store(config: StudyConfig) -> str:
+    return config.tracking_uri or local_uri(config.mlruns)
+
+
+def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
+    """Return what a search's trials train on, and what is held out for validation."""
+    return split(dataset.train, fraction=VALIDATION_FRACTION, seed=seed)
 
 
 def _check_same(record: Record, facts: Mapping[str, Any]) -> None:

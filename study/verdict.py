@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from study.config import Recipe
+from study.record import Record
 from study.seeding import derive_seed
 from study.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
 from study.training import Evaluation
@@ -180,6 +181,20 @@ def judge(
         ],
         baseline=sides[0] if sides else None,
         comparison=comparison,
+    )
+
+
+def recall_verdict(record: Record) -> Verdict | None:
+    """Return the verdict of a search whose refits have ended, from its record; None where it has none yet."""
+    winner, labels = choose(record.trials()), record.noted("test_labels")
+    if winner is None or labels is None:
+        return None
+    return judge(
+        record.finals(),
+        labels=labels,
+        baseline=record.trials()[0].plan.recipe,
+        winner=winner,
+        classes=record.manifest["classes"],
     )
 
 

@@ -25,6 +25,7 @@ LAYERS = [
     ["saved", "cluster", "comparison", "samples", "tracking", "trainable"],
     ["search", "winner", "registry", "reproduce", "bench_training", "report_sections"],
     ["report"],
+    ["conclusion"],
     ["tuner", "bench_search"],
     ["console"],
     ["run", "predict", "ui", "bench"],

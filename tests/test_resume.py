@@ -139,7 +139,8 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == before
 
-    # All that MLflow had is gone, and in each file of ours that may be read again lies a pickle with code in it.
+    # All that MLflow had is gone, the images too, and in each file that may be read lies a pickle with code in it.
+    image_folder.rename(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     (tmp_path / "mlruns" / "mlflow.db").unlink()
     study = tmp_path / "mlruns" / "studies" / "one"
