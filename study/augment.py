@@ -18,15 +18,16 @@ from study.seeding import derive_seed
 _AUTO_AUGMENT = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)  # Cubuk et al., arXiv:1805.09501
 _MAGNITUDE_BINS = 10  # as AutoAugment.forward has it
 _CHUNK_VALUES = 3 * 256 * 256
-"""What a kernel is given at once: it stays in a core's cache, float copies included, and is one image where that has so
-many pixels (more than 256 by 256) that a float32 sum over them is no longer exact and may depend on the batch."""
+"""What a kernel is given at once on a CPU: it stays in a core's cache, float copies included. A GPU is given a whole
+group. On either it is one image where that has so many pixels (more than 256 by 256) that a float32 sum over them is no
+longer exact and may depend on the batch."""
 
 _Kernel = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What the augmentation of one epoch drew for n images; row i belongs to image i alone."""
+    """What the augmentation of one epoch drew for n images, in host memory; row i belongs to image i alone."""
 
     policy: Tensor
     """(n,) int64: the sub-policy, 0 to 24."""
@@ -43,12 +44,8 @@ class Draws:
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Draws":
         """Return the draws of the images at `indices`, in their order."""
-        rows = torch.as_tensor(indices, dtype=torch.long, device=self.policy.device)
+        rows = torch.as_tensor(indices, dtype=torch.long)
         return Draws(self.policy[rows], self.probability[rows], self.sign[rows], self.flip[rows])
-
-    def to(self, device: torch.device | str) -> "Draws":
-        """Return the draws on `device`."""
-        return Draws(self.policy.to(device), self.probability.to(device), self.sign.to(device), self.flip.to(device))
 
 
 def draw(n: int, *, seed: int, epoch: int) -> Draws:
@@ -73,19 +70,16 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         A new tensor of the same shape, type and device, in which image i depends on image i and its draws alone.
     """
-    draws = draws.to(images.device)
     kernels, codes, probabilities = _policy_table(*images.shape[-2:])
-    codes, probabilities = codes.to(images.device), probabilities.to(images.device)
-    slots = torch.arange(2, device=images.device)
     applies = draws.probability <= probabilities[draws.policy]
-    first, second = (codes[draws.policy[:, None], slots, draws.sign.long()] * applies).unbind(1)
+    first, second = (codes[draws.policy[:, None], torch.arange(2), draws.sign.long()] * applies).unbind(1)
     flips: list[_Kernel] = [_identity, v2.functional.horizontal_flip]
-    rows = torch.arange(len(images), device=images.device)
+    rows = torch.arange(len(images))
     target, spare = torch.empty_like(images), torch.empty_like(images)  # reused: fresh memory costs more than the copy
     for step_kernels, code in ((kernels, first), (kernels, second), (flips, draws.flip.long())):
         rows = _apply_in_groups(images, rows, code, step_kernels, out=target)
         images, target, spare = target, spare, target
-    return torch.index_select(images, 0, rows, out=target)
+    return torch.index_select(images, 0, rows.to(images.device, non_blocking=True), out=target)
 
 
 def _policy_table(height: int, width: int) -> tuple[list[_Kernel], Tensor, Tensor]:
@@ -127,14 +121,17 @@ def _apply_in_groups(images: Tensor, rows: Tensor, code: Tensor, kernels: Sequen
     """Apply `kernels[code[i]]` to image i, which is `images[rows[i]]`, calling each kernel for many images at once.
 
     Images move by `index_select` alone, ten times as fast on bytes as indexing, and are left in the order of groups.
+    Rows and codes stay in host memory: how large the groups are must not be waited for.
 
     Returns:
         The row of each image in `out`.
     """
     order = code.argsort()
     counts = code.bincount(minlength=len(kernels)).tolist()
-    chunk = max(1, _CHUNK_VALUES // images.shape[1:].numel())
-    groups = zip(kernels, torch.split(rows[order], counts), torch.split(out, counts), strict=True)
+    values = images.shape[1:].numel()
+    chunk = len(images) if images.is_cuda and values <= _CHUNK_VALUES else max(1, _CHUNK_VALUES // values)
+    sources_by_group = rows[order].to(images.device, non_blocking=True).split(counts)
+    groups = zip(kernels, sources_by_group, torch.split(out, counts), strict=True)
     for kernel, sources, targets in groups:
         if len(sources):
             for source, target in zip(torch.split(sources, chunk), torch.split(targets, chunk), strict=True):

@@ -24,7 +24,7 @@ from study.search import Listener, run_trials
 from study.search_space import baseline_recipe
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
-from study.training import EpochResult, Progress, choose_hardware
+from study.training import EpochResult, Progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,12 +234,12 @@ def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotm
 def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
     """Run the assignment's loop with a recipe, as a user of Ray Tune would write it."""
     recipe = Recipe.from_dict(config["recipe"])
-    device = choose_hardware("fp32").device
+    device = notebook.choose_device()
     network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network
-    for _, loss in notebook.train(network, recipe, train, seed=0, device=device):
+    for epoch in notebook.train(network, recipe, train, seed=0, device=device):
         scores = notebook.evaluate(network, recipe, validation, seed=0, device=device)
         right = scores.argmax(1).cpu().numpy() == validation.labels
-        tune.report({"train_loss": loss, "val_accuracy": float(right.mean())})
+        tune.report({"train_loss": epoch.loss, "val_accuracy": float(right.mean())})
 
 
 def _report_nothing(config: dict[str, Any]) -> None:

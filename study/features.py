@@ -87,9 +87,9 @@ def epoch_outputs(
         precision=precision,
         machine=describe_arithmetic(device),
     )
-    if chunks := memory.get(key):
+    if kept := memory.get(key):
         store.tally["read"] += len(order)
-        return iter(chunks)
+        return iter(kept)
 
     def compute(rest: Tensor) -> Iterator[Tensor]:
         """Yield the outputs for the last images of `order`."""
@@ -101,7 +101,8 @@ def epoch_outputs(
                 return run_blocks(classifier.prefix[len(shorter) :], held, device=device, precision=precision)
         return from_images(classifier.prefix, order=rest)
 
-    return memory.watch(key, (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute)))
+    chunks = (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute))
+    return memory.watch(key, chunks, rows=len(order))
 
 
 def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Tensor:
@@ -152,7 +153,7 @@ def prefix_outputs(
         for window in order.split(WINDOW):
             selected = images[window.to(images.device)].to(device, non_blocking=True)
             if draws is not None:
-                selected = augment(selected, draws.take(window).to(device))
+                selected = augment(selected, draws.take(window))
             for chunk in selected.split(CHUNK):
                 # Channels last before the resize: there it is 3 × 32 × 32 bytes, after it 3 × 224 × 224 floats.
                 yield preprocess(chunk.contiguous(memory_format=torch.channels_last))
@@ -192,3 +193,4 @@ def rebatch(chunks: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
         kept = len(last) - surplus
         yield torch.cat([*held, last[:kept]])
         held, count = [last[kept:]], surplus
+    next(stream, None)  # whoever watches the stream keeps only what was taken to its end

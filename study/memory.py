@@ -3,6 +3,7 @@
 Knows keys and tensors, nothing of what they mean. On a CPU it keeps nothing: there the store's mapped files do that.
 """
 
+import gc
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cache
@@ -10,8 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-SHARE = 0.5
-"""Of the memory that is free when a process first asks; the rest is for weights, activations and other processes."""
+SHARE = 0.25
+"""Of the memory that is free when a process first asks; the rest is for weights, activations and other processes. A
+quarter, since trials that share a GPU may all ask while it is empty, and none knows how many they are."""
 
 
 class DeviceMemory:
@@ -43,29 +45,42 @@ class DeviceMemory:
         if size > self.limit_bytes:
             return
         self._kept.pop(key, None)
-        while self.used_bytes + size > self.limit_bytes:
-            self._kept.popitem(last=False)
+        self._make_room(size)
         self._kept[key] = tensors
 
-    def watch(self, key: Hashable, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield `tensors`, and keep them if they were taken to the last one; no more than fits is held meanwhile."""
-        held: list[Tensor] | None = []
-        size = 0
+    def watch(self, key: Hashable, tensors: Iterable[Tensor], *, rows: int) -> Iterator[Tensor]:
+        """Yield `tensors`, and keep them if they were taken to their end; what is held meanwhile counts as kept.
+
+        Args:
+            key: to keep them under.
+            tensors: whose rows are all of one size.
+            rows: of all tensors together, so that nothing has to go for what will not fit.
+        """
+        held: list[Tensor] = []
         for tensor in tensors:
-            size += _size([tensor])
-            if held is not None and size <= self.limit_bytes:
+            if _size([tensor]) * rows <= self.limit_bytes * len(tensor):
                 held.append(tensor)
-            else:
-                held = None
+                self._make_room(_size(held))
             yield tensor
         if held:
             self.keep(key, held)
+
+    def _make_room(self, size: int) -> None:
+        while self._kept and self.used_bytes + size > self.limit_bytes:
+            self._kept.popitem(last=False)
 
 
 @cache
 def device_memory(device: torch.device) -> DeviceMemory:
     """Return the process's memory of that device."""
     return DeviceMemory(int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0)
+
+
+def release_memory() -> None:
+    """Let go what the process keeps on any device, and give the devices back what it has freed."""
+    gc.collect()
+    device_memory.cache_clear()
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -8,7 +8,7 @@ import re
 import socket
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +30,7 @@ StateDict = dict[str, Tensor]
 
 DOWNLOAD_TIMEOUT_S = 30.0
 """Of silence, after which a download is given up; torch.hub by itself would wait for ever."""
-SHOWN_MISMATCHES = 5
+SHOWN_MISMATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Pretrained:
     """Weights to start from, and what is to be said about them."""
 
     state: StateDict | None
-    """Contiguous float32 (and int64) tensors under torchvision's names; without the last layer where it is to be new.
+    """Contiguous float32 (and int64) tensors under torchvision's names; without the head's layers that are to be new.
     None where every layer is."""
     digest: str
     """Names `state` in caches and records: 16 hexadecimal digits, or 'none'."""
     note: str
-    """What becomes of the last layer, for people."""
+    """What becomes of the head, for people."""
 
     @property
     def arrays(self) -> dict[str, np.ndarray] | None:
@@ -90,8 +90,8 @@ class Classifier:
 def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
     """Build a classifier in evaluation mode whose last `unfreeze_depth` blocks and head are to be trained.
 
-    With `pretrained`, from `load_pretrained`, nothing but a missing last layer is initialised, by torch's defaults; the
-    frozen tensors are shared with `pretrained`, the others are copies, so its memory may be read-only. Without, the
+    With `pretrained`, from `load_pretrained`, only the layers that its head lacks are initialised, by torch's defaults;
+    the frozen tensors are shared with `pretrained`, the others are copies, so its memory may be read-only. Without, the
     whole network is initialised as torchvision does. Either depends on `seed` alone; global generators stay untouched.
     """
     if pretrained is None:
@@ -106,8 +106,10 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
         cut += 1  # pooling learns nothing, and what it leaves is smaller
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
     if pretrained is not None:
+        given = {name.rpartition(".")[0] for name in pretrained}
+        new = [layer for layer in _head_layers(model, network.state_dict()) if layer not in given]
         frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
-        state = {**_new_last_layer(model, network, seed), **pretrained}
+        state = {**_new_layers(network, new, seed), **pretrained}
         for name, tensor in network.state_dict(keep_vars=True).items():
             if id(tensor) not in frozen:
                 state[name] = state[name].clone()
@@ -156,7 +158,8 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     """Load what `build` starts from: 'imagenet' (torchvision's default weights), 'none', or the path of a file.
 
     A file is a state dict under torchvision's names, as `.safetensors` or by `torch.save`. ImageNet's last layer is
-    left out; a file's last layer stays if it has `classes` outputs, and is left out otherwise.
+    left out; a file's stays if it has `classes` outputs, and the other layers of its head if they have the network's
+    shapes. What a head lacks is left out.
 
     Raises:
         WeightsError: the weights cannot be had or read, would run code, or do not cover the model's backbone.
@@ -174,15 +177,22 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     if mismatches := _mismatches(model, found):
         raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
 
-    layer = FAMILIES[model].last_layer
-    last = _last_layer(model)
+    last = FAMILIES[model].last_layer
     expected = _on_meta(model, classes).state_dict()
-    if weights != "imagenet" and all(name in found and found[name].shape == expected[name].shape for name in last):
-        note = f"last layer {layer} is the file's own ({classes} outputs)"
+    new = [
+        layer
+        for layer, names in _head_layers(model, expected).items()
+        if (layer == last and weights == "imagenet")
+        or not all(name in found and found[name].shape == expected[name].shape for name in names)
+    ]
+    if last in new:
+        outputs = found[f"{last}.bias"].numel() if f"{last}.bias" in found else "none"
+        note = f"last layer {last} is new ({classes} outputs; the file has {outputs})"
     else:
-        outputs = found[last[1]].numel() if last[1] in found else "none"
-        note = f"last layer {layer} is new ({classes} outputs; the file has {outputs})"
-        expected = {name: tensor for name, tensor in expected.items() if name not in last}
+        note = f"last layer {last} is the file's own ({classes} outputs)"
+    if others := [layer for layer in new if layer != last]:
+        note += f"; new as well, since the file has none of that shape: {', '.join(others)}"
+    expected = {name: tensor for name, tensor in expected.items() if name.rpartition(".")[0] not in new}
     # Files older than torch 0.4.1 lack BatchNorm's counters, which nothing reads at a fixed momentum.
     state = {
         name: found.get(name, torch.zeros(())).detach().to(tensor.dtype).contiguous()
@@ -207,12 +217,26 @@ def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
     return nn.Sequential(*(nn.Flatten() if path == FLATTEN else network.get_submodule(path) for path in paths))
 
 
-def _new_last_layer(model: str, network: nn.Module, seed: int) -> StateDict:
-    last_layer = network.get_submodule(FAMILIES[model].last_layer)
-    assert isinstance(last_layer, nn.Linear)
+def _head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the layers outside the five blocks, the last one first, with their tensors among these names."""
+    blocks = tuple(f"{path}." for paths in FAMILIES[model].blocks for path in paths)
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        if not name.startswith(blocks):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return dict(reversed(layers.items()))
+
+
+def _new_layers(network: nn.Module, layers: Iterable[str], seed: int) -> StateDict:
+    """Initialise layers of a network without memory, in this order: the last one's values depend on no other."""
+    state: StateDict = {}
     with _seeded(seed, "head"):
-        fresh = nn.Linear(last_layer.in_features, last_layer.out_features)
-    return dict(zip(_last_layer(model), (fresh.weight.detach(), fresh.bias.detach()), strict=True))
+        for layer in layers:
+            fresh = network.get_submodule(layer).to_empty(device="cpu")
+            assert isinstance(fresh, nn.Linear | nn.LayerNorm)
+            fresh.reset_parameters()
+            state |= {f"{layer}.{name}": tensor for name, tensor in fresh.state_dict().items()}
+    return state
 
 
 @contextmanager
@@ -266,11 +290,12 @@ def _read(file: Path) -> object:
 
 
 def _mismatches(model: str, found: Mapping[str, Tensor]) -> list[str]:
-    """Say what keeps `found` from being the weights of `model`, its last layer aside."""
+    """Say what keeps `found` from being the weights of `model`, its head aside."""
     expected = _on_meta(model, classes=1).state_dict()
+    head = {name for names in _head_layers(model, expected).values() for name in names}
     mismatches = []
     for name in dict.fromkeys((*expected, *found)):
-        if name in _last_layer(model):
+        if name in head:
             continue
         if name not in expected:
             mismatches.append(f"{name} is unknown")
@@ -280,11 +305,6 @@ def _mismatches(model: str, found: Mapping[str, Tensor]) -> list[str]:
         elif found[name].shape != expected[name].shape:
             mismatches.append(f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}")
     return mismatches
-
-
-def _last_layer(model: str) -> tuple[str, str]:
-    layer = FAMILIES[model].last_layer
-    return f"{layer}.weight", f"{layer}.bias"
 
 
 def _shorten(mismatches: list[str]) -> str:

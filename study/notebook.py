@@ -10,7 +10,8 @@ It keeps that solution's mistakes on purpose, and nothing else of ours:
 - images are prepared one by one, in fp32, without channels-last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -25,6 +26,12 @@ from study.seeding import derive_seed
 
 TRAINED = {"vgg16": ("features.24", "features.26", "features.28", "classifier"), "resnet18": ("layer4", "fc")}
 """The last convolutional block and what follows it."""
+
+
+def choose_device() -> torch.device:
+    """Take the GPU if there is one, with CUDA as fast as it is by default, whatever this process has asked of it."""
+    torch.use_deterministic_algorithms(False)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(model: str, *, classes: int, pretrained: dict[str, Tensor] | None, seed: int) -> nn.Module:
@@ -46,10 +53,27 @@ def build(model: str, *, classes: int, pretrained: dict[str, Tensor] | None, see
     return network
 
 
+class Epoch(NamedTuple):
+    """What an epoch came to, over its images as they were trained on."""
+
+    number: int
+    """From 1."""
+    loss: float
+    """Mean cross-entropy."""
+    accuracy: float
+    """The share that was classified rightly, in [0, 1]."""
+
+
 def train(
-    network: nn.Module, recipe: Recipe, images: Images, *, seed: int, device: torch.device
-) -> Iterator[tuple[int, float]]:
-    """Train in place and yield (epoch, mean training loss), epochs from 1."""
+    network: nn.Module,
+    recipe: Recipe,
+    images: Images,
+    *,
+    seed: int,
+    device: torch.device,
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[Epoch]:
+    """Train in place and yield each epoch; `watch` is told after each batch which epoch it is and its images so far."""
     torch.manual_seed(derive_seed(seed, "as-written"))
     loader = _loader(images, recipe, shuffle=True)
     network.to(device)
@@ -58,15 +82,21 @@ def train(
     criterion = nn.CrossEntropyLoss()
     for epoch in range(1, recipe.epochs + 1):
         network.train()
-        total = 0.0
+        total, done = 0.0, 0
+        right = torch.zeros((), dtype=torch.long, device=device)
         for batch, labels in loader:
             batch, labels = batch.to(device), labels.to(device)
             optimizer.zero_grad()
-            loss = criterion(network(batch), labels)
+            scores = network(batch)
+            loss = criterion(scores, labels)
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        yield epoch, total / len(images)
+            right += (scores.detach().argmax(dim=1) == labels).sum()
+            done += len(batch)
+            if watch:
+                watch(epoch, done)
+        yield Epoch(epoch, total / len(images), right.item() / len(images))
 
 
 def first_batch(recipe: Recipe, images: Images, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,8 @@ _HEADER_BYTES = 4096
 """Before the values: a page, so that they lie in memory as aligned as a tensor of torch's own."""
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
-Source = Literal["read", "stored", "computed"]
-"""Read from the store; computed and stored; computed on the fly, because storing does not pay or work."""
+Source = Literal["read", "stored", "computed", "unstored"]
+"""Read from the store; computed and stored; computed on the fly, because storing does not pay; or does not work."""
 Compute = Callable[[Tensor], Iterator[Tensor]]
 """From an order of images to their outputs, in chunks of one size, the last one aside."""
 
@@ -120,8 +120,9 @@ class FeatureStore:
     """Outputs of frozen prefixes in files of a directory, shared by all processes and studies that use it.
 
     An epoch is kept as safetensors files of SEGMENT images. What cannot be read is computed under a lock, while
-    others that need it compute a later segment for both, or wait. Damaged files are computed again; a full disk or
-    an unwritable directory turns the store off, with one warning, for as long as this object lives.
+    others that need it compute a later segment for both, or wait. Damaged files are computed again, those that only
+    cannot be read now are left alone; a full disk or an unwritable directory turns the store off, with one warning, for
+    as long as this object lives.
     """
 
     def __init__(self, directory: Path, limit_bytes: int, *, patience_s: float = PATIENCE_S, tolerance_s: float = 1.0):
@@ -137,10 +138,11 @@ class FeatureStore:
         self.limit_bytes = limit_bytes
         self.tally: Counter[Source] = Counter()
         """Images by where their outputs came from, since this object was made."""
+        self.failure: str | None = None
+        """Why the store has turned itself off; None while it works."""
         self._patience_s = patience_s
         self._tolerance_s = tolerance_s
         self._lost_s: dict[Key, float] = {}
-        self._works = True
 
     def stream(
         self, key: Key, order: Tensor, compute: Compute, rest: Tensor | None = None, *, counted: bool = True
@@ -167,7 +169,7 @@ class FeatureStore:
 
     def holds(self, key: Key, order: Tensor) -> bool:
         """Tell whether all outputs for the images `order` are stored, as far as a look at the files' names can."""
-        return self._pays(key) and all(span.path.exists() for span in self._spans(key, order))
+        return self._pays(key) and all(os.path.exists(span.path) for span in self._spans(key, order))
 
     def _spans(self, key: Key, order: Tensor) -> list[_Span]:
         stem = key.digest
@@ -187,33 +189,36 @@ class FeatureStore:
                 source = self._share(key, span, later, outputs)
                 if source and (chunks := self._read(key, span)):
                     return source, iter(chunks)
+            except _Unreadable:
+                pass
             except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
                 self._turn_off(error)
-        return "computed", outputs.between(span.start, span.stop)
+        return "unstored" if self.failure else "computed", outputs.between(span.start, span.stop)
 
     def _pays(self, key: Key) -> bool:
-        return self._works and self._lost_s.get(key.kind, 0.0) <= self._tolerance_s
+        return self.failure is None and self._lost_s.get(key.kind, 0.0) <= self._tolerance_s
 
     def _judge(self, key: Key, *, compute_s: float, file_s: float) -> None:
         """Keep count of the seconds lost to files that were slower than computing; a gain makes up for losses only."""
         self._lost_s[key.kind] = max(0.0, self._lost_s.get(key.kind, 0.0) + file_s - compute_s)
 
     def _share(self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs) -> Source | None:
-        """See to it that a segment is stored; None if it is not. While another process computes it, work ahead."""
+        """See to it that a segment is stored, if it can be. While another process computes it, work ahead."""
         while (source := self._ensure(key, span, outputs, timeout_s=0)) is None and self._pays(key):
-            if not any(not ahead.path.exists() and self._ensure(key, ahead, outputs, timeout_s=0) for ahead in later):
+            missing = (ahead for ahead in later if not ahead.path.exists())
+            if not any(self._ensure(key, ahead, outputs, timeout_s=0) in ("read", "stored") for ahead in missing):
                 return self._ensure(key, span, outputs, timeout_s=self._patience_s)
         return source
 
     def _ensure(self, key: Key, span: _Span, outputs: _Outputs, *, timeout_s: float) -> Source | None:
-        """Store a segment unless another process has; None where that is still at it, or the file could not be kept."""
+        """Store a segment unless another process has; 'computed' if there is no room for it, None if that is at it."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with FileLock(span.lock, timeout=timeout_s):
                 try:
                     if span.path.exists():
                         return "read"
-                    return "stored" if self._store(key, span, outputs) else None
+                    return "stored" if self._store(key, span, outputs) else "computed"
                 finally:
                     # Whoever still waits for this lock looks for the segment first, and so does whoever comes later.
                     with suppress(OSError):
@@ -234,7 +239,8 @@ class FeatureStore:
         checksum = 0
         partial = span.path.with_suffix(f".{secrets.token_hex(4)}.partial")
         try:
-            self._reserve(partial, _HEADER_BYTES + image_bytes * (span.stop - span.start))
+            if not self._reserve(partial, _HEADER_BYTES + image_bytes * (span.stop - span.start)):
+                return False
             with open(partial, "r+b") as file:
                 file.seek(_HEADER_BYTES)
                 for chunk in itertools.chain([first], chunks):
@@ -261,13 +267,18 @@ class FeatureStore:
         return True
 
     def _read(self, key: Key, span: _Span) -> Sequence[Tensor] | None:
-        """Map a segment's file, checked to its last bit; None if there is none, or no sound one."""
+        """Map a segment's file, checked to its last bit; None if there is none, or no sound one, which is removed.
+
+        Raises:
+            _Unreadable: memory or file handles have run out, or the disk fails: the file itself may be sound.
+        """
         if not os.path.lexists(span.path):
             return None
         started = time.perf_counter()
         try:
             if not span.path.is_file():
                 raise ValueError("neither a file nor a link to one")
+            open(span.path, "rb").close()  # tells what is the matter where safetensors would say that there is no file
             with safe_open(span.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["study"])
                 values = file.get_tensor("features")
@@ -277,15 +288,23 @@ class FeatureStore:
                 raise ValueError("other values than were written")
             chunks: Sequence[Tensor] = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
             self._judge(key, compute_s=facts["compute_s"], file_s=time.perf_counter() - started)
-        except Exception:  # damage makes the readers raise almost anything
+        except FileNotFoundError:  # evicted just now
+            return None
+        except (OSError, MemoryError, RuntimeError) as error:  # the last is how torch says that it cannot map a file
+            raise _Unreadable from error
+        except Exception:  # damage makes the readers raise almost anything else
             span.path.unlink(missing_ok=True)
             return None
         with suppress(OSError):  # it may be gone, or another user's
             os.utime(span.path)
         return chunks
 
-    def _reserve(self, partial: Path, size: int) -> None:
-        """Create a file of this size, which counts from now on, and evict for it what was not used for longest."""
+    def _reserve(self, partial: Path, size: int) -> bool:
+        """Create a file of this size, which counts from now on, and evict for it what was not used for longest.
+
+        Returns:
+            False, and there is no file, where too much of the room is other processes' unfinished work.
+        """
         with FileLock(self.directory / "room.lock", timeout=self._patience_s):
             entries = []
             total = size
@@ -302,8 +321,11 @@ class FeatureStore:
                     break
                 path.unlink(missing_ok=True)  # who has it mapped keeps it
                 total -= entry_bytes
+            if total > self.limit_bytes:
+                return False
             with open(partial, "xb") as file:
                 file.truncate(size)
+            return True
 
     def _remove_if_abandoned(self, partial: Path) -> bool:
         """Remove what a process left that died while it computed: nobody holds the lock."""
@@ -317,14 +339,13 @@ class FeatureStore:
         return True
 
     def _turn_off(self, error: Exception) -> None:
-        self._works = False
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        warnings.warn(
-            f"{self.directory}: must be writable and have room, but got {reason!r}. Features are computed anew from"
-            " here on.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        self.failure = f"{self.directory}: must be writable and have room, but got {reason!r}."
+        warnings.warn(f"{self.failure} Features are computed anew from here on.", RuntimeWarning, stacklevel=2)
+
+
+class _Unreadable(Exception):
+    """A file cannot be read now, through no fault of its own."""
 
 
 def default_directory() -> Path:
@@ -334,9 +355,15 @@ def default_directory() -> Path:
 
 def default_limit_bytes(directory: Path) -> int:
     """Return a fifth of the disk space that is free or the store's already, at most MAX_LIMIT_BYTES."""
-    used = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    return min((shutil.disk_usage(existing).free + used) // 5, MAX_LIMIT_BYTES)
+    try:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        room = shutil.disk_usage(existing).free
+        for path in directory.glob("*.safetensors"):
+            with suppress(OSError):  # another process has just evicted it
+                room += path.stat().st_size
+    except OSError:  # as where a parent may not be entered: the store will say so itself, and turn itself off
+        return MAX_LIMIT_BYTES
+    return min(room // 5, MAX_LIMIT_BYTES)
 
 
 def _layout(outputs: Tensor) -> list[int]:

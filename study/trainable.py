@@ -21,6 +21,7 @@ from study.config import Plan
 from study.data import Images
 from study.errors import StudyError
 from study.features import describe_arithmetic
+from study.memory import release_memory
 from study.models import StateDict, build
 from study.store import FeatureStore, default_directory, default_limit_bytes
 from study.training import (
@@ -28,6 +29,7 @@ from study.training import (
     Evaluation,
     Hardware,
     Progress,
+    check_finite,
     choose_hardware,
     evaluate,
     summarise,
@@ -36,6 +38,14 @@ from study.training import (
 
 PROGRESS_S = 2.0
 """Seconds between two reports of how far an epoch is."""
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, cuDNN
+    "status_alloc_failed",  # cuBLAS, cuDNN
+    "not enough memory",  # torch's allocator on a CPU, like the next
+    "can't allocate memory",
+    "cannot allocate memory",  # the operating system
+)
+"""What errors say that are not of a class of their own."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +115,25 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
     try:
         for report in run_trial(config["plan"], inputs, watch):
             send(report)
+        return
     except StudyError as error:
-        send(Failure(str(error)))
-    except torch.OutOfMemoryError as error:
-        send(Failure(f"out of memory: {str(error).splitlines()[0]}", out_of_memory=True))
+        failure = Failure(str(error))
     except Exception as error:
         # A bug or a broken installation fails alike the second time; Ray retries only dead processes.
-        send(Failure(f"{type(error).__name__}: {error}"))
+        failure = describe_failure(error)
+    if failure.out_of_memory:
+        release_memory()  # out here, where no traceback holds the trial's tensors: whoever runs next may need it all
+    send(failure)
+
+
+def describe_failure(error: Exception) -> Failure:
+    """Say why a trial cannot go on; host, CUDA and its libraries each have a way of their own to be out of memory."""
+    first_line = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(words in first_line.lower() for words in OUT_OF_MEMORY)
+    ):
+        return Failure(f"out of memory: {first_line}", out_of_memory=True)
+    return Failure(f"{type(error).__name__}: {error}")
 
 
 def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
@@ -120,12 +142,12 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     With checkpoints, what was trained before is not trained again; the verdict's trials leave their last weights there.
 
     Raises:
-        TrialError: the loss is not finite.
+        TrialError: a loss is not finite.
     """
     arrays = inputs.pretrained[plan.recipe.model]
     pretrained = None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
     if plan.stage == "as-written":
-        yield from _run_as_written(plan, inputs, pretrained)
+        yield from _run_as_written(plan, inputs, pretrained, watch)
         return
     hardware = choose_hardware(inputs.precision)
     classifier = build(
@@ -155,7 +177,9 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     if checkpoint and plan.stage == "final":
         checkpoint.save(plan.recipe.epochs, classifier)  # before its test: what was tested is there to be kept
     if inputs.test is not None:
-        yield evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
+        test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
+        check_finite("test_loss", test.loss, plan.recipe.epochs)
+        yield test
 
 
 def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
@@ -170,19 +194,30 @@ def _open_store(cache_gb: float | None) -> FeatureStore:
     return FeatureStore(directory, default_limit_bytes(directory) if cache_gb is None else round(cache_gb * 1e9))
 
 
-def _run_as_written(plan: Plan, inputs: Inputs, pretrained: StateDict | None) -> Iterator[Report]:
+def _run_as_written(
+    plan: Plan, inputs: Inputs, pretrained: StateDict | None, watch: Callable[[Progress], None] | None
+) -> Iterator[Report]:
     """Train as the assignment's solution did, on the CPU or GPU in fp32; it keeps nothing between epochs."""
-    hardware = Hardware(choose_hardware("fp32").device, "fp32")
+    hardware = Hardware(notebook.choose_device(), "fp32")
     network = notebook.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
     yield _facts(network, hardware)
+    images = len(inputs.train)
     started = time.perf_counter()
-    for epoch, train_loss in notebook.train(network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device):
+
+    def tell(epoch: int, done: int) -> None:
+        if watch:
+            watch(Progress(epoch, done, images, done / (time.perf_counter() - started)))
+
+    for epoch in notebook.train(network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device, watch=tell):
         epoch_s = time.perf_counter() - started
-        yield EpochResult(epoch, train_loss, epoch_s, len(inputs.train) / epoch_s)
+        check_finite("train_loss", epoch.loss, epoch.number)
+        yield EpochResult(epoch.number, epoch.loss, epoch_s, images / epoch_s, train_accuracy=epoch.accuracy)
         started = time.perf_counter()
     if inputs.test is not None:
         scores = notebook.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, device=hardware.device)
-        yield summarise(scores, inputs.test.labels, classes=inputs.classes)
+        test = summarise(scores, inputs.test.labels, classes=inputs.classes, started=started)
+        check_finite("test_loss", test.loss, plan.recipe.epochs)
+        yield test
 
 
 def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class Evaluation:
     """Counts (classes, classes): row = true class, column = predicted class."""
     predictions: list[int]
     """The predicted class of each image, in the set's order."""
+    seconds: float = field(default=0.0, compare=False)
+    """That it took; two evaluations are equal whatever they took."""
 
     @property
     def accuracy(self) -> float:
@@ -68,7 +70,15 @@ class EpochResult:
     val_confusion: list[list[int]] | None = None
     features: dict[str, int] | None = None
     """Images, those of validation included, whose prefix outputs were 'read' from the store, 'stored' there when they
-    had been computed, or only 'computed', since storing them would not pay; None without a store."""
+    had been computed, only 'computed', since storing them would not pay, or 'unstored', since the store does not work;
+    None without a store."""
+    train_accuracy: float | None = None
+    """The share of the epoch's images that were classified rightly as they were trained on, in [0, 1]; None in older
+    records."""
+    val_s: float = field(default=0.0, compare=False)
+    """Seconds of validation after the epoch; two epochs are equal whatever it took."""
+    store_failure: str | None = None
+    """Why the store does not work; None where it does, or where there is none."""
 
     @property
     def val_accuracy(self) -> float | None:
@@ -98,6 +108,8 @@ def choose_hardware(precision: str) -> Hardware:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # same seed, same numbers; where CUDA knows no repeatable way, torch warns
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nor is memory cleared that nobody reads before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch types it so
     if precision == "auto":
         precision = "bf16" if _gains_from_bf16(device) else "fp32"
     return Hardware(device, precision)
@@ -174,7 +186,7 @@ def train(
     stopped; an epoch is saved only after its result was taken.
 
     Raises:
-        TrialError: the loss of an epoch is not finite.
+        TrialError: the loss of an epoch, or of its validation, is not finite.
     """
     device = hardware.device
     classifier.network.to(device).to(memory_format=torch.channels_last)
@@ -202,34 +214,50 @@ def train(
         )
         torch.manual_seed(derive_seed(seed, "dropout", epoch))
         classifier.set_training()
-        total = torch.zeros((), device=device)
+        total, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
         done = 0
         for batch in rebatch(chunks, sizes):
             target = targets[done : done + len(batch)]
             with autocast(device, hardware.precision):
-                loss = cross_entropy(classifier.suffix(batch).float(), target, label_smoothing=recipe.label_smoothing)
+                logits = classifier.suffix(batch).float()
+                loss = cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(batch)
+            right += (logits.detach().argmax(dim=1) == target).sum()
             done += len(batch)
             if watch:
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
         train_loss = total.item() / len(images)  # waits for the device, so that the seconds are all there
         epoch_s = time.perf_counter() - started
-        if not math.isfinite(train_loss):
-            raise TrialError(f"train_loss: must stay finite, but became {train_loss} in epoch {epoch}. Lower lr.")
-        result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s)
+        check_finite("train_loss", train_loss, epoch)
+        result = EpochResult(
+            epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=right.item() / len(images)
+        )
         if validation is not None:
             held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
-            result = dataclasses.replace(result, val_loss=held_out.loss, val_confusion=held_out.confusion)
+            check_finite("val_loss", held_out.loss, epoch)
+            result = dataclasses.replace(
+                result, val_loss=held_out.loss, val_confusion=held_out.confusion, val_s=held_out.seconds
+            )
         if features and tally is not None:
             sources: dict[str, int] = dict((features.tally - tally).items())
-            result = dataclasses.replace(result, features=sources)
+            result = dataclasses.replace(result, features=sources, store_failure=features.failure)
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
+
+
+def check_finite(name: str, loss: float, epoch: int) -> None:
+    """Let a finite loss pass.
+
+    Raises:
+        TrialError: it is not.
+    """
+    if not math.isfinite(loss):
+        raise TrialError(f"{name}: must stay finite, but became {loss} in epoch {epoch}. Lower lr.")
 
 
 def evaluate(
@@ -242,6 +270,7 @@ def evaluate(
     features: FeatureStore | None = None,
 ) -> Evaluation:
     """Predict every image, not augmented, in the given order; the prefix's outputs may come from a store."""
+    started = time.perf_counter()
     chunks = epoch_outputs(
         classifier,
         recipe,
@@ -257,16 +286,17 @@ def evaluate(
     with torch.inference_mode(), autocast(hardware.device, hardware.precision):
         for chunk in chunks:
             logits.append(classifier.suffix(chunk))
-    return summarise(torch.cat(logits), images.labels, classes=classes)
+    return summarise(torch.cat(logits), images.labels, classes=classes, started=started)
 
 
-def summarise(scores: Tensor, labels: np.ndarray, *, classes: int) -> Evaluation:
-    """Turn scores (n, classes), before softmax, and true labels (n,) into an Evaluation."""
-    scores = scores.float().cpu()
+def summarise(scores: Tensor, labels: np.ndarray, *, classes: int, started: float) -> Evaluation:
+    """Turn scores (n, classes), before softmax, and true labels (n,) into an Evaluation begun at that perf_counter."""
+    scores = scores.float().cpu()  # waits for the device, so that the seconds are all there
     predictions = scores.argmax(dim=1).numpy()
     cells = np.bincount(labels * classes + predictions, minlength=classes**2)
     return Evaluation(
         loss=cross_entropy(scores, torch.from_numpy(labels)).item(),
         confusion=cells.reshape(classes, classes).tolist(),
         predictions=predictions.tolist(),
+        seconds=time.perf_counter() - started,
     )

@@ -8,6 +8,7 @@ from study.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
 from study.memory import DeviceMemory
 from study.models import build, preprocessing
 from study.store import FeatureStore
+from study.training import Hardware, train
 
 
 def outputs(images, order, *, precision="fp32", draws=None):
@@ -30,6 +31,18 @@ def test_rebatch_keeps_every_value_in_order():
     batches = list(rebatch(values.split(5), [7, 7, 1, 8]))
     assert [len(batch) for batch in batches] == [7, 7, 1, 8]
     assert torch.equal(torch.cat(batches), values)
+
+
+def test_rebatch_asks_for_the_end():
+    chunks = iter(torch.arange(8).split(4))
+    ended = []
+
+    def stream():
+        yield from chunks
+        ended.append(True)
+
+    assert len(list(rebatch(stream(), [5, 3]))) == 2
+    assert ended
 
 
 def test_rebatch_gives_copies_that_autograd_may_save():
@@ -89,6 +102,24 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert store.tally == {"stored": 2 * (CHUNK + 6), "read": CHUNK + 6}
+
+
+def test_train_keeps_its_epochs_in_the_devices_memory(make_images, make_recipe, tmp_path, monkeypatch):
+    """A second trial needs neither the images nor the store's files."""
+    memory, store = DeviceMemory(10**8), FeatureStore(tmp_path, 10**8)
+    monkeypatch.setattr("study.features.device_memory", lambda device: memory)
+    images, recipe = make_images(CHUNK + 6), make_recipe(batch_size=48)
+
+    def fit():
+        classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+        hardware = Hardware(torch.device("cpu"), "fp32")
+        results = train(classifier, recipe, images, classes=3, seed=0, hardware=hardware, features=store)
+        return [(result.train_loss, result.features) for result in results]
+
+    first = fit()
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert fit() == [(loss, {"read": CHUNK + 6}) for loss, _ in first]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from study.memory import DeviceMemory, device_memory
+from study.memory import DeviceMemory, device_memory, release_memory
 
 
 def tensors(count, size=10):
@@ -46,15 +46,37 @@ def test_memory_replaces_what_has_the_same_key():
 
 def test_watch_keeps_what_was_taken_whole():
     memory = DeviceMemory(100)
-    assert len(list(memory.watch("a", tensors(2)))) == 2
+    assert len(list(memory.watch("a", tensors(2), rows=20))) == 2
     assert len(memory.get("a")) == 2
 
 
 def test_watch_keeps_nothing_of_what_was_broken_off_or_does_not_fit():
     memory = DeviceMemory(100)
-    list(itertools.islice(memory.watch("broken off", tensors(2)), 1))
-    assert len(list(memory.watch("too large", tensors(5)))) == 5
+    list(itertools.islice(memory.watch("broken off", tensors(2), rows=20), 1))
+    assert len(list(memory.watch("too large", tensors(5), rows=50))) == 5
     assert memory.used_bytes == 0
+
+
+def test_watch_lets_nothing_go_for_what_does_not_fit():
+    memory = DeviceMemory(100)
+    memory.keep("a", tensors(2))
+    list(memory.watch("too large", tensors(5), rows=50))
+    assert memory.get("a")
+
+
+def test_watch_holds_no_more_than_the_bound_at_any_time():
+    memory = DeviceMemory(120)
+    for key in "ab":
+        memory.keep(key, tensors(1))
+    used = [memory.used_bytes for _ in memory.watch("c", tensors(3), rows=30)]
+    assert used == [80, 40, 0]  # besides the 40, 80 and 120 bytes that were yielded
+    assert memory.used_bytes == 120
+
+
+def test_release_memory_forgets_what_devices_keep():
+    before = device_memory(torch.device("cpu"))
+    release_memory()
+    assert device_memory(torch.device("cpu")) is not before
 
 
 def test_device_memory_of_a_cpu_keeps_nothing():

@@ -43,9 +43,21 @@ def test_train_moves_trained_parameters_and_leaves_frozen_ones(network, recipe, 
 
 def test_train_yields_a_finite_loss_an_epoch_from_1(network, make_recipe, make_images):
     recipe = make_recipe(image_size=224, epochs=2, batch_size=4)
-    losses = dict(notebook.train(network, recipe, make_images(4), seed=0, device=CPU))
-    assert list(losses) == [1, 2]
-    assert all(0 < loss < float("inf") for loss in losses.values())
+    epochs = list(notebook.train(network, recipe, make_images(4), seed=0, device=CPU))
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert all(0 < epoch.loss < float("inf") for epoch in epochs)
+    assert all(4 * epoch.accuracy in range(5) for epoch in epochs)
+
+
+def test_train_tells_how_far_each_epoch_is(network, make_recipe, make_images):
+    seen = []
+    recipe = make_recipe(batch_size=4)
+    list(
+        notebook.train(
+            network, recipe, make_images(6), seed=0, device=CPU, watch=lambda epoch, done: seen.append((epoch, done))
+        )
+    )
+    assert seen == [(1, 4), (1, 6), (2, 4), (2, 6)]
 
 
 def test_train_same_seed_gives_same_losses(recipe, make_images):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from study.models import build
-from study.store import SEGMENT, FeatureStore, Key, default_limit_bytes
+from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes
 from study.training import Hardware, evaluate, train
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")
@@ -203,6 +205,22 @@ def test_stream_survives_a_directory_that_vanishes_while_it_stores(store):
     assert same(read(store))
 
 
+def test_stream_leaves_a_file_that_only_cannot_be_read_now(store):
+    """No file handle is left for it: the segment is computed, and the file is there for the next."""
+    read(store)
+    kept = files(store)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        chunks = read(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert same(chunks)
+    assert files(store) == kept
+    assert store.failure is None
+    assert same(read(store, compute=refuse))
+
+
 # The bound
 
 
@@ -236,6 +254,16 @@ def test_store_keeps_no_entry_that_is_larger_than_its_bound(tmp_path):
     assert not files(store)
 
 
+def test_store_keeps_within_its_bound_beside_unfinished_work_of_others(tmp_path):
+    store = FeatureStore(tmp_path, len(ORDER) * IMAGE_BYTES + SEGMENTS * 4096)
+    with FileLock(tmp_path / "another.lock"):
+        (tmp_path / "another.partial").write_bytes(bytes(store.limit_bytes - 1000))
+        assert same(read(store))
+    assert store.tally == {"computed": len(ORDER)}
+    assert total(store) <= store.limit_bytes
+    assert store.failure is None
+
+
 def test_eviction_leaves_mapped_entries_readable(tmp_path):
     store = FeatureStore(tmp_path, len(ORDER) * IMAGE_BYTES + SEGMENTS * 4096 + 100)
     chunks = read(store)
@@ -258,6 +286,11 @@ def test_default_limit_is_a_fifth_of_the_free_disk_at_most_50_gb(tmp_path):
     assert 0 < default_limit_bytes(tmp_path / "not" / "there") <= 50 * 10**9
 
 
+def test_default_limit_survives_files_that_vanish_while_it_counts(tmp_path):
+    (tmp_path / "evicted.safetensors").symlink_to(tmp_path / "gone")
+    assert 0 < default_limit_bytes(tmp_path) <= 50 * 10**9
+
+
 # A disk that does not work
 
 
@@ -268,7 +301,17 @@ def test_store_turns_itself_off_where_it_cannot_write(tmp_path):
         assert same(read(store))
         assert same(read(store))
     assert len(seen) == 1
-    assert store.tally == {"computed": 2 * len(ORDER)}
+    assert store.tally == {"unstored": 2 * len(ORDER)}
+    assert store.failure == f"{store.directory}: must be writable and have room, but got 'File exists'."
+
+
+def test_store_and_its_default_limit_survive_a_directory_that_cannot_be_looked_at(tmp_path):
+    """As below a parent that may not be entered, which nothing forbids root."""
+    directory = tmp_path / ("long" * 100)
+    store = FeatureStore(directory, default_limit_bytes(directory))
+    assert store.limit_bytes == MAX_LIMIT_BYTES
+    with pytest.warns(RuntimeWarning, match="File name too long"):
+        assert same(read(store))
 
 
 def test_store_turns_itself_off_where_files_may_not_grow(tmp_path):
@@ -279,7 +322,7 @@ def test_store_turns_itself_off_where_files_may_not_grow(tmp_path):
         "store = FeatureStore(Path(sys.argv[2]), 10**9)\n"
         "with pytest.warns(RuntimeWarning, match='must be writable and have room, but got .File too large.'):\n"
         "    assert same(read(store))\n"
-        "assert store.tally == {'computed': len(ORDER)} and not files(store, '.partial')\n"
+        "assert store.tally == {'unstored': len(ORDER)} and not files(store, '.partial')\n"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
     seen = subprocess.run(command, capture_output=True, text=True)
@@ -303,7 +346,7 @@ def test_store_turns_itself_off_where_the_disk_is_full(small_disk):
         assert same(read(store))
         assert same(read(store))
     assert len(seen) == 1
-    assert store.tally == {"computed": 2 * len(ORDER)}
+    assert store.tally == {"unstored": 2 * len(ORDER)}
     assert not files(store, ".partial")
 
 

@@ -6,11 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from study.config import Plan
 from study.errors import TrialError
+from study.memory import device_memory
 from study.models import build
-from study.trainable import Facts, Inputs, run_trial
+from study.trainable import Facts, Failure, Inputs, describe_failure, run_trial, trainable
 from study.training import EpochResult, Evaluation
 
 
@@ -85,18 +87,84 @@ def test_inputs_travel_as_shared_memory(inputs):
     assert len(rest) < 2_000
 
 
+def test_inputs_take_a_fingerprint_along_that_was_computed_before(inputs):
+    """Or each trial would read all pixels for it again."""
+    assert inputs.train.fingerprint
+    there = pickle.loads(pickle.dumps(inputs, protocol=5))
+    there.train.pixels[:] = 0
+    assert there.train.fingerprint == inputs.train.fingerprint
+
+
 def test_run_trial_as_written_reports_like_any_other(inputs, make_recipe):
     plan = Plan(0, "as-written", make_recipe(epochs=1), 0)
     reports = list(run_trial(plan, inputs))
     assert [type(report) for report in reports] == [Facts, EpochResult, Evaluation]
     assert reports[0].precision == "fp32"
+    assert 0 <= reports[1].train_accuracy <= 1
+    assert reports[2].seconds > 0
     assert np.sum(reports[-1].confusion) == 9
+
+
+def test_run_trial_as_written_tells_how_far_it_is(inputs, make_recipe):
+    seen = []
+    list(run_trial(Plan(0, "as-written", make_recipe(epochs=1), 0), inputs, seen.append))
+    assert [(progress.epoch, progress.images, progress.of) for progress in seen] == [(1, 16, 24), (1, 24, 24)]
+
+
+@pytest.mark.parametrize("stage", ["baseline", "as-written"])
+def test_run_trial_fails_where_the_test_loss_is_not_finite(inputs, make_recipe, stage):
+    """The last step may spoil the weights after the last loss of training was taken."""
+    recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, epochs=1, batch_size=24)
+    with pytest.raises(TrialError, match=r"test_loss: must stay finite, but became \w+ in epoch 1"):
+        list(run_trial(Plan(0, stage, recipe, 0), inputs))
 
 
 def test_run_trial_raises_what_the_record_keeps_as_reason(inputs, make_recipe):
     plan = Plan(0, "baseline", make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), 0)
     with pytest.raises(TrialError, match="train_loss: must stay finite"):
         list(run_trial(plan, inputs))
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What a trial reports to Ray Tune."""
+    reports = []
+    monkeypatch.setattr("study.trainable.tune.report", lambda metrics: reports.append(metrics["report"]))
+    return reports
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(2**50), lambda: torch.empty(2**50)], ids=["numpy", "torch"])
+def test_trainable_gives_memory_back_before_it_reports_that_there_was_too_little(inputs, make_recipe, sent, allocate):
+    class Huge(dict):
+        def __getitem__(self, model):
+            allocate()
+
+    before = device_memory(torch.device("cpu"))
+    trainable({"plan": Plan(0, "baseline", make_recipe(), 0)}, inputs=dataclasses.replace(inputs, pretrained=Huge()))
+    (failure,) = sent
+    assert failure.out_of_memory
+    assert failure.reason.startswith("out of memory: ")
+    assert device_memory(torch.device("cpu")) is not before
+
+
+def test_trainable_reports_a_bug_as_a_failure(inputs, make_recipe, sent):
+    trainable({"plan": Plan(0, "baseline", make_recipe(), 0)}, inputs=dataclasses.replace(inputs, pretrained={}))
+    assert sent == [Failure("KeyError: 'resnet18'")]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (OSError(2, "No such file or directory"), False),
+    ],
+)
+def test_describe_failure_knows_when_memory_was_too_small(error, expected):
+    assert describe_failure(error).out_of_memory is expected
 
 
 def test_run_trial_goes_on_from_its_checkpoint(inputs, make_recipe, tmp_path):

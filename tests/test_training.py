@@ -8,10 +8,14 @@ import torch
 
 from study import training
 from study.errors import TrialError
+from study.memory import device_memory
 from study.models import build
-from study.training import Hardware, batch_sizes, evaluate, train
+from study.store import FeatureStore
+from study.training import Evaluation, Hardware, batch_sizes, evaluate, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
+GPU_TOLERANCE = 0.01
+"""On a CPU it is none."""
 
 
 def fit(recipe, images, *, seed=0, hardware=CPU, validation=None, watch=None):
@@ -88,6 +92,31 @@ def test_train_changes_the_whole_suffix(make_recipe, make_images):
         assert not torch.equal(old, new), name
 
 
+def test_train_counts_what_is_classified_rightly_as_it_trains(make_recipe, make_images):
+    """At a learning rate that changes nothing, what it counts is what an evaluation in training mode would."""
+    images, recipe = make_images(40), make_recipe(epochs=1, augmentation="none", lr=1e-30, unfreeze_depth=0)
+    classifier, (result,) = fit(recipe, images)
+    assert result.train_accuracy == evaluate(classifier, recipe, images, classes=3, hardware=CPU).accuracy
+
+
+def test_train_books_the_seconds_of_validation(make_recipe, make_images):
+    recipe, validation = make_recipe(epochs=1), make_images(9, seed=1)
+    (alone,), (validated,) = (fit(recipe, make_images(16), validation=held)[1] for held in (None, validation))
+    assert alone.val_s == 0 < validated.val_s
+
+
+def test_train_tells_why_the_store_does_not_work(make_recipe, make_images, tmp_path):
+    (tmp_path / "features").write_text("a file")
+    store = FeatureStore(tmp_path / "features", 10**8)
+    recipe = make_recipe(epochs=1)
+    classifier = build(recipe.model, classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    with pytest.warns(RuntimeWarning, match="must be writable"):
+        (result,) = train(classifier, recipe, make_images(16), classes=3, seed=0, hardware=CPU, features=store)
+    assert result.features == {"unstored": 16}
+    assert result.store_failure == store.failure
+    assert "File exists" in result.store_failure
+
+
 def test_train_validates_every_epoch(make_recipe, make_images):
     _, results = fit(make_recipe(), make_images(32), validation=make_images(9, seed=1))
     assert [np.sum(result.val_confusion) for result in results] == [9, 9]
@@ -109,6 +138,37 @@ def test_train_reports_progress_up_to_the_last_image(make_recipe, make_images):
 def test_train_names_the_epoch_of_a_loss_that_is_not_finite(make_recipe, make_images):
     with pytest.raises(TrialError, match=r"train_loss: must stay finite, but became nan in epoch 1"):
         fit(make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), make_images(64))
+
+
+def test_train_names_the_epoch_of_a_validation_loss_that_is_not_finite(make_recipe, make_images):
+    """The last step may spoil the weights after the last loss of training was taken."""
+    recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, batch_size=16)
+    with pytest.raises(TrialError, match=r"val_loss: must stay finite, but became \w+ in epoch 1\. Lower lr"):
+        fit(recipe, make_images(16), validation=make_images(9, seed=1))
+
+
+def test_evaluations_are_equal_whatever_they_took():
+    first = Evaluation(loss=1.0, confusion=[[1]], predictions=[0], seconds=1.0)
+    assert first == dataclasses.replace(first, seconds=2.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_train_on_a_gpu_gives_the_same_with_and_without_the_store(make_recipe, make_images, tmp_path, precision):
+    """Within GPU_TOLERANCE of each loss, and of the share of images with another prediction; see docs/benchmarks.md."""
+    images, recipe = make_images(200), make_recipe(lr=1e-4)
+    hardware, store = Hardware(torch.device("cuda"), precision), FeatureStore(tmp_path, 10**9)
+    losses, predictions = [], []
+    for features in (None, store, store):
+        device_memory.cache_clear()  # so that the third reads the store's files
+        classifier = build(recipe.model, classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+        results = train(classifier, recipe, images, classes=3, seed=0, hardware=hardware, features=features)
+        losses.append([result.train_loss for result in results])
+        found = evaluate(classifier, recipe, images, classes=3, hardware=hardware, features=features)
+        predictions.append(np.asarray(found.predictions))
+    for other in (1, 2):
+        assert losses[other] == pytest.approx(losses[0], rel=GPU_TOLERANCE)
+        assert np.mean(predictions[other] != predictions[0]) <= GPU_TOLERANCE
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
