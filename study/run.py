@@ -186,7 +186,7 @@ def _heavy(config: StudyConfig) -> "tuple[Console, ModuleType]":
 
     if not config.verbose:
         set_verbosity(WARNING)
-    return Console(), tuner
+    return Console(config.weights), tuner
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

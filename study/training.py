@@ -69,6 +69,9 @@ class EpochResult:
     features: dict[str, int] | None = None
     """Images, those of validation included, whose prefix outputs were 'read' from the store, 'stored' there when they
     had been computed, or only 'computed', since storing them would not pay; None without a store."""
+    train_accuracy: float | None = None
+    """The share of the epoch's images that were classified rightly as they were trained on, in [0, 1]; None in older
+    records."""
 
     @property
     def val_accuracy(self) -> float | None:
