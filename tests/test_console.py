@@ -266,6 +266,19 @@ def test_a_search_that_the_baseline_won_says_that_it_is_best(record, space):
     assert "best     #0: the baseline's recipe\n" in output.getvalue()
 
 
+def test_a_time_budget_that_no_trial_could_keep_is_told_as_the_reason(record, space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    record.set_budget(Budget(9, 1e-9))
+    run(record, 5, 5, console=console)
+    result = ended(record)
+    console.print_result(result)
+    reason = "failed   the time budget ended before any trial was complete; --resume one --time-budget gives it more"
+    assert reason in output.getvalue().splitlines()
+    assert not result.succeeded
+
+
 def test_a_baseline_that_was_tested_says_so_at_the_end_of_its_line(fixed):
     console, output = pipe()
     console.on_record(fixed)
