@@ -6,12 +6,13 @@ Knows no torch, Ray, Optuna or MLflow, so that every mistake is told before anyt
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from study.errors import ConfigError, unknown_name
+from study.errors import ConfigError, RecordError, unknown_name
 from study.families import FAMILIES
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -22,6 +23,10 @@ DEPTHS = range(6)
 
 
 SQLITE = "sqlite:///"
+HOST = "127.0.0.1"
+"""Where MLflow's UI is served: on this machine, for it alone."""
+PORT = 5000
+"""Of the UI, where no other is asked for."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -40,6 +45,18 @@ def find_study(name: str, mlruns: Path) -> Path:
     if name not in known:
         raise ConfigError(unknown_name("study", name, known))
     return known[name]
+
+
+def check_new(directory: Path) -> None:
+    """Make sure that a study of that name is yet to be made.
+
+    Raises:
+        RecordError: there is one.
+    """
+    if directory.exists():
+        raise RecordError(
+            f"{directory}: a study named {directory.name!r} exists. Choose another --name, or --resume it."
+        )
 
 
 def local_uri(mlruns: Path) -> str:
@@ -107,6 +124,8 @@ class Recipe:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is float and type(value) is int:
+                if abs(value) > sys.float_info.max:
+                    raise ConfigError(f"{field.name}: must be at most {sys.float_info.max:.2g}, but got more.")
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not field.type:
                 wanted = field.type.__name__ if isinstance(field.type, type) else field.type
@@ -170,9 +189,10 @@ class Plan:
     def title(self) -> str:
         """What tells the trial from the others of its study."""
         recipe = self.recipe
+        kind = {"as-written": " · as written", "final": f" · seed {self.seed}"}.get(self.stage, "")
         return (
             f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {recipe.lr:.2g}"
-            f" · batch {recipe.batch_size}"
+            f" · batch {recipe.batch_size}{kind}"
         )
 
 

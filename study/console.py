@@ -12,43 +12,52 @@ from rich.table import Table
 from study.cluster import Allotment
 from study.comparison import Row, faster
 from study.conclusion import StudyResult
-from study.config import Plan
+from study.config import Plan, Recipe
 from study.data import Dataset
 from study.models import Pretrained
 from study.record import Record
 from study.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.tracking import ui_command
-from study.training import Progress
+from study.training import EpochResult, Progress
 from study.trials import TrialRecord
-from study.verdict import details, sentence
+from study.verdict import choose, details, sentence
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
+
+
+def open_screen(**options: Any) -> RichConsole:
+    """Return rich's console, which is to print text as it is: a path or a class may look like markup of its own."""
+    return RichConsole(highlight=False, markup=False, emoji=False, **options)
 
 
 class Console:
     """Observes a study for a person."""
 
-    def __init__(self) -> None:
-        """Print to standard output."""
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+    def __init__(self, weights: str, screen: RichConsole | None = None) -> None:
+        """Print to a screen from `open_screen`, by default standard output; `weights` are the study's."""
+        self._weights = weights
+        self._out = screen or open_screen()
         self._live = Live(console=self._out, auto_refresh=False, transient=True)
         self._record: Record | None = None
         self._space: SearchSpace | None = None
-        self._lines: dict[str, str] = {}
+        self._lines: dict[str, tuple[str, str]] = {}
+        """Of the running trials, by key: which trial and epoch it is, and how that goes."""
         self._trials: dict[str, TrialRecord] = {}
+        self._hardware: set[str] = set()
 
     def on_data(self, dataset: Dataset, facts: Mapping[str, Any]) -> None:
         """Say which images there are, and how they are split."""
         height, width = dataset.train.pixels.shape[2:]
         held_out = f", {facts['val_images']:,} validation" if facts["val_images"] else ""
-        self._out.print(
+        self._say(
             f"data     {dataset.name}: {facts['train_images']:,} training{held_out} and {facts['test_images']:,} test"
             f" images, {len(dataset.classes)} classes, stored {width}×{height} px, split {facts['split_fingerprint']}"
         )
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Say what a model starts from."""
-        self._out.print(f"weights  {model}: {pretrained.note}")
+        origin = "" if self._weights == "none" else f"{self._weights}, "
+        self._say(f"weights  {model}: {origin}{pretrained.note}")
 
     def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
         """Say what is searched, for how long, and what a trial gets."""
@@ -56,13 +65,13 @@ class Console:
         if space:
             fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
             limit = f" or {_duration(space.budget.time_s)}" if space.budget.time_s else ""
-            self._out.print(f"space    {space.name}: {fields}")
-            self._out.print(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
-        self._out.print(f"device   {resources}")
+            self._say(f"space    {space.name}: {fields}")
+            self._say(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
+        self._say(f"machine  {resources}")
 
     def on_record(self, record: Record) -> None:
         """Say where the study is kept, and show its trials from now on."""
-        self._out.print(f"study    {record.directory}\n")
+        self._say(f"study    {record.directory}\n")
         self._record, self._space = record, record.space
         self._trials = {trial.plan.key: trial for trial in [*record.trials(), *record.finals()]}
         if self._out.is_terminal:
@@ -72,18 +81,19 @@ class Console:
         """Open a trial's line, or say that it starts again."""
         assert self._record
         self._trials[plan.key] = self._record.trial(plan)
-        self._show(plan, "starting again" if plan.key in self._lines else "starting")
+        self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Renew a trial's line, in a terminal."""
         if not self._live.is_started:
             return
         epochs = self._trials[plan.key].epochs
-        loss = f"  loss {epochs[-1].train_loss:.4f}" if epochs else ""
+        said = f"  {_describe_epoch(epochs[-1])}" if epochs else ""
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
             plan,
-            f"epoch {progress.epoch}/{plan.recipe.epochs} {progress.images / progress.of:4.0%}{loss}"
+            f"{plan.title}  epoch {progress.epoch}/{plan.recipe.epochs}",
+            f"{progress.images / progress.of:.0%}{said}"
             f"  {progress.images_per_s:.1f} images/s  {_duration(left / progress.images_per_s)} left",
         )
 
@@ -92,18 +102,20 @@ class Console:
         assert self._record
         before = self._trials[plan.key]
         trial = self._trials[plan.key] = self._record.trial(plan)
+        if trial.facts and (hardware := f"{trial.facts['device']}, {trial.facts['precision']}") not in self._hardware:
+            self._hardware.add(hardware)
+            self._say(f"device   {hardware}")
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
-                self._out.print(f"{plan.title}  {_outcome(trial)}")
+                self._say(f"{plan.title}  {_outcome(trial)}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
-            accuracy = "" if last.val_accuracy is None else f"  accuracy {last.val_accuracy:.2%}"
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
             self._show(
                 plan,
-                f"epoch {last.epoch}/{plan.recipe.epochs}  loss {last.train_loss:.4f}{accuracy}"
-                f"  {last.images_per_s:.1f} images/s  {_duration(left)} left",
+                f"{plan.title}  epoch {last.epoch}/{plan.recipe.epochs}",
+                f"{_describe_epoch(last)}  {last.images_per_s:.1f} images/s  {_duration(left)} left",
             )
 
     def close(self) -> None:
@@ -116,45 +128,52 @@ class Console:
         if result.rows:
             self._out.print(_side_by_side(result.rows))
             if statement := faster(result.rows):
-                self._out.print(statement)
+                self._say(statement)
         if self._space:
             self._print_search(result)
         for trial in [*result.trials, *result.finals]:
             if trial.state == "failed":
-                self._out.print(f"failed   {trial.plan.title}: {trial.reason}")
+                self._say(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
             again = f"--resume {result.directory.name} sends them once it answers"
-            self._out.print(
-                f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them, and {again}"
-            )
+            self._say(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them, and {again}")
         if result.model:
-            self._out.print(f"\nmodel    {_describe_model(result)}")
-        self._out.print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
+            self._say(f"\nmodel    {_describe_model(result)}")
+        self._say(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
         self._out.print(_best(result.trials, 5))
-        self._out.print(_tally(result.trials))
+        self._say(_tally(result.trials))
+        if winner := choose(result.trials):
+            self._say(f"best     #{winner.plan.key}: {_differences(winner.plan.recipe, result.trials[0].plan.recipe)}")
         if shared := _shared(result.trials):
-            self._out.print(shared)
+            self._say(shared)
         for field, share in result.importances.items():
-            self._out.print(f"  {field:<16} mattered {share:.0%}")
-        self._out.print(f"\nverdict  {sentence(result.verdict)}")
+            self._say(f"  {field:<16} mattered {share:.0%}")
+        if self._record and self._record.time_is_up() and not result.succeeded:
+            again = f"--resume {result.directory.name} --time-budget gives it more"
+            self._say(f"\nfailed   the time budget ended before any trial was complete; {again}")
+        self._say(f"\nverdict  {sentence(result.verdict)}")
         if result.verdict:
             for name, text in details(result.verdict):
-                self._out.print(f"  {name:<15} {text}")
+                self._say(f"  {name:<15} {text}")
 
-    def _show(self, plan: Plan, text: str) -> None:
-        self._lines[plan.key] = f"{plan.title}  {text}"
+    def _say(self, text: str) -> None:
+        """Print lines whole; under live lines, which the same setting would crop, they are wrapped."""
+        self._out.print(text, soft_wrap=not self._live.is_started)
+
+    def _show(self, plan: Plan, head: str, rest: str) -> None:
+        self._lines[plan.key] = head, rest
         if self._live.is_started:
             self._refresh()
         else:
-            self._out.print(self._lines[plan.key])
+            self._say(f"{head}  {rest}")
 
     def _refresh(self) -> None:
         """Draw the running trials anew, under a search's best trials and what it has spent."""
         if not self._live.is_started:
             return
-        parts: list[RenderableType] = list(self._lines.values())
+        parts: list[RenderableType] = [f"{head}\n  {rest}" for head, rest in self._lines.values()]
         if self._space and self._record:
             trials = [trial for trial in self._trials.values() if trial.plan.stage != "final"]
             spent = self._record.spent_s
@@ -167,6 +186,29 @@ class Console:
                 _tally(trials),
             ]
         self._live.update(Group(*parts), refresh=True)
+
+
+def _describe_epoch(result: EpochResult) -> str:
+    """Say its loss, and its accuracy where that is known: on validation images, or else as it was trained."""
+    accuracy, where = result.val_accuracy, ""
+    if accuracy is None:
+        accuracy, where = result.train_accuracy, " (training)"
+    return f"loss {result.train_loss:.4f}" + ("" if accuracy is None else f"  accuracy {100 * accuracy:.1f} %{where}")
+
+
+def _differences(recipe: Recipe, baseline: Recipe) -> str:
+    """Say all in which a recipe differs from the baseline's."""
+    before = baseline.to_dict()
+    changes = [
+        f"{field} {_describe_value(value)} instead of {_describe_value(before[field])}"
+        for field, value in recipe.to_dict().items()
+        if value != before[field]
+    ]
+    return ", ".join(changes) or "the baseline's recipe"
+
+
+def _describe_value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _describe_model(result: StudyResult) -> str:

@@ -10,7 +10,7 @@ import os
 import socket
 import urllib.error
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -286,13 +286,23 @@ def _list_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
     return files
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Yield the image files in and below a folder, hidden ones left out, in an order that all systems share."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+def image_files(folder: Path, refuse: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yield the image files in and below a folder, hidden ones left out, in an order that all systems share.
+
+    With `refuse`, which is told of each folder that cannot be read, the others are gone through all the same.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        if refuse is None:
+            raise
+        refuse(error)
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from image_files(Path(entry.path))
+            yield from image_files(Path(entry.path), refuse)
         elif entry.name.lower().endswith(EXTENSIONS):
             yield Path(entry.path)
 

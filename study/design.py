@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from study.config import Recipe
-from study.search_space import SearchSpace
+from study.search_space import Categorical, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ class Design:
     @property
     def image_size(self) -> int:
         """The largest side that any network sees, in pixels: what stored images are made for."""
-        return max(recipe.image_size for recipe in self.recipes)
+        sizes = [recipe.image_size for recipe in self.recipes]
+        if self.space:
+            domain = self.space.domains.get("image_size")
+            searched = () if domain is None else domain.choices if isinstance(domain, Categorical) else (domain.high,)
+            sizes += [self.space.recipe({"image_size": size}).image_size for size in searched]
+            sizes.append(self.space.base.image_size)
+        return max(sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the design as JSON values, from which `from_dict` builds it again."""

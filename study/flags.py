@@ -18,6 +18,8 @@ from study.search_space import Budget, SearchSpace, load_baseline, load_space, p
 
 SOURCES = ("cifar10", "digits")
 """Data sets by name; anything else is a folder."""
+WEIGHTS = ("imagenet", "none")
+"""By name; anything else is a file."""
 DEMO = {"data": "digits", "weights": "none", "image_size": 64}
 
 
@@ -84,11 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def fill_in(options: argparse.Namespace) -> None:
-    """Let --demo stand for the flags that it abbreviates, and refuse flags of the other command.
+    """Let --demo stand for the flags that it abbreviates, and refuse flags that mean nothing beside the command.
 
     Raises:
         ConfigError: a flag does not go with the command.
     """
+    for command in ("models", "reproduce"):
+        if getattr(options, command) and (others := [flag for flag in _given(options) if flag != command]):
+            raise ConfigError(f"--{command}: takes no other flags, but got {', '.join(map(_spell, others))}.")
     if options.resume and options.name:
         raise ConfigError(f"--name: must be left out beside --resume, which names the study, but got {options.name!r}.")
     commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
@@ -96,11 +101,11 @@ def fill_in(options: argparse.Namespace) -> None:
         raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
     searching, fixed = ("trials", "time_budget", "pruner", "repeats"), ("as_written",)
     foreign = fixed if options.search else searching if options.baseline is not None else ()
-    for flag in foreign:
-        given = getattr(options, flag)
-        if given is not None and given is not False:  # a 0 was given too
-            wanted = "--baseline" if options.search else "--search"
-            raise ConfigError(f"--{flag.replace('_', '-')}: goes with {wanted} only.")
+    for flag in _given(options):
+        if flag in foreign:
+            raise ConfigError(f"{_spell(flag)}: goes with {'--baseline' if options.search else '--search'} only.")
+    if options.as_written and options.precision == "bf16":
+        raise ConfigError("--precision: must be fp32 or left out beside --as-written, but got 'bf16'.")
     if options.demo:
         for key, value in DEMO.items():
             if getattr(options, key) is None:
@@ -151,7 +156,7 @@ def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
     space = load_space(name)
     for field in recipe_changes(options):
         if field in space.domains:
-            raise ConfigError(f"--{field.replace('_', '-')}: is searched by {space.name}, so it cannot be set.")
+            raise ConfigError(f"{_spell(field)}: is searched by {space.name}, so it cannot be set.")
     with _as_flag("--pruner"):
         pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
     base = replace(space.base, **recipe_changes(options))
@@ -182,6 +187,15 @@ def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
     )
 
 
+def _given(options: argparse.Namespace) -> list[str]:
+    """Return the options that were given."""
+    return [option for option, value in vars(options).items() if value is not None and value is not False]
+
+
+def _spell(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 @contextlib.contextmanager
 def _as_flag(flag: str) -> Iterator[None]:
     """Let an error name the flag that a value came from, not the key that it would have in a file."""
@@ -201,4 +215,9 @@ def _source(given: str) -> str:
 
 
 def _weights(given: str) -> str:
-    return given if given in {"imagenet", "none"} else str(Path(given).expanduser().absolute())
+    if given in WEIGHTS:
+        return given
+    file = Path(given).expanduser().absolute()
+    if not file.is_file():
+        raise ConfigError(f"--weights: {unknown_name('weights or file', given, WEIGHTS)}")
+    return str(file)

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage, 1 an image or the model cannot be read, 130 interru
 """
 
 import argparse
+import io
 import json
 import sys
 import tempfile
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")  # what MLflow and torch have to say of themselves is of no use here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes; they are printed as they are
     refused = []
 
     def refuse(error: DataError) -> None:
@@ -135,15 +139,17 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
 
 
 def list_images(path: Path, refuse: Callable[[DataError], None]) -> list[Path]:
-    """Return an image's path, or those of all images in and below a folder, in the order of their names."""
+    """Return an image's path, or those of all images in and below a folder, in the order of their names.
+
+    `refuse` is told of each folder that cannot be read, and of one that has no image.
+    """
     if not path.is_dir():
         return [path]
-    try:
-        images = [*image_files(path)]
-    except OSError as error:
+    unreadable: list[OSError] = []
+    images = [*image_files(path, unreadable.append)]
+    for error in unreadable:
         refuse(DataError(f"{error.filename}: must be readable: {error.strerror}."))
-        return []
-    if not images:
+    if not images and not unreadable:
         refuse(DataError(f"{path}: must hold an image, but has none ({', '.join(EXTENSIONS)})."))
     return images
 

@@ -128,15 +128,20 @@ def download_model(reference: str, uri: str, directory: Path) -> None:
 
 
 def _find_version(client: "MlflowClient", name: str, alias: str | None, version: str | None) -> str:
-    models = {model.name: model for model in client.search_registered_models()}
-    if name not in models:
-        raise ConfigError(f"--model: {unknown_name('registered model', name, models)}")
-    if alias:
+    from mlflow.exceptions import MlflowException
+
+    try:
         aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [model.name for model in client.search_registered_models()]
+        raise ConfigError(f"--model: {unknown_name('registered model', name, known)}") from None
+    if alias:
         if alias not in aliases:
             raise ConfigError(f"--model: {unknown_name('alias', alias, aliases)}")
         return str(aliases[alias])
-    versions = [str(known.version) for known in client.search_model_versions(f"name = '{name}'")]
+    versions = [str(found.version) for found in client.search_model_versions(f"name = '{name}'")]
     if version not in versions:
         raise ConfigError(f"--model: {unknown_name('version', str(version), versions)}")
     return version

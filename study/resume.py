@@ -15,12 +15,12 @@ from study.errors import ConfigError
 from study.search_space import SearchSpace
 
 
-def recorded_config(manifest: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
-    """Return `config` with all that makes the study what it is as the manifest has it."""
+def recorded_config(options: Namespace, manifest: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
+    """Return `config` with all that makes the study what it is as the manifest has it; downloads may have moved."""
     return replace(
         config,
         data=manifest["source"],
-        data_dir=Path(manifest["data_dir"]),
+        data_dir=config.data_dir if options.data_dir else Path(manifest["data_dir"]),
         fraction=manifest["fraction"],
         weights=manifest["weights"],
         seed=manifest["seed"],
@@ -56,8 +56,14 @@ def check_flags(options: Namespace, manifest: Mapping[str, Any], given: Mapping[
         now = given.get(option, getattr(options, option))
         if now is not None:
             _check_same(f"--{option.replace('_', '-')}", value, now)
+    stage = manifest["stage"]
+    if options.as_written:
+        _check_same("--as-written", stage, "as-written")
+    elif options.baseline is not None and stage != "as-written":
+        _check_same("--baseline", stage, "baseline")
     if options.baseline:
-        _check_same("--baseline", " ".join(Design.from_dict(manifest).models), " ".join(options.baseline))
+        models = " ".join(dict.fromkeys(options.baseline))
+        _check_same("--baseline", " ".join(Design.from_dict(manifest).models), models)
 
 
 def check_space(space: SearchSpace, manifest: Mapping[str, Any]) -> None:

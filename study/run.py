@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from study.config import StudyConfig, find_study
+from study.config import StudyConfig, check_new, find_study
 from study.design import Design
 from study.errors import ConfigError, StudyError
 from study.flags import build_parser, change_budget, configure, fill_in, read_space, recipe_changes, with_resources
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(f"study: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("study: interrupted; what was recorded is kept, and --resume latest goes on with it.", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"study: interrupted{interruption}.", file=sys.stderr)
         return 130
 
 
@@ -59,6 +59,7 @@ def _run_baseline(options: argparse.Namespace) -> int:
         raise ConfigError(f"--as-written: the assignment's solution knows {known} alone, but got {other[0]!r}.")
     recipes = [replace(baseline_recipe(model), **recipe_changes(options)) for model in models]
     config = configure(options, options.name or time.strftime("baseline-%Y%m%d-%H%M%S"))
+    check_new(_directory(config))
     stage = "as-written" if options.as_written else "baseline"
     return _run(config, Design(stage, tuple(recipes)))
 
@@ -71,8 +72,15 @@ def _search(options: argparse.Namespace) -> int:
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:
         raise ConfigError(f"--name: names one study, but --search names {len(spaces)}. Leave it out.")
+    names = [space.name for space in spaces]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"--search: must name spaces of different names, but got {twice!r} twice. Rename a file, or leave one out."
+        )
     started = time.strftime("%Y%m%d-%H%M%S")
     configs = [configure(options, options.name or f"{space.name}-{started}") for space in spaces]
+    for config in configs:
+        check_new(_directory(config))
     exit_code = 0
     for space, config in zip(spaces, configs, strict=True):
         baseline = replace(baseline_recipe(space.base.model), **recipe_changes(options))
@@ -86,10 +94,11 @@ def _resume(options: argparse.Namespace) -> int:
     directory = find_study(options.resume, Path("mlruns").absolute())
     config = configure(options, directory.name)
     spaces = [read_space(name, options) for name in options.search or []]
-    _heavy(options.verbose)
-    from study.record import Record
+    with _naming(directory):
+        _heavy(config)
+        from study.record import Record
 
-    record = Record.open(directory)
+        record = Record.open(directory)
     try:
         manifest = record.manifest
         given = {"data": options.data and config.data, "weights": options.weights and config.weights}
@@ -105,7 +114,7 @@ def _resume(options: argparse.Namespace) -> int:
     except BaseException:
         record.close()
         raise
-    return _run(recorded_config(manifest, config), design, record)
+    return _run(recorded_config(options, manifest, config), design, record)
 
 
 def _check_budget(options: argparse.Namespace, record: "Record") -> None:
@@ -144,25 +153,40 @@ def _reproduce(name: str) -> int:
 
 
 def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
-    console, tuner = _heavy(config.verbose)
-    with contextlib.closing(console):
-        result = tuner.run_study(config, design, console, record)
-    console.print_result(result)
+    with _naming(_directory(config)):
+        console, tuner = _heavy(config)
+        with contextlib.closing(console):
+            result = tuner.run_study(config, design, console, record)
+        console.print_result(result)
     return 0 if result.succeeded else 1
 
 
-def _heavy(verbose: bool) -> "tuple[Console, ModuleType]":
+@contextlib.contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+    """Let an interruption say how the study in that directory goes on, if it has begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        said = f"; what was recorded is kept, and --resume {directory.name} goes on with it"
+        raise KeyboardInterrupt(said if directory.is_dir() else "") from None
+
+
+def _directory(config: StudyConfig) -> Path:
+    return config.mlruns / "studies" / config.name
+
+
+def _heavy(config: StudyConfig) -> "tuple[Console, ModuleType]":
     """Import torch, Ray, Optuna and MLflow, which takes seconds, and silence them unless they are to speak."""
-    if not verbose:
+    if not config.verbose:
         warnings.filterwarnings("ignore")
     from optuna.logging import WARNING, set_verbosity
 
     from study import tuner
     from study.console import Console
 
-    if not verbose:
+    if not config.verbose:
         set_verbosity(WARNING)
-    return Console(), tuner
+    return Console(config.weights), tuner
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

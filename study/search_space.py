@@ -7,6 +7,7 @@ file is told before anything slow starts.
 import dataclasses
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Float:
         """Check the bounds; whole numbers become floats."""
         for key in ("low", "high"):
             value = getattr(self, key)
-            _require(type(value) in (int, float) and math.isfinite(value), f"{key} must be a finite number", value)
+            _require(_is_number(value) and math.isfinite(value), f"{key} must be a finite number", value)
             object.__setattr__(self, key, float(value))
         _check_bounds(self)
 
@@ -178,10 +179,10 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the space as JSON values, from which `from_dict` builds it again."""
-        domains = {
-            field: {"type": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
-            for field, domain in self.domains.items()
-        }
+        domains = {}
+        for field, domain in self.domains.items():
+            kept = {"choices": [*domain.choices]} if isinstance(domain, Categorical) else dataclasses.asdict(domain)
+            domains[field] = {"type": type(domain).__name__.lower(), **kept}
         sections = {key: dataclasses.asdict(getattr(self, key)) for key in ("budget", "pruner", "resources")}
         return {"name": self.name, "file": str(self.file), "space": domains, "base": self.base.to_dict(), **sections}
 
@@ -294,7 +295,11 @@ def parse_duration(text: str, place: str = "time") -> float:
     Raises:
         ConfigError: the text is no such duration, or one of no time at all.
     """
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text, re.ASCII) if isinstance(text, str) else None
+    parts = (
+        re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
+        if isinstance(text, str)
+        else None
+    )
     hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + seconds
     _require(total > 0, f"{place}: must be a duration such as '90s', '30m', '2h' or '1h30m'", text)
@@ -316,7 +321,8 @@ def _domain(space: Mapping[str, Any], field: str) -> Domain:
         choices = table["choices"]
         _require(isinstance(choices, list), "choices must be a list", choices)
         if wanted is float:  # 0 becomes 0.0, as in the recipe
-            choices = [float(choice) if type(choice) is int else choice for choice in choices]
+            _require(all(_is_number(choice) for choice in choices), "choices must be numbers", choices)
+            choices = [float(choice) for choice in choices]
         return Categorical(tuple(choices))
 
 
@@ -367,7 +373,8 @@ def _check_whole(key: str, value: object, *, at_least: int) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
+    """Tell whether it is a number that a float can hold: TOML has longer whole numbers."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _require(holds: bool, rule: str, value: object) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from study import figures
-from study.config import Plan
+from study.config import HOST, PORT, Plan, local_uri
 from study.errors import TrackingError, first_line
 from study.record import Record
 from study.training import EpochResult, Progress
@@ -59,8 +59,15 @@ def ui_command(uri: str) -> str:
     """Return the command that opens MLflow's UI on `uri`, for this machine alone; the address of a server as it is."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", *options])
+    if uri == local_uri(Path("mlruns").absolute()):
+        return shlex.join([sys.executable, "-m", "study.ui"])
+    return shlex.join(server_command(uri, PORT))
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """Return the command that serves MLflow's UI on the store at `uri`, to this machine's own browsers alone."""
+    options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
 
 
 def without_credentials(uri: str) -> str:

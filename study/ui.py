@@ -6,7 +6,6 @@ Exit codes: 130 ended by Ctrl-C, 2 usage or nothing to show, 1 it does not start
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -19,11 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
-from study.config import existing_store
+from study.config import HOST, PORT, existing_store
 from study.errors import ConfigError, StudyError
 
-HOST = "127.0.0.1"
-PORT = 5000
 START_S = 90.0
 """Seconds until a server that does not answer is given up; a cold one takes ten or so."""
 END_S = 10.0
@@ -77,7 +74,7 @@ def choose_port(wanted: int) -> int:
 def _show(tracking_uri: str | None, wanted: int) -> int:
     """Serve the UI until interrupted."""
     port = choose_port(wanted)
-    from study.tracking import connect, ui_command
+    from study.tracking import connect, server_command
 
     uri = existing_store(tracking_uri, Path("mlruns").absolute())
     client = connect(uri, verbose=False)
@@ -86,8 +83,7 @@ def _show(tracking_uri: str | None, wanted: int) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"MLflow   {uri} serves its UI itself")
         return 0
-    command = [*shlex.split(ui_command(uri)), "--port", str(port)]  # the last of two options is the one that counts
-    command += ["--allowed-hosts", f"localhost:{port},{HOST}:{port}", "--workers", "1"]
+    command = [*server_command(uri, port), "--workers", "1"]
     with tempfile.TemporaryFile() as log, _server(command, log) as server:
         _await(server, port, log)
         if port != wanted:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from study.config import Plan, StudyConfig
-from study.errors import ConfigError
+from study.config import Plan, StudyConfig, check_new
+from study.errors import ConfigError, RecordError
+from study.record import Record
 from study.search_space import baseline_recipe
 
 
@@ -16,6 +17,7 @@ from study.search_space import baseline_recipe
         ({"model": "vgg61"}, r"unknown model 'vgg61'. Did you mean 'vgg16'\? Known: .*resnet18"),
         ({"unfreeze_depth": 6}, r"unfreeze_depth: must be 0 to 5, but got 6\."),
         ({"lr": 0.0}, r"lr: must be above 0, but got 0\.0\."),
+        ({"lr": 10**309}, r"lr: must be at most 1\.8e\+308, but got more\."),
         ({"lr": float("nan")}, r"lr: must be above 0, but got nan\."),
         ({"lr": "0.1"}, r"lr: must be of type float, but got '0\.1'\."),
         ({"batch_size": 0}, r"batch_size: must be at least 1, but got 0\."),
@@ -52,9 +54,28 @@ def test_recipe_names_what_is_missing():
         type(baseline_recipe("vgg16")).from_dict(values)
 
 
-def test_plan_title_tells_what_differs(make_recipe):
-    plan = Plan(7, "search", make_recipe(unfreeze_depth=2, lr=3.1e-4, batch_size=64), 0)
-    assert plan.title == "#7 resnet18 · depth 2 · lr 0.00031 · batch 64"
+@pytest.mark.parametrize(
+    ("stage", "title"),
+    [
+        ("search", "#7 resnet18 · depth 2 · lr 0.00031 · batch 64"),
+        ("baseline", "#7 resnet18 · depth 2 · lr 0.00031 · batch 64"),
+        ("as-written", "#7 resnet18 · depth 2 · lr 0.00031 · batch 64 · as written"),
+        ("final", "#final-7 resnet18 · depth 2 · lr 0.00031 · batch 64 · seed 5"),
+    ],
+)
+def test_plan_title_tells_what_differs(make_recipe, stage, title):
+    plan = Plan(7, stage, make_recipe(unfreeze_depth=2, lr=3.1e-4, batch_size=64), 5)
+    assert plan.title == title
+
+
+def test_check_new_says_what_the_record_would_say(tmp_path):
+    check_new(tmp_path / "one")
+    Record.create(tmp_path / "one", {}).close()
+    with pytest.raises(RecordError) as early:
+        check_new(tmp_path / "one")
+    with pytest.raises(RecordError) as late:
+        Record.create(tmp_path / "one", {})
+    assert str(early.value) == str(late.value)
 
 
 @pytest.mark.parametrize(

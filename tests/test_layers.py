@@ -69,14 +69,25 @@ def test_only_its_adapters_import_a_package(package):
     assert users <= OUTSIDERS[package]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--baseline", "vgg61"], ["--baseline", "--fraction", "7"]])
-def test_help_and_mistakes_need_no_heavy_import(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--baseline", "vgg61"],
+        ["--baseline", "--fraction", "7"],
+        ["--baseline", "--weights", "no-such-file.pth"],
+        ["--search", "bad.toml"],
+    ],
+)
+def test_help_and_mistakes_need_no_heavy_import(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text('model = "resnet18"\n[space]\nlr = { type = "int", low = 1, high = 2 }\n')
     code = (
         "import sys; from study import run\n"
         f"try: run.main({arguments!r})\n"
-        "except SystemExit: pass\n"
+        "except SystemExit as left: assert left.code == (2 if 'help' not in sys.argv[1] else 0)\n"
         "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    seen = subprocess.run([sys.executable, "-c", code, arguments[0]], capture_output=True, text=True)
     assert seen.returncode == 0, seen.stderr

@@ -1,7 +1,13 @@
 """Predictions from the command line: every image that can be read, as the classifier was trained to see it."""
 
+import errno
 import json
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +112,45 @@ def test_predict_names_unreadable_images_predicts_the_others_and_exits_1(command
     assert code == 1
     assert [told["image"] for told in json.loads(out)] == [str(good)]
     assert [line.split(": ")[1] for line in err.splitlines()] == list(map(str, (torn, text, tmp_path / "absent.png")))
+
+
+def test_the_readmes_request_holds_the_pixels_that_predict_would_read(tmp_path, monkeypatch, capsys):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    photo = save(tmp_path / "photo.jpg", size=(1300, 900), exif=exif)
+    code = re.search(r"python -c '(.*?)' \|", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    (pixels,) = json.loads(capsys.readouterr().out)["inputs"]
+    assert np.array_equal(np.array(pixels).transpose(2, 0, 1), read_image(photo, (256, 256)))
+
+
+def test_predict_names_an_unreadable_folder_and_predicts_the_rest(command, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    before, after = save(folder / "a" / "before.png"), save(folder / "z" / "after.png")
+    save(folder / "closed" / "inside.png")
+    scan = os.scandir
+
+    def refuse_closed(path):  # root, whom no mode keeps out, runs the tests too
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_closed)
+    code, out, err = command(folder, "--json")
+    assert [told["image"] for told in json.loads(out)] == [str(before), str(after)]
+    assert err == f"study: {folder / 'closed'}: must be readable: Permission denied.\n"
+    assert code == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_predict_prints_a_name_that_is_not_utf_8_as_it_is(saved, tmp_path, options):
+    name = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / name)
+    command = [sys.executable, "-m", "study.predict", str(tmp_path / name), "--model", "one", *options]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf\xe9.png" in done.stdout
 
 
 def test_predict_names_a_folder_without_images_and_exits_1(command, tmp_path):

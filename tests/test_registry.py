@@ -217,6 +217,14 @@ def test_download_model_suggests_what_there_is(one_model, tmp_path, reference, m
         download_model(reference, local_uri(folder), tmp_path)
 
 
+def test_download_model_finds_a_model_behind_a_page_of_others(one_model, store, tmp_path):
+    client = connect(local_uri(store), verbose=False)
+    for number in range(100):
+        client.create_registered_model(f"a{number}")
+    download_model(f"models:/{NAME}@champion", local_uri(store), tmp_path)
+    assert load_model(tmp_path).card == one_model[1].card
+
+
 def test_download_model_names_a_model_that_no_study_made(store, tmp_path):
     client = connect(local_uri(store), verbose=False)
     client.create_registered_model("theirs")

@@ -1,5 +1,6 @@
 """Going on with a study: what may change and what may not, and that what it reads back is never run."""
 
+import json
 import os
 import pickle
 import shutil
@@ -13,10 +14,10 @@ import pytest
 from study.config import local_uri
 from study.design import Design
 from study.errors import ConfigError
-from study.flags import build_parser
+from study.flags import build_parser, configure
 from study.record import Record
-from study.resume import check_flags, check_space
-from study.search_space import Budget, Float, Pruner, Resources, SearchSpace
+from study.resume import check_flags, check_space, recorded_config
+from study.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
@@ -85,10 +86,39 @@ def test_the_flags_that_a_study_began_with_are_taken_again(manifest):
     check_flags(build_parser().parse_args(["--resume", "one", *given.split()]), manifest, {})
 
 
-def test_other_models_are_refused_of_a_baseline(manifest):
-    options = build_parser().parse_args(["--resume", "one", "--baseline", "vgg16"])
-    with pytest.raises(ConfigError, match="--baseline: must stay 'resnet18', as the study began, but got 'vgg16'"):
-        check_flags(options, manifest, {})
+@pytest.mark.parametrize(
+    ("stage", "flags", "message"),
+    [
+        ("baseline", ["--baseline", "vgg16"], "--baseline: must stay 'resnet18', as the study began, but got 'vgg16'"),
+        ("baseline", ["--as-written"], "--as-written: must stay 'baseline', as the study began, but got 'as-written'"),
+        ("search", ["--baseline"], "--baseline: must stay 'search', as the study began, but got 'baseline'"),
+        ("search", ["--as-written"], "--as-written: must stay 'search', as the study began, but got 'as-written'"),
+    ],
+)
+def test_another_kind_of_study_and_other_models_are_refused(manifest, stage, flags, message):
+    options = build_parser().parse_args(["--resume", "one", *flags])
+    with pytest.raises(ConfigError, match=message):
+        check_flags(options, {**manifest, "stage": stage}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("baseline", ["--baseline"]),
+        ("baseline", ["--baseline", "resnet18", "resnet18"]),
+        ("as-written", ["--baseline", "--as-written"]),
+        ("as-written", ["--baseline"]),
+    ],
+)
+def test_the_kind_and_the_models_that_a_study_began_with_are_taken_again(manifest, stage, flags):
+    check_flags(build_parser().parse_args(["--resume", "one", *flags]), {**manifest, "stage": stage}, {})
+
+
+@pytest.mark.parametrize(("flags", "directory"), [([], "/then"), (["--data-dir", "/now"], "/now")])
+def test_downloads_may_have_moved(manifest, flags, directory):
+    options = build_parser().parse_args(["--resume", "one", *flags])
+    told = {**manifest, "data_dir": "/then", "tracking_uri": None}
+    assert recorded_config(options, told, configure(options, "one")).data_dir == Path(directory)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +132,13 @@ def test_other_models_are_refused_of_a_baseline(manifest):
 def test_another_space_is_refused(manifest, space, changes, message):
     with pytest.raises(ConfigError, match=message):
         check_space(replace(space, **changes), manifest)
+
+
+def test_a_space_of_choices_is_the_same_after_its_way_through_the_journal(space):
+    space = replace(space, domains={**space.domains, "optimizer": Categorical(("adam", "sgd"))})
+    manifest = json.loads(json.dumps({"space": space.to_dict()}))
+    check_space(space, manifest)
+    assert SearchSpace.from_dict(manifest["space"]) == SearchSpace.from_dict(space.to_dict()) == space
 
 
 def test_another_budget_is_no_other_space(manifest, space):

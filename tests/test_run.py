@@ -9,11 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from study.config import local_uri
 from study.models import build
+from study.record import Record
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
@@ -52,7 +54,7 @@ def runs_of(room: Path, experiment: str):
 def test_baseline_trains_tests_records_and_tracks(study, image_folder):
     done = study("--baseline", "resnet18", "resnet34", "--data", image_folder, "--name", "one", *QUICK)
     assert done.returncode == 0, done.stderr
-    for expected in ("16 training and 8 test images", "trains fastest", "hardest pair", "mlflow ui", "loss of epoch 1"):
+    for expected in ("16 training and 8 test images", "trains fastest", "hardest pair", "study.ui", "loss of epoch 1"):
         assert expected in done.stdout
     assert "Configuration for experiment" not in done.stdout  # Ray's chatter
     assert done.stderr == ""
@@ -130,6 +132,66 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
     for run in searched.values():
         assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
+    again = study("--reproduce", "one")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith("epoch 1  loss ")
+    assert again.stdout.splitlines()[-1] == "verdict  reproduced"
+
+
+def test_two_spaces_are_two_studies_each_with_its_verdict(study):
+    for name in ("first", "second"):
+        (study.room / f"{name}.toml").write_text(SPACE)
+    small = ["--data", "digits", "--fraction", "0.05", *QUICK, "--trials", "2", "--repeats", "1", "--pruner", "none"]
+    done = study("--search", "first.toml", "second.toml", *small)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("verdict  ") for line in done.stdout.splitlines()) == 2
+    studies = sorted((study.room / "mlruns" / "studies").iterdir())
+    assert [path.name.partition("-")[0] for path in studies] == ["first", "second"]
+    for path in studies:
+        record = Record.read(path)
+        assert [trial.state for trial in record.trials()] == ["complete", "complete"]
+        assert {trial.state for trial in record.finals()} == {"complete"}
+
+
+def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image_folder):
+    (study.room / "small.toml").write_text(SPACE)
+    flags = ["--data", image_folder, *QUICK, "--repeats", "1", "--pruner", "none", "--name", "one"]
+    with subprocess.Popen(
+        command("--search", "small.toml", *flags, "--trials", "100000"),
+        cwd=study.room,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("#1 ") and "complete" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    done = study("--resume", "one", "--time-budget", "1s")  # which is spent: only what had been begun is still run
+    assert done.returncode == 0, done.stderr
+    record = Record.read(study.room / "mlruns" / "studies" / "one")
+    assert 2 <= len(record.trials()) < 100000
+    assert all(trial.state == "complete" for trial in [*record.trials(), *record.finals()])
+    assert record.finals()
+    assert any(line.startswith("verdict  ") for line in done.stdout.splitlines())
+
+
+def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, tmp_path):
+    state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
+    state["conv1.weight"].fill_(float("nan"))
+    save_file(state, tmp_path / "broken.safetensors")
+    (study.room / "small.toml").write_text(SPACE)
+    flags = ["--data", image_folder, "--weights", tmp_path / "broken.safetensors", "--trials", "2", "--epochs", "1"]
+    done = study("--search", "small.toml", *flags, "--image-size", "32")
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed ")]
+    assert len(failed) == 2
+    assert all("train_loss: must stay finite, but became nan in epoch 1" in line for line in failed)
+    assert "0 complete, 0 pruned, 2 failed" in done.stdout
+    assert f"weights  resnet18: {tmp_path / 'broken.safetensors'}, last layer fc is the file's own" in done.stdout
+    assert "device   CPU, " in done.stdout or torch.cuda.is_available()
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -140,11 +202,17 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
         (["--search", "resnet18", "--pruner", "ash"], "--pruner: must be 'asha' or 'none', but got 'ash'."),
         (["--search", "resnet18", "--repeats", "0"], "--repeats: must be at least 1, but got 0."),
         (["--search", "resnet18", "vgg16", "--name", "both"], "--name: names one study"),
+        (
+            ["--search", "resnet18", "a/resnet18.toml"],
+            "--search: must name spaces of different names, but got 'resnet18'",
+        ),
         (["--search", "resnet18", "--as-written"], "--as-written: goes with --baseline only."),
         (["--baseline", "--trials", "3"], "--trials: goes with --search only."),
         (["--baseline", "--repeats", "0"], "--repeats: goes with --search only."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--models", "--search", "vgg16"], "not allowed with"),
+        (["--models", "--epochs", "3"], "--models: takes no other flags, but got --epochs."),
+        (["--baseline", "--weights", "no.pth"], "--weights: unknown weights or file 'no.pth'."),
         (["--reproduce", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest", "--name", "one"], "--name: must be left out beside --resume"),
@@ -160,6 +228,8 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
     ],
 )
 def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, message):
+    (study.room / "a").mkdir()
+    (study.room / "a" / "resnet18.toml").write_text(SPACE)
     done = study(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -233,7 +303,7 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted" in errors
+    assert errors == "study: interrupted; what was recorded is kept, and --resume one goes on with it.\n"
     assert "Traceback" not in errors
     deadline = time.monotonic() + 20
     while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
@@ -241,6 +311,30 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
     assert left == set()
     _, parent, children = runs_of(study.room, "pets")
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
+
+
+def test_an_interruption_before_the_record_names_no_study_to_go_on_with(study, image_folder):
+    arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK]
+    with subprocess.Popen(
+        command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("weights"):  # Ray is about to be started
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "study: interrupted.\n")
+    assert not list(study.room.glob("mlruns/studies/*"))
+
+
+@pytest.mark.parametrize("arguments", [["--baseline"], ["--search", "resnet18"]])
+def test_a_name_that_is_taken_is_told_before_anything_slow(study, arguments):
+    (study.room / "mlruns" / "studies" / "one").mkdir(parents=True)
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(study.room)}
+    done = study(*arguments, "--name", "one", **nowhere)
+    assert done.returncode == 1
+    assert "a study named 'one' exists. Choose another --name, or --resume it." in done.stderr
 
 
 def children_of(pid: int) -> set[int]:

@@ -244,6 +244,14 @@ def test_domain_holds_both_ends(domain, inside, outside):
             "space.optimizer: unknown choice 'adan'. Did you mean 'adam'? Known: adam, adamw, sgd.",
         ),
         (
+            f'momentum = {{ type = "categorical", choices = [0, {10**309}] }}',
+            "space.momentum: choices must be numbers, but got [0, 1000",
+        ),
+        (
+            f'lr = {{ type = "float", low = 0.1, high = {10**309} }}',
+            "space.lr: high must be a finite number, but got 1000",
+        ),
+        (
             'momentum = { type = "categorical", choices = [nan] }',
             "space.momentum: must be in [0, 1), but got nan.",
         ),
@@ -290,6 +298,10 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
         (
             LR + "[pruner]\nreduction_factor = 1",
             "pruner.reduction_factor: must be a whole number, at least 2, but got 1.",
+        ),
+        (
+            LR + f"[resources]\ncpus_per_trial = {10**309}",
+            "resources.cpus_per_trial: must be a number above 0, but got 1000",
         ),
         (LR + "[resources]\ncpus_per_trial = 0", "resources.cpus_per_trial: must be a number above 0, but got 0."),
         (
@@ -342,7 +354,7 @@ def test_parse_duration_adds_hours_minutes_and_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "30m1h", "2 h", "-2h", "1.5h", "0s", "2d", "h"])
+@pytest.mark.parametrize("text", ["", f"{10**309}h", "30", "30m1h", "2 h", "-2h", "1.5h", "0s", "2d", "h"])
 def test_parse_duration_refuses_anything_else(text):
     with pytest.raises(ConfigError, match=rf"^--time-budget: must be a duration such as .*, but got '{text}'\.$"):
         parse_duration(text, place="--time-budget")

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shlex
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -345,3 +347,10 @@ def test_connect_names_a_store_of_no_known_kind():
 def test_ui_command_opens_a_local_store_on_loopback_alone():
     command = ui_command("sqlite:////my studies/mlflow.db")
     assert "--backend-store-uri 'sqlite:////my studies/mlflow.db' --host 127.0.0.1 --port 5000" in command
+    assert command.endswith("--allowed-hosts localhost:5000,127.0.0.1:5000")
+
+
+def test_ui_command_is_the_short_one_for_the_store_of_this_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
+    assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))

@@ -1,0 +1,292 @@
+"""What a person sees: in a terminal of 80 columns, on a pipe, and at the end, without a trial being run."""
+
+import io
+import re
+
+import numpy as np
+import optuna
+import pytest
+
+from study.cluster import Allotment
+from study.comparison import Row
+from study.config import local_uri
+from study.console import Console, open_screen
+from study.models import Pretrained
+from study.record import Record
+from study.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.training import EpochResult, Evaluation, Progress
+from study.tuner import StudyResult
+
+FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
+
+
+@pytest.fixture
+def space(tmp_path, make_recipe):
+    domains = {
+        "lr": Float(1e-5, 1e-1, log=True),
+        "unfreeze_depth": Int(0, 3),
+        "optimizer": Categorical(("adam", "sgd")),
+    }
+    return SearchSpace("small", tmp_path, domains, make_recipe(), Budget(9, 3600.0), Pruner(), Resources())
+
+
+@pytest.fixture
+def record(tmp_path, space):
+    """Of a search that begins with the baseline's recipe."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = Record.create(tmp_path / "one", {}, space=space)
+    record.add([("search", space.base, 0)])
+    yield record
+    record.close()
+
+
+@pytest.fixture
+def fixed(tmp_path, make_recipe):
+    """Of a baseline, which holds no validation images out."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = Record.create(tmp_path / "fixed", {})
+    record.add([("baseline", make_recipe(), 0)])
+    yield record
+    record.close()
+
+
+def epoch(number, right=None, **values):
+    """One of 60 images a second for 2 s; `right` of ten validation images are."""
+    confusion = None if right is None else [[right, 10 - right], [0, 0]]
+    return EpochResult(number, 1.5 / number, 2.0, 60.0, val_confusion=confusion, **values)
+
+
+def terminal(width=80, weights="none"):
+    """Return a console on a terminal, and what it writes."""
+    output = io.StringIO()
+    return Console(weights, open_screen(width=width, file=output, force_terminal=True)), output
+
+
+def pipe(weights="none"):
+    output = io.StringIO()
+    return Console(weights, open_screen(file=output)), output
+
+
+def written(output):
+    """All that was written, without the terminal's control codes."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+
+
+def run(record, *accuracies, console=None):
+    """Run the next trial of a search to its end; return its plan."""
+    plan = record.next_trial()
+    if console:
+        console.on_start(plan)
+    record.facts(plan, FACTS)
+    for number, right in enumerate(accuracies, 1):
+        if record.epoch(plan, epoch(number, right)):
+            break
+        if console:
+            console.on_change(plan)
+    else:
+        record.complete(plan)
+    if console:
+        console.on_change(plan)
+    return plan
+
+
+def ended(record, **changes):
+    values = {
+        "directory": record.directory, "tracking_uri": local_uri(record.directory), "trials": record.trials(),
+        "finals": record.finals(), "rows": [], "importances": {}, "verdict": None, "unsent": 0,
+    }  # fmt: skip
+    return StudyResult(**{**values, **changes})
+
+
+def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
+    console, output = terminal()
+    console.on_record(record)
+    plan = record.next_trial()
+    console.on_start(plan)
+    record.epoch(plan, epoch(1, 7))
+    console.on_change(plan)
+    console.on_progress(plan, Progress(2, 30, 120, 15.0))
+    seen = written(output)
+    console.close()
+    head = "#0 resnet18 · depth 1 · lr 0.001 · batch 16"
+    for line in (
+        f"{head}  epoch 1/2",
+        "  loss 1.5000  accuracy 70.0 %  60.0 images/s  2s left",
+        f"{head}  epoch 2/2",
+        "  25%  loss 1.5000  accuracy 70.0 %  15.0 images/s  6s left",
+    ):
+        assert line in [seen_line.rstrip().lstrip("\r") for seen_line in seen.splitlines()]
+    assert max(map(len, seen.splitlines())) <= 80
+
+
+def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
+    record = Record.create(tmp_path / "two", {})
+    record.add([("final", make_recipe(model="mobilenet_v3_small", lr=3.1e-4, batch_size=128), 2147483647)])
+    console, output = terminal()
+    console.on_record(record)
+    plan = record.next_trial()
+    console.on_start(plan)
+    console.on_progress(plan, Progress(2, 30, 120, 15.0))
+    console.close()
+    record.close()
+    words = " ".join(written(output).split())
+    assert f"{plan.title} epoch 2/2 25% 15.0 images/s 6s left" in words
+
+
+def test_a_search_shows_its_best_five_its_tally_and_its_time_under_the_running_trials(record, space):
+    console, output = terminal()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    for right in (1, 2, 3, 4, 5, 6):
+        run(record, right, right, console=console)
+    plan = record.next_trial()
+    console.on_start(plan)
+    output.truncate(0)
+    output.seek(0)
+    console.on_progress(plan, Progress(1, 30, 120, 15.0))
+    seen = written(output)
+    console.close()
+    assert re.findall(r"#(\d) resnet18[^│\n]*│ +(\d\d\.\d\d%)", seen) == [
+        ("5", "60.00%"), ("4", "50.00%"), ("3", "40.00%"), ("2", "30.00%"), ("1", "20.00%"),
+    ]  # fmt: skip
+    assert re.search(r"6 of 9 trials have ended; \d+s spent, (1h00m|59m\d\ds) left", seen)
+    assert "6 complete, 0 pruned, 0 failed; 24s of device time spent, 0s saved by pruning" in " ".join(seen.split())
+
+
+def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
+    console, output = pipe()
+    console.on_record(record)
+    run(record, 3, 7, console=console)
+    assert output.getvalue().splitlines()[2:] == [
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  starting",
+        "device   NVIDIA H100, bf16",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 1/2  loss 1.5000  accuracy 30.0 %  60.0 images/s  2s left",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 2/2  loss 0.7500  accuracy 70.0 %  60.0 images/s  0s left",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%",
+    ]
+
+
+def test_the_hardware_is_told_once(record):
+    console, output = pipe()
+    console.on_record(record)
+    run(record, 3, 7, console=console)
+    run(record, 4, 8, console=console)
+    assert output.getvalue().count("device   NVIDIA H100, bf16\n") == 1
+
+
+def test_a_trial_without_validation_tells_its_accuracy_in_training(fixed):
+    console, output = pipe()
+    console.on_record(fixed)
+    plan = fixed.next_trial()
+    console.on_start(plan)
+    fixed.epoch(plan, epoch(1, train_accuracy=0.412))
+    console.on_change(plan)
+    assert "epoch 1/2  loss 1.5000  accuracy 41.2 % (training)  60.0 images/s" in output.getvalue()
+
+
+def test_the_line_of_an_older_record_tells_no_accuracy(fixed):
+    console, output = pipe()
+    console.on_record(fixed)
+    plan = fixed.next_trial()
+    console.on_start(plan)
+    fixed.epoch(plan, epoch(1))
+    console.on_change(plan)
+    assert "loss 1.5000  60.0 images/s" in output.getvalue()
+
+
+@pytest.mark.parametrize("make", [terminal, pipe])
+@pytest.mark.parametrize("reason", ["[/dev/shm full]", "see /data/[old]/mlruns :smile: [red]"])
+def test_what_looks_like_markup_is_printed_as_it_is(record, make, reason):
+    console, output = make()
+    console.on_record(record)
+    plan = record.next_trial()
+    console.on_start(plan)
+    record.fail(plan, reason)
+    console.on_change(plan)
+    console.print_result(ended(record))
+    assert f"failed after 0s ({reason})" in " ".join(written(output).split())
+    assert f"failed   #0 resnet18 · depth 1 · lr 0.001 · batch 16: {reason}" in " ".join(written(output).splitlines())
+
+
+def test_classes_that_look_like_markup_stand_in_the_table(fixed):
+    console, output = pipe()
+    pair = "cat [tabby] → [/dog] 3"
+    console.print_result(ended(fixed, rows=[Row("resnet18", 10, 1.0, 1.0, (1.0,), 0.5, pair)]))
+    assert pair in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("imagenet", "weights  vgg16: imagenet, last layer is new\n"),
+        ("/data/[old]/mine.pth", "weights  vgg16: /data/[old]/mine.pth, last layer is new\n"),
+        ("none", "weights  vgg16: last layer is new\n"),
+    ],
+)
+def test_weights_are_told_with_their_origin(weights, said):
+    console, output = pipe(weights)
+    console.on_weights("vgg16", Pretrained(None, "none", "last layer is new"))
+    assert output.getvalue() == said
+
+
+def test_a_search_is_announced_with_its_space_its_budget_and_what_a_trial_gets(space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0.5, 3), space)
+    assert output.getvalue().splitlines() == [
+        "space    small: lr 1e-05 … 0.1 (log), unfreeze_depth 0 … 3, optimizer adam | sgd",
+        "budget   9 trials or 1h00m, pruner asha",
+        "machine  2 CPU cores and 0.5 GPU a trial, 3 at a time",
+    ]
+
+
+def test_the_end_of_a_search_tells_best_recipe_tally_importances_and_verdict(record, space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    run(record, 3, 3)
+    best = run(record, 6, 9)
+    console.print_result(ended(record, importances={"lr": 0.75, "optimizer": 0.25}))
+    seen = output.getvalue()
+    assert "2 complete, 0 pruned, 0 failed; 8s of device time spent, 0s saved by pruning\n" in seen
+    assert "  lr               mattered 75%\n  optimizer        mattered 25%\n" in seen
+    assert "\nverdict  No verdict: no trial of the search" in seen
+    (line,) = (line for line in seen.splitlines() if line.startswith("best "))
+    changed = [field for field, value in best.recipe.to_dict().items() if value != space.base.to_dict()[field]]
+    assert line.startswith(f"best     #1: {changed[0]} ")
+    assert re.findall(r"(\w+) \S+ instead of", line) == changed
+
+
+def test_a_search_that_the_baseline_won_says_that_it_is_best(record, space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    run(record, 8, 9)
+    run(record, 9, 8)
+    console.print_result(ended(record))
+    assert "best     #0: the baseline's recipe\n" in output.getvalue()
+
+
+def test_a_time_budget_that_no_trial_could_keep_is_told_as_the_reason(record, space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    record.set_budget(Budget(9, 1e-9))
+    run(record, 5, 5, console=console)
+    result = ended(record)
+    console.print_result(result)
+    reason = "failed   the time budget ended before any trial was complete; --resume one --time-budget gives it more"
+    assert reason in output.getvalue().splitlines()
+    assert not result.succeeded
+
+
+def test_a_baseline_that_was_tested_says_so_at_the_end_of_its_line(fixed):
+    console, output = pipe()
+    console.on_record(fixed)
+    plan = fixed.next_trial()
+    console.on_start(plan)
+    for number in (1, 2):
+        fixed.epoch(plan, epoch(number))
+    fixed.tested(plan, Evaluation(1.0, np.eye(2, dtype=int).tolist(), [0, 1]))
+    fixed.complete(plan)
+    console.on_change(plan)
+    assert output.getvalue().endswith("complete after 4s: test accuracy 100.00%\n")

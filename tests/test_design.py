@@ -1,0 +1,30 @@
+"""What a study is made of, read off its design."""
+
+from pathlib import Path
+
+import pytest
+
+from study.design import Design
+from study.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+
+
+@pytest.mark.parametrize(
+    ("domain", "base", "largest"),
+    [
+        ({}, 32, 64),
+        ({}, 128, 128),
+        ({"image_size": Int(32, 160)}, 32, 160),
+        ({"image_size": Categorical((192, 96))}, 32, 192),
+        ({"image_size": Int(32, 48)}, 32, 64),
+    ],
+)
+def test_image_size_is_the_largest_that_any_trial_can_have(make_recipe, domain, base, largest):
+    domains = {"lr": Float(1e-5, 1.0), **domain}
+    base_recipe = make_recipe(image_size=base)
+    space = SearchSpace("small", Path("/small.toml"), domains, base_recipe, Budget(), Pruner(), Resources())
+    assert Design("search", (make_recipe(image_size=64),), space, repeats=1).image_size == largest
+
+
+def test_image_size_of_fixed_trials_is_the_largest_of_theirs(make_recipe):
+    recipes = (make_recipe(image_size=96), make_recipe(image_size=64))
+    assert Design("baseline", recipes).image_size == 96

@@ -1,0 +1,65 @@
+"""Flags become configurations, and those that mean nothing where they stand are refused before anything slow."""
+
+import pytest
+
+from study.errors import ConfigError
+from study.flags import build_parser, configure, fill_in
+from study.search_space import load_baseline
+
+
+def parse(*arguments):
+    return build_parser().parse_args([*arguments])
+
+
+def test_configure_defaults_to_the_assignments_data_and_weights():
+    config = configure(parse("--baseline"), "one")
+    assert (config.data, config.fraction, config.weights, config.seed) == ("cifar10", 0.1, "imagenet", 0)
+    assert (config.precision, config.cache_gb) == ("auto", None)
+
+
+def test_configure_takes_all_images_of_other_data():
+    assert configure(parse("--baseline", "--data", "digits"), "one").fraction == 1.0
+
+
+def test_the_baselines_file_holds_the_assignments_recipe():
+    values = load_baseline().values
+    wanted = {"epochs": 5, "augmentation": "autoaugment", "batch_size": 64, "lr": 1e-3, "optimizer": "adam"}
+    assert {key: values[key] for key in wanted} == wanted
+    assert (values["unfreeze_depth"], values["lr_schedule"], values["image_size"]) == (1, "constant", 224)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cache_gb"),
+    [([], None), (["--cache-gb", "1.5"], 1.5), (["--cache-gb", "0"], 0.0), (["--no-cache"], 0.0)],
+)
+def test_configure_bounds_the_store_as_the_flags_say(arguments, cache_gb):
+    assert configure(parse("--search", "resnet18", *arguments), "one").cache_gb == cache_gb
+
+
+def test_configure_takes_a_file_of_weights_and_names_one_that_is_missing(tmp_path):
+    file = tmp_path / "mine.pth"
+    with pytest.raises(
+        ConfigError, match=r"^--weights: unknown weights or file '.*mine\.pth'\. .*Known: imagenet, none"
+    ):
+        configure(parse("--baseline", "--weights", str(file)), "one")
+    file.touch()
+    assert configure(parse("--baseline", "--weights", str(file)), "one").weights == str(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "--seed", "0"], "--models: takes no other flags, but got --seed."),
+        (["--models", "--resume", "one"], "--models: takes no other flags, but got --resume."),
+        (["--reproduce", "one", "--demo", "--data", "x"], "--reproduce: takes no other flags, but got --data, --demo."),
+        (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or left out beside"),
+    ],
+)
+def test_fill_in_refuses_what_has_no_meaning(arguments, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        fill_in(parse(*arguments))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_fill_in_takes_the_precisions_that_as_written_has(precision):
+    fill_in(parse("--baseline", "--as-written", "--precision", precision))
