@@ -105,7 +105,7 @@ def _csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:
 
 def _row(trial: TrialRecord, classes: Sequence[str]) -> Row:
     assert trial.test
-    seconds = trial.seconds
+    seconds = trial.training_s
     images = sum(result.images_per_s * result.epoch_s for result in trial.epochs)
     pair = hardest_pair(np.asarray(trial.test.confusion))
     first, second = classes[pair.first], classes[pair.second]

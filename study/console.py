@@ -44,6 +44,7 @@ class Console:
         """Of the running trials, by key: which trial and epoch it is, and how that goes."""
         self._trials: dict[str, TrialRecord] = {}
         self._hardware: set[str] = set()
+        self._store_failures: set[str] = set()
 
     def on_data(self, dataset: Dataset, facts: Mapping[str, Any]) -> None:
         """Say which images there are, and how they are split."""
@@ -61,7 +62,6 @@ class Console:
 
     def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
         """Say what is searched, for how long, and what a trial gets."""
-        self._space = space
         if space:
             fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
             limit = f" or {_duration(space.budget.time_s)}" if space.budget.time_s else ""
@@ -105,6 +105,10 @@ class Console:
         if trial.facts and (hardware := f"{trial.facts['device']}, {trial.facts['precision']}") not in self._hardware:
             self._hardware.add(hardware)
             self._say(f"device   {hardware}")
+        failures = {result.store_failure for result in trial.epochs if result.store_failure}
+        for failure in sorted(failures - self._store_failures):
+            self._say(f"store    {failure}")
+        self._store_failures |= failures
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
@@ -139,6 +143,12 @@ class Console:
             self._say(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them, and {again}")
         if result.model:
             self._say(f"\nmodel    {_describe_model(result)}")
+        elif result.verdict and result.verdict.decision:
+            checkpoints = result.directory / "checkpoints"
+            self._say(
+                f"\nmodel    not kept: its last weights must reach {checkpoints}, so a full disk or one that not all"
+            )
+            self._say("         nodes of a cluster share costs it")
         self._say(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
@@ -257,6 +267,7 @@ def _shared(trials: Sequence[TrialRecord]) -> str | None:
         "read": "read from the store",
         "stored": "computed and stored",
         "computed": "computed alone, since storing would not have paid",
+        "unstored": "computed alone, since the store did not work",
     }
     shares = [f"{images[key] / images.total():.0%} {text}" for key, text in said.items() if images[key]]
     return f"frozen blocks: {', '.join(shares)}"

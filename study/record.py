@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from study.config import Plan, Recipe
+from study.config import Plan, Recipe, check_new
 from study.errors import RecordError
 from study.journal import Journal
 from study.proposals import build_distributions, build_pruner, build_sampler
@@ -84,10 +84,7 @@ class Record:
         Raises:
             RecordError: the study exists already, or its directory cannot be written.
         """
-        if directory.exists():
-            raise RecordError(
-                f"{directory}: a study named {directory.name!r} exists. Choose another --name, or --resume it."
-            )
+        check_new(directory)
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / directory.name
@@ -323,8 +320,13 @@ class Record:
             self._beaten = time.monotonic()
             self.note(f"seen/{len(self._sessions()) - 1}", round(time.time() * 1000))
 
+    def open_test(self, plan: Plan) -> None:
+        """Keep that a trial is about to see the test images; one that has to start again may see them twice."""
+        opened = self.trial(plan).tests_opened
+        self._running(plan).set_user_attr(f"test_opened/{opened}", round(time.time() * 1000))
+
     def tested(self, plan: Plan, test: Evaluation) -> None:
-        """Keep what a trial made of the test set; that it was opened is thereby recorded."""
+        """Keep what a trial made of the test images."""
         self._running(plan).set_user_attr("test", asdict(test))
 
     def facts(self, plan: Plan, facts: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from study.cluster import Allotment
 from study.config import Plan
 from study.errors import StudyError
 from study.record import Record
-from study.trainable import Facts, Failure, Inputs, trainable
+from study.trainable import Facts, Failure, Inputs, OpensTest, trainable
 from study.training import EpochResult, Evaluation, Progress
 
 RETRIES = 2
@@ -164,6 +164,9 @@ class RecordScheduler(FIFOScheduler):
             case EpochResult():
                 if self._record.epoch(plan, report):
                     decision = TrialScheduler.STOP
+            case OpensTest():
+                self._record.open_test(plan)
+                return decision
             case Evaluation():
                 self._record.tested(plan, report)
             case Failure():

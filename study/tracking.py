@@ -272,6 +272,7 @@ class Tracker:
         metrics |= {f"features_{source}": float(images) for source, images in trial.features.items()}
         if trial.test:
             metrics |= {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
+            metrics |= {"tests_opened": float(trial.tests_opened)}
         self.client.log_batch(
             run,
             metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
@@ -384,7 +385,8 @@ def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
     title = trial.plan.title
     if trial.epochs:
         curves = [_epoch_metrics(result) for result in trial.epochs]
-        shown = {name: [values[name] for values in curves] for name in ("train_loss", "val_loss", "val_accuracy")}
+        names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+        shown = {name: [values[name] for values in curves] for name in names}
         shown = {name: values for name, values in shown.items() if values[0] is not None}
         figure = figures.learning_curve([result.epoch for result in trial.epochs], shown, title)
         files["learning_curve.png"] = figures.png(figure)
@@ -400,7 +402,7 @@ def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
 
 
 def _epoch_metrics(result: EpochResult) -> dict[str, float | None]:
-    names = ("train_loss", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
     return {name: getattr(result, name) for name in names}
 
 

@@ -93,7 +93,12 @@ class Failure:
     """It may fit where it has the device to itself."""
 
 
-Report = Facts | Progress | EpochResult | Evaluation | Failure
+@dataclass(frozen=True)
+class OpensTest:
+    """A trial is about to see the test images, whatever comes of that."""
+
+
+Report = Facts | Progress | EpochResult | OpensTest | Evaluation | Failure
 
 
 def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
@@ -177,6 +182,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     if checkpoint and plan.stage == "final":
         checkpoint.save(plan.recipe.epochs, classifier)  # before its test: what was tested is there to be kept
     if inputs.test is not None:
+        yield OpensTest()
         test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
         yield test
@@ -214,6 +220,7 @@ def _run_as_written(
         yield EpochResult(epoch.number, epoch.loss, epoch_s, images / epoch_s, train_accuracy=epoch.accuracy)
         started = time.perf_counter()
     if inputs.test is not None:
+        yield OpensTest()
         scores = notebook.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, device=hardware.device)
         test = summarise(scores, inputs.test.labels, classes=inputs.classes, started=started)
         check_finite("test_loss", test.loss, plan.recipe.epochs)

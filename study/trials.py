@@ -39,6 +39,8 @@ class TrialRecord:
     epoch_ends_ms: tuple[int, ...]
     """When the driver heard of each, since 1970."""
     test: Evaluation | None
+    tests_opened: int
+    """How often it was about to see the test images: once, unless its process died of it."""
     reason: str | None
     """Why it failed, or was stopped."""
     facts: Mapping[str, Any]
@@ -48,9 +50,14 @@ class TrialRecord:
     ended_ms: int | None
 
     @property
-    def seconds(self) -> float:
-        """Device time that its epochs took."""
+    def training_s(self) -> float:
+        """Seconds that its epochs took, validation not included."""
         return sum(result.epoch_s for result in self.epochs)
+
+    @property
+    def seconds(self) -> float:
+        """Device time that was spent on it: training, validation and test."""
+        return self.training_s + sum(result.val_s for result in self.epochs) + (self.test.seconds if self.test else 0.0)
 
     @property
     def features(self) -> Counter[str]:
@@ -88,6 +95,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         epochs=tuple(EpochResult(**values) for values in kept),
         epoch_ends_ms=epoch_ends_ms,
         test=Evaluation(**told["test"]) if "test" in told else None,
+        tests_opened=sum(key.startswith("test_opened/") for key in told),
         reason=told.get("reason"),
         facts=told.get("facts", {}),
         started_ms=_milliseconds(trial.datetime_start),

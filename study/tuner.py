@@ -71,6 +71,9 @@ class _Desk:
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
     ) -> None:
         """Run what the record has to run on these images; `share` what their prefixes have in common."""
+        for images in (train, validation):
+            if images is not None:
+                assert images.fingerprint  # computed here once, it goes to the trials with the images
         inputs = Inputs(
             train=train,
             validation=validation,

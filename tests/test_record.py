@@ -5,6 +5,7 @@ import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -79,6 +80,27 @@ def test_only_the_pruner_saves_time(make_search):
         record.prune(plan, reason)
         saved.append(record.trial(plan).saved_s)
     assert saved[0] > 0 == saved[1]
+
+
+def test_each_opening_of_the_test_images_is_recorded(record, make_recipe):
+    record.add([("baseline", make_recipe(), 0)])
+    plan = record.next_trial()
+    assert record.trial(plan).tests_opened == 0
+    record.open_test(plan)
+    again = reopen(record)  # before it had an answer
+    again.open_test(plan)
+    again.tested(plan, TEST)
+    assert again.trial(plan).tests_opened == 2
+    again.close()
+
+
+def test_seconds_are_those_of_training_validation_and_test(record, make_recipe):
+    record.add([("baseline", make_recipe(), 0)])
+    plan = record.next_trial()
+    for number in (1, 2):
+        record.epoch(plan, replace(EPOCH, epoch=number, val_s=0.5))
+    record.tested(plan, replace(TEST, seconds=2.0))
+    assert (record.trial(plan).training_s, record.trial(plan).seconds) == (6.0, 9.0)
 
 
 def test_a_trial_of_the_verdict_is_not_complete_without_its_test(record, make_recipe):

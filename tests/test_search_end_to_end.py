@@ -29,7 +29,11 @@ unfreeze_depth = { type = "int", low = 0, high = 2 }
 batch_size = 8
 """
 FLAGS = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--data", "noise"]
-TIMES = {"datetime_start", "datetime_complete", "ended_ms", "epoch_s", "images_per_s", "worker_id", "uid", "features"}
+TIMES = {
+    "datetime_start", "datetime_complete", "ended_ms", "epoch_s", "val_s", "seconds", "images_per_s", "worker_id",
+    "uid", "features",
+}  # fmt: skip
+MOMENTS = ("session/", "seen/", "test_opened/")
 """What differs between two runs of one seed: moments and names, and whether the store had the features already."""
 
 
@@ -124,9 +128,7 @@ def journal_of(room: Path, name: str) -> list[object]:
 
     def strip(value: object) -> object:
         if isinstance(value, dict):
-            return {
-                key: strip(item) for key, item in value.items() if key not in TIMES and not key.startswith("session/")
-            }
+            return {key: strip(item) for key, item in value.items() if key not in TIMES and not key.startswith(MOMENTS)}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     lines = (room / "mlruns" / "studies" / name / "journal.log").read_text().replace(f'"{name}', '"study').splitlines()

@@ -12,7 +12,7 @@ from study.config import Plan
 from study.errors import TrialError
 from study.memory import device_memory
 from study.models import build
-from study.trainable import Facts, Failure, Inputs, describe_failure, run_trial, trainable
+from study.trainable import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial, trainable
 from study.training import EpochResult, Evaluation
 
 
@@ -30,7 +30,7 @@ def inputs(make_images):
 
 def test_run_trial_reports_facts_then_each_epoch_then_the_test(inputs, make_recipe):
     reports = list(run_trial(Plan(0, "baseline", make_recipe(), 0), inputs))
-    assert [type(report) for report in reports] == [Facts, EpochResult, EpochResult, Evaluation]
+    assert [type(report) for report in reports] == [Facts, EpochResult, EpochResult, OpensTest, Evaluation]
     assert reports[0].trainable_parameters == 8_393_728 + 3 * 513
     assert len(reports[-1].predictions) == 9
 
@@ -40,7 +40,7 @@ def test_run_trial_repeats_itself_in_a_warm_process(inputs, make_recipe):
     plan = Plan(0, "baseline", make_recipe(), 0)
     outcomes = []
     for _ in range(2):
-        _, *epochs, test = run_trial(plan, inputs)
+        _, *epochs, _, test = run_trial(plan, inputs)
         outcomes.append(([result.train_loss for result in epochs], test))
         list(run_trial(Plan(1, "baseline", make_recipe(unfreeze_depth=3, lr=0.1), 4), inputs))
     assert outcomes[0] == outcomes[1]
@@ -51,7 +51,7 @@ def test_run_trial_gives_the_same_with_and_without_the_store(inputs, make_recipe
     shared = dataclasses.replace(inputs, cache_gb=0.1)
     outcomes, sources = [], []
     for given in (inputs, shared, shared):
-        _, *epochs, test = run_trial(plan, given)
+        _, *epochs, _, test = run_trial(plan, given)
         outcomes.append(([result.train_loss for result in epochs], test))
         sources.append([result.features for result in epochs])
     assert outcomes[0] == outcomes[1] == outcomes[2]
@@ -61,7 +61,9 @@ def test_run_trial_gives_the_same_with_and_without_the_store(inputs, make_recipe
 
 def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
     sealed = dataclasses.replace(inputs, test=None)
-    assert Evaluation not in {type(report) for report in run_trial(Plan(0, "search", make_recipe(), 0), sealed)}
+    assert {Evaluation, OpensTest}.isdisjoint(
+        type(report) for report in run_trial(Plan(0, "search", make_recipe(), 0), sealed)
+    )
 
 
 def test_run_trial_takes_shared_arrays_that_nobody_may_write(inputs, make_recipe):
@@ -98,10 +100,10 @@ def test_inputs_take_a_fingerprint_along_that_was_computed_before(inputs):
 def test_run_trial_as_written_reports_like_any_other(inputs, make_recipe):
     plan = Plan(0, "as-written", make_recipe(epochs=1), 0)
     reports = list(run_trial(plan, inputs))
-    assert [type(report) for report in reports] == [Facts, EpochResult, Evaluation]
+    assert [type(report) for report in reports] == [Facts, EpochResult, OpensTest, Evaluation]
     assert reports[0].precision == "fp32"
     assert 0 <= reports[1].train_accuracy <= 1
-    assert reports[2].seconds > 0
+    assert reports[-1].seconds > 0
     assert np.sum(reports[-1].confusion) == 9
 
 
@@ -171,9 +173,9 @@ def test_run_trial_goes_on_from_its_checkpoint(inputs, make_recipe, tmp_path):
     """The verdict's trials leave their last weights, with which a process that died before the test only tests."""
     plan = Plan(0, "final", make_recipe(), 0)
     kept = dataclasses.replace(inputs, study="one", checkpoints=tmp_path)
-    _, *epochs, test = run_trial(plan, kept)
+    _, *epochs, opens, test = run_trial(plan, kept)
     assert len(epochs) == 2
     _, *again = run_trial(plan, kept)
-    assert again == [test]
+    assert again == [opens, test]
     _, *others = run_trial(plan, dataclasses.replace(kept, study="another"))
-    assert len(others) == 3
+    assert len(others) == 4
