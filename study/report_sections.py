@@ -152,7 +152,7 @@ def _best_of(records: Sequence[Record]) -> str:
 
 def _fastest(tested: Sequence[tuple[Record, TrialRecord]]) -> str:
     """Rank the models' speeds, of trials that read nothing from the store; empty where there is nothing to rank."""
-    fresh = [(record, trial) for record, trial in tested if not trial.features["read"]]
+    fresh = [(record, trial) for record, trial in tested if not _helped(trial)]
     rows = [row for record, trial in fresh for row in compare([trial], record.manifest["classes"])]
     devices = dict.fromkeys(f"{trial.facts.get('device')}, {trial.facts.get('precision')}" for _, trial in fresh)
     said = faster(rows) or ""
@@ -230,7 +230,16 @@ def _result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
 
 def _starred(figure: str, trial: TrialRecord) -> str:
     """Mark a speed that the store helped to; the table says below what the star means."""
-    return f"{figure}*" if trial.features["read"] and figure != "–" else figure
+    return f"{figure}*" if _helped(trial) and figure != "–" else figure
+
+
+def _helped(trial: TrialRecord) -> bool:
+    """Tell whether it trained on outputs from the store.
+
+    Each trial reads there, from its second epoch on, what it has itself made of the validation images; its seconds are
+    of training alone.
+    """
+    return any((result.features or {}).get("read", 0) > np.sum(result.val_confusion or 0) for result in trial.epochs)
 
 
 def _results(tested: Sequence[TrialRecord], told: dict[str, Any]) -> Section | None:
@@ -347,7 +356,7 @@ def _operations(trial: TrialRecord, told: Mapping[str, Any]) -> tuple[str, str]:
 def _search_sections(record: Record) -> list[Section]:
     """The verdict's figures, and what the search itself shows of what helps."""
     trials = record.trials()
-    scored = [trial for trial in trials if trial.value is not None]
+    scored = [trial for trial in trials if trial.state == "complete"]
     verdict = _verdict(record)
     sections = []
     if verdict:
@@ -453,8 +462,8 @@ def _time(record: Record) -> Section:
     if shared:
         parts = ", ".join(f"{count / shared.total():.0%} {source}" for source, count in shared.most_common())
         text = (
-            f"The frozen blocks' outputs, by image: {parts}. What reading them saved in seconds is not known: reading"
-            " and computing are not timed apart."
+            f"The frozen blocks' outputs, by image, those of validation included: {parts}. What reading them saved in"
+            " seconds is not known: reading and computing are not timed apart."
         )
     return Section("Where the time went", text, tables)
 

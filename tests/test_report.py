@@ -260,6 +260,30 @@ def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(ma
     assert html.escape(table.note, quote=False) in render([(record, None)]).replace("&#39;", "'")
 
 
+def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path, make_recipe):
+    """Four of them, of the sixteen and four that each epoch tells of."""
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(2), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add(("search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
+    for features in ({"stored": 16, "read": 4}, {"stored": 15, "read": 5}):
+        record.epoch(record.next_trial(), replace(result(1, 1), features=features))
+    assert column(section(record, "Every trial").tables[0], "s") == ["3.0", "3.0*"]
+    record.close()
+
+
+def test_best_recipe_of_a_depth_is_a_complete_one(make_record):
+    record = make_record("search")
+    record.add([("search", record.trials()[0].plan.recipe, 1)])
+    plan = record.next_trial()
+    record.epoch(plan, result(1, 2))
+    record.prune(plan, "pruned")
+    (table,) = section(record, "What helps, by the search itself").tables
+    assert [tuple(row) for row in table.rows] == [("1", record.trials()[1].plan.title, "100.00%")]
+
+
 def test_a_table_without_a_mark_explains_none(baseline):
     assert section(baseline, "How right they are").tables[0].note == ""
 
@@ -268,7 +292,7 @@ def test_time_is_told_by_state_and_shares_by_image(make_tested, make_record):
     (table,) = section(make_record("search"), "Where the time went").tables
     assert [tuple(row) for row in table.rows] == [("complete", "4", "24.0", "0.0"), ("pruned", "1", "3.0", "3.0")]
     told = section(make_tested(({}, {"computed": 10}), ({"lr": 0.1}, {"read": 30}), name="two"), "Where the time went")
-    assert "by image: 75% read, 25% computed." in told.text
+    assert "by image, those of validation included: 75% read, 25% computed." in told.text
 
 
 def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accuracy(tmp_path, make_recipe):
