@@ -50,10 +50,17 @@ def format_models(models: Iterable[ModelFacts]) -> str:
     return "\n".join(lines)
 
 
-def count_operations(model: str, *, image_size: int, unfreeze_depth: int) -> tuple[int, int]:
-    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in all that is trained."""
+def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classes: int) -> tuple[int, int]:
+    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in all that is trained.
+
+    Args:
+        model: as `families.py` names it.
+        image_size: side in pixels.
+        unfreeze_depth: blocks trained besides the head.
+        classes: outputs of the last layer.
+    """
     with torch.device("meta"):
-        network: nn.Module = get_model(model).eval()
+        network: nn.Module = get_model(model, num_classes=classes).eval()
         outputs = torch.empty(1, 3, image_size, image_size)
     architecture = FAMILIES[model]
     frozen = len(architecture.blocks) - unfreeze_depth

@@ -38,10 +38,13 @@ def compare(trials: Sequence[TrialRecord], classes: Sequence[str]) -> list[Row]:
 
 
 def faster(rows: Sequence[Row]) -> str | None:
-    """Say which model trains fastest, and by how much; None where there is nothing to compare."""
-    if len(rows) < 2:
+    """Say which model trains fastest, and by how much, each by its fastest trial; None without two to compare."""
+    best: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row.images_per_s, reverse=True):
+        best.setdefault(row.model, row)
+    if len(best) < 2:
         return None
-    ranked = sorted(rows, key=lambda row: row.images_per_s, reverse=True)
+    ranked = list(best.values())
     others = ", ".join(f"{ranked[0].images_per_s / row.images_per_s:.1f} times {row.model}" for row in ranked[1:])
     return f"{ranked[0].model} trains fastest: {ranked[0].images_per_s:.1f} images/s, {others}."
 

@@ -30,6 +30,8 @@ MOST_TICKS = 100
 """Class names that fit along an axis; with more classes only every second, third … is written."""
 LONGEST_NAME = 26
 """Characters of a class name on an axis."""
+LONGEST_KEY = 16
+"""Characters of a name that has room in a legend between the curves; longer ones stand below."""
 MOST_SAMPLES = 32
 
 
@@ -108,15 +110,19 @@ def learning_curve(epochs: Sequence[int], metrics: Mapping[str, Sequence[float |
     panels = [("loss", "cross-entropy loss (nats)", 1), ("accuracy", "accuracy (%)", 100)]
     if not any(name.endswith("_accuracy") and any(v is not None for v in values) for name, values in metrics.items()):
         del panels[1]
-    figure = _figure(9 if len(panels) == 2 else 6, 3.8, title)
     drawn = [name for name in metrics if name.endswith(("_loss", "_accuracy"))]
     splits = list(dict.fromkeys(name.rpartition("_")[0] for name in drawn))  # a split looks alike in both panels
+    below = any(len(split) > LONGEST_KEY for split in splits)
+    figure = _figure(9 if below or len(panels) == 2 else 6, 3.8 + 0.17 * len(splits) * below, title)
     for ax, (kind, label, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, split in enumerate(splits):
             values = metrics.get(f"{split}_{kind}", [None] * len(epochs))
             points = [(epoch, scale * v) for epoch, v in zip(epochs, values, strict=True) if v is not None]
             _curve(ax, points, split, index)
-        _finish_curves(ax, label)
+        _finish_curves(ax, label, legend=not below)
+    if below:
+        lines = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -220,12 +226,12 @@ def _curve(ax: Axes, points: Sequence[tuple[int, float]], name: str, index: int)
         ax.plot(epochs, values, label=name, color=colour, marker=marker, markersize=4, markevery=sparse)
 
 
-def _finish_curves(ax: Axes, label: str) -> None:
+def _finish_curves(ax: Axes, label: str, *, legend: bool = True) -> None:
     ax.set_xlabel("epoch", color=INK)
     ax.set_ylabel(label, color=INK)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     _quiet(ax, "both")
-    if ax.lines:
+    if ax.lines and legend:
         ax.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 

@@ -1,7 +1,7 @@
 """What a study has found, as one page that needs nothing else: `python -m study.report NAME [NAME …]`.
 
 Reads records and, where they still are, their images; figures and their tables are made in `report_sections.py`.
-Exit codes: 0 done, 2 usage, 1 any other failure.
+Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
 import argparse
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(f"study: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("study: interrupted; the page is as it was before.", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,10 +93,15 @@ def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
 
 
 def find_images(record: "Record") -> "Dataset | None":
-    """Return the images that a study was run on; None where they are not there, or are others now."""
+    """Return the images that a study was run on; None where they are not there, or are others now.
+
+    A page is no reason to download anything.
+    """
     from study.data import fingerprint, load_dataset
 
     told = record.manifest
+    if told["source"] == "cifar10" and not _has_cifar10(Path(told["data_dir"])):
+        return None
     try:
         dataset = load_dataset(
             told["source"],
@@ -105,6 +113,17 @@ def find_images(record: "Record") -> "Dataset | None":
     except StudyError:
         return None
     return dataset if fingerprint(dataset.train, dataset.test) == told["data_fingerprint"] else None
+
+
+def _has_cifar10(data_dir: Path) -> bool:
+    """Tell whether CIFAR-10 lies there whole, so that `load_dataset` does not fetch it."""
+    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        CIFAR10(data_dir, train=False, download=False)
+    except (RuntimeError, OSError):  # torchvision's word for a missing or damaged file, or one that may not be read
+        return False
+    return True
 
 
 def _write(file: Path, page: str) -> Path:

@@ -1,5 +1,7 @@
 """A trial's first training batch in true colours: as its images are, and as its network sees them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -16,16 +18,16 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
     """Draw the batch as the network sees it, augmented and brought to its size, in true colours."""
     recipe = plan.recipe
     if plan.stage == "as-written":
-        inputs, labels = notebook.first_batch(recipe, dataset.train, seed=plan.seed)
+        inputs, order = _written_batch(plan, dataset)
     else:
         order = _first_images(plan, dataset)
-        chosen = dataset.train.take(order.numpy())
-        pixels, labels = torch.from_numpy(chosen.pixels), torch.from_numpy(chosen.labels)
+        pixels = torch.from_numpy(dataset.train.take(order.numpy()).pixels)
         if recipe.augmentation == "autoaugment":
             pixels = augment(pixels, draw(len(dataset.train), seed=plan.seed, epoch=1).take(order))
         inputs = preprocessing(recipe.model, recipe.image_size)(pixels)
     colours = to_colours(recipe.model, inputs).numpy()
-    return figures.samples(colours, labels.numpy(), dataset.classes, f"{recipe.model}: a training batch")
+    labels = dataset.train.labels[order.numpy()]
+    return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: a training batch")
 
 
 def draw_originals(plan: Plan, dataset: Dataset) -> Figure:
@@ -36,4 +38,12 @@ def draw_originals(plan: Plan, dataset: Dataset) -> Figure:
 
 
 def _first_images(plan: Plan, dataset: Dataset) -> torch.Tensor:
+    if plan.stage == "as-written":
+        return _written_batch(plan, dataset)[1]
     return epoch_order(len(dataset.train), seed=plan.seed, epoch=1)[: plan.recipe.batch_size]
+
+
+def _written_batch(plan: Plan, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first batch as written, and which images it holds: their places take the labels' way through it."""
+    numbered = replace(dataset.train, labels=np.arange(len(dataset.train)))
+    return notebook.first_batch(plan.recipe, numbered, seed=plan.seed)

@@ -1,13 +1,12 @@
 """What people look at, looked at in headless Chromium: a study's report, and MLflow's UI on ten of its trials."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +14,12 @@ import pytest
 
 from study.config import local_uri
 from study.data import Dataset
+from study.design import Design
 from study.record import Record
-from study.report import write_report
+from study.report import main, write_report
 from study.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.tracking import Tracker, connect
-from study.training import EpochResult
+from study.training import EpochResult, Evaluation
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -37,6 +37,7 @@ MANIFEST = {
     "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,
     "classes": ["cat", "dog"], "train_images": 16, "val_images": 4, "test_images": 8, "git_commit": None,
     "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
+    "precision": "auto",
 }  # fmt: skip
 WAIT_S = 60
 
@@ -61,7 +62,8 @@ def record(tmp_path, make_recipe) -> Iterator[Record]:
     """A search of ten trials, the seventh of them the best, three of them pruned."""
     domains = {"lr": Float(1e-5, 1e-2, log=True), "unfreeze_depth": Int(0, 3)}
     space = SearchSpace("pets", tmp_path, domains, make_recipe(), Budget(10), Pruner("none"), Resources())
-    record = Record.create(tmp_path / "mlruns" / "studies" / "one", MANIFEST, space=space)
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "mlruns" / "studies" / "one", manifest, space=space)
     record.add([("search", replace(space.base, unfreeze_depth=1), 0)])
     for number in range(10):
         plan = record.next_trial()
@@ -78,6 +80,28 @@ def record(tmp_path, make_recipe) -> Iterator[Record]:
 
 
 @pytest.fixture
+def baseline(tmp_path, make_recipe) -> Iterator[Record]:
+    """A baseline of two tested models, of ten classes and a long name."""
+    classes = [f"class {index}" for index in range(10)]
+    recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
+    manifest = MANIFEST | {"classes": classes} | Design("baseline", recipes).to_dict()
+    record = Record.create(tmp_path / "mlruns" / "studies" / f"two-{'long' * 15}", manifest)
+    record.add(("baseline", recipe, 0) for recipe in recipes)
+    for right in (9, 10):
+        plan = record.next_trial()
+        record.facts(plan, {"parameters": 11, "trainable_parameters": 10})
+        for epoch in (1, 2):
+            record.epoch(plan, EpochResult(epoch, 2.0 / epoch, 3.0, 10.0))
+        predictions = [index if index < right else 0 for index in range(10)]
+        confusion = np.zeros((10, 10), int)
+        confusion[range(10), predictions] = 1
+        record.tested(plan, Evaluation(1.0, confusion.tolist(), predictions))
+        record.complete(plan)
+    yield record
+    record.close()
+
+
+@pytest.fixture
 def report(record, make_images, browser) -> str:
     """The address of the study's report, with an empty console."""
     train, test = make_images(16, classes=2), make_images(8, classes=2, seed=1)
@@ -86,33 +110,62 @@ def report(record, make_images, browser) -> str:
     return write_report(record, dataset).as_uri()
 
 
+@pytest.fixture
+def baseline_report(baseline, make_images, browser) -> str:
+    """The address of the baseline's report, with an empty console."""
+    images = make_images(10, classes=10)
+    browser.get_log("browser")
+    dataset = Dataset("pets", tuple(baseline.manifest["classes"]), images, images, 1.0)
+    return write_report(baseline, dataset).as_uri()
+
+
+@pytest.fixture
+def comparison(record, baseline, browser, tmp_path, monkeypatch) -> str:
+    """The address of the page on both studies, with an empty console."""
+    monkeypatch.chdir(tmp_path)
+    assert main([baseline.name, record.name]) == 0
+    browser.get_log("browser")
+    return (baseline.directory / "comparison.html").as_uri()
+
+
+@pytest.fixture
+def resize(browser) -> Iterator[Callable[..., None]]:
+    """Gives the browser a screen of some width in pixels, for the time of a test."""
+
+    def resize(width: int, *, mobile: bool = False) -> None:
+        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": mobile}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+    yield resize
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def errors_of(browser) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def column(browser, heading: str) -> list[str]:
-    """The cells under a heading of the last table, which holds every trial."""
-    table = browser.find_elements("css selector", "table.sortable")[-1]
+def column(browser, heading: str, place: int = -1) -> list[str]:
+    """The cells under a heading of a sortable table, by default the last, which holds every trial."""
+    table = browser.find_elements("css selector", "table.sortable")[place]
     headings = [cell.text.strip(" ↑↓") for cell in table.find_elements("css selector", "th")]
     place = headings.index(heading) + 1
     return [cell.text for cell in table.find_elements("css selector", f"tbody td:nth-child({place})")]
 
 
-def press(browser, heading: str) -> None:
-    (button,) = (
-        button
-        for button in browser.find_elements("css selector", "table.sortable th button")
-        if button.text.strip(" ↑↓") == heading
-    )
+def press(browser, heading: str, place: int = -1) -> str:
+    """Press a heading of a sortable table, and return how it says that the table is sorted."""
+    table = browser.find_elements("css selector", "table.sortable")[place]
+    buttons = table.find_elements("css selector", "th button")
+    (button,) = (button for button in buttons if button.text.strip(" ↑↓") == heading)
     browser.execute_script("arguments[0].scrollIntoView()", button)
     button.click()
+    return button.find_element("xpath", "..").get_attribute("aria-sort")
 
 
 def test_the_report_opens_from_disk_without_an_error_and_shows_all_its_pictures(browser, report):
     browser.get(report)
     pictures = browser.find_elements("css selector", "img")
     assert pictures
-    browser.execute_script("for (const image of document.images) image.loading = 'eager'")
     for picture in pictures:
         browser.execute_async_script("arguments[0].decode().then(() => arguments[1](true))", picture)
         assert int(picture.get_property("naturalWidth")) > 0
@@ -120,18 +173,87 @@ def test_the_report_opens_from_disk_without_an_error_and_shows_all_its_pictures(
     assert errors_of(browser) == []
 
 
-def test_the_report_sorts_every_trial_by_any_column(browser, report):
+def test_the_report_sorts_figures_from_the_largest_on_and_back(browser, report):
     browser.get(report)
     assert column(browser, "trial") == [f"#{number}" for number in range(10)]
-    press(browser, "validation %")
+    assert press(browser, "validation %") == "descending"
     found = [float(cell) for cell in column(browser, "validation %")]
     assert found == sorted(found, reverse=True)
     assert column(browser, "trial")[0] == "#6"
-    press(browser, "validation %")
+    assert press(browser, "validation %") == "ascending"
     assert [float(cell) for cell in column(browser, "validation %")] == sorted(found)
-    press(browser, "state")
-    assert column(browser, "state")[0] != column(browser, "state")[-1]
+    assert press(browser, "lr") == "descending"
+    rates = [float(cell) for cell in column(browser, "lr")]
+    assert rates == sorted(rates, reverse=True)
+    assert len(browser.find_elements("css selector", "th[aria-sort]")) == 1
     assert errors_of(browser) == []
+
+
+def test_the_report_sorts_text_from_a_to_z_and_back(browser, report):
+    browser.get(report)
+    assert press(browser, "state") == "ascending"
+    assert column(browser, "state") == ["complete"] * 7 + ["pruned"] * 3
+    assert press(browser, "state") == "descending"
+    assert column(browser, "state") == ["pruned"] * 3 + ["complete"] * 7
+    assert press(browser, "reason") == "ascending"
+    assert press(browser, "reason") == "descending"
+    assert column(browser, "reason") == ["pruned"] * 3 + [""] * 7  # what is not there stays last
+
+
+def test_the_report_sorts_trials_by_their_number(browser, tmp_path, make_recipe):
+    recipes = tuple(make_recipe(lr=10.0**-number) for number in range(12))
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", recipes).to_dict())
+    record.add(("baseline", recipe, 0) for recipe in recipes)
+    browser.get(write_report(record, None).as_uri())
+    record.close()
+    press(browser, "trial")
+    assert column(browser, "trial") == [f"#{number}" for number in range(12)]
+    press(browser, "trial")
+    assert column(browser, "trial") == [f"#{number}" for number in reversed(range(12))]
+
+
+def test_the_report_sorts_an_interval_by_its_lower_end(browser, baseline_report):
+    browser.get(baseline_report)
+    assert press(browser, "95 % interval", 0) == "descending"
+    lower = [float(cell.partition(" to ")[0]) for cell in column(browser, "95 % interval", 0)]
+    assert lower[0] > lower[1]
+    assert press(browser, "95 % interval", 0) == "ascending"
+    assert [float(cell.partition(" to ")[0]) for cell in column(browser, "95 % interval", 0)] == lower[::-1]
+
+
+def test_a_confusion_matrix_of_ten_classes_is_shown_in_its_own_size(browser, baseline_report):
+    browser.get(baseline_report)
+    (picture, *_) = browser.find_elements("css selector", "img[alt^='confusion matrix']")
+    assert picture.size["width"] == picture.get_property("naturalWidth") > 800
+
+
+@pytest.mark.parametrize("page", ["report", "baseline_report", "comparison"])
+def test_pages_fit_a_desktop_without_an_error(browser, page, request):
+    browser.get(request.getfixturevalue(page))
+    width = browser.execute_script("return document.documentElement.clientWidth")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    assert browser.find_elements("css selector", "img")
+    assert errors_of(browser) == []
+
+
+@pytest.mark.parametrize("page", ["report", "baseline_report", "comparison"])
+def test_pages_fit_a_phone_without_an_error(browser, resize, page, request):
+    resize(390, mobile=True)
+    browser.get(request.getfixturevalue(page))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert all(text.size["width"] > 250 for text in browser.find_elements("css selector", "dd"))
+    assert errors_of(browser) == []
+
+
+def test_the_report_cuts_nothing_on_paper(browser, resize, report):
+    resize(718)  # A4 less its margins
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        browser.get(report)
+        for table in browser.find_elements("css selector", "table"):
+            assert table.size["width"] <= 718
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def luminance(colour: str) -> float:
@@ -150,30 +272,19 @@ def test_the_report_is_light_or_dark_as_the_reader_likes_it(browser, report, sch
     assert abs(page - ink) > 0.7
 
 
-def test_the_report_fits_a_phone(browser, report):
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    try:
-        browser.get(report)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
 @pytest.fixture
-def ui(record, tmp_path, make_recipe) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """MLflow's UI on the ten trials: its address, the experiment, and the runs by trial."""
+def ui(record, tmp_path) -> Iterator[str]:
+    """The address of the experiment with the ten trials in MLflow's UI."""
     client = connect(local_uri(tmp_path / "mlruns"), verbose=False)
     tracker = Tracker(client, record, artifacts=tmp_path / "mlruns" / "artifacts", samples=lambda plan: b"")
     for trial in record.trials():
         tracker.on_change(trial.plan)
     assert tracker.finish("FINISHED", {}, {}, "Found.") == 0
     experiment = client.get_experiment_by_name("pets").experiment_id
-    runs = {run.data.tags.get("study.trial", "parent"): run.info.run_id for run in client.search_runs([experiment])}
     command = [sys.executable, "-m", "study.ui", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
-        yield address, experiment, runs
+        yield f"{address}/#/experiments/{experiment}/runs"
         process.send_signal(signal.SIGINT)
 
 
@@ -192,18 +303,53 @@ def shows(*texts: str):
     return lambda driver: all(text in driver.find_element("css selector", "body").text for text in texts)
 
 
-def test_mlflows_ui_leads_from_the_study_to_ten_trials_side_by_side_and_to_a_confusion_matrix(browser, ui):
-    address, experiment, runs = ui
-    browser.get(f"{address}/#/experiments/{experiment}/runs")
-    wait_for(browser, shows("one"))
-    trials = json.dumps([runs[str(number)] for number in range(10)])
-    browser.get(f"{address}/#/compare-runs?runs={trials}&experiments={json.dumps([experiment])}")
-    wait_for(browser, shows("Comparing 10 Runs", "Parallel Coordinates Plot", "unfreeze_depth", "val_accuracy"))
-    wait_for(browser, lambda driver: driver.find_elements("css selector", ".js-plotly-plot"))
-    browser.get(f"{address}/#/experiments/{experiment}/runs/{runs['6']}/artifacts/confusion_matrix.png")
-    wait_for(
-        browser,
-        lambda driver: any(
-            int(image.get_property("naturalWidth")) > 300 for image in driver.find_elements("css selector", "img")
-        ),
-    )
+def click(browser, selector: str, text: str = "") -> None:
+    """Click the first thing that matches and says exactly this, once it is there."""
+
+    def find(driver):
+        found = driver.find_elements("css selector", selector)
+        return next((one for one in found if not text or one.text.strip() == text), None)
+
+    def attempt(driver) -> bool:
+        one = find(driver)
+        if one is None:
+            return False
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", one)
+        one.click()
+        return True
+
+    wait_for(browser, attempt)
+
+
+def test_mlflows_ui_leads_from_the_study_to_ten_trials_side_by_side_and_to_a_confusion_matrix(
+    browser, ui, record, tmp_path
+):
+    """The way of somebody who only ever clicks."""
+    browser.get(ui)
+    titles = [trial.plan.title for trial in record.trials()]
+
+    wait_for(browser, shows(record.name))
+    click(browser, ".ag-row button[class*=icon-only]")  # unfolds the study
+    wait_for(browser, shows(*titles))
+    rows = browser.find_elements("css selector", ".ag-pinned-left-cols-container .ag-row")
+    trials = [row for row in rows if any(title in row.text for title in titles)]
+    assert len(trials) == 10
+    for row in trials:
+        row.find_element("css selector", ".ag-selection-checkbox input").click()
+    click(browser, "button", "Compare")
+
+    wait_for(browser, shows("Comparing 10 Runs", "Parallel Coordinates Plot", "unfreeze_depth", *titles))
+    wait_for(browser, lambda driver: driver.find_elements("css selector", ".js-plotly-plot .parcoords"))
+    wait_for(browser, shows("train_loss", "val_loss", "val_accuracy"))
+    click(browser, "a", "val_accuracy")
+    wait_for(browser, lambda driver: len(driver.find_elements("css selector", ".scatterlayer .trace")) >= 10)
+    wait_for(browser, shows(*(f"{title} (val_accuracy)" for title in titles)))
+
+    click(browser, "a", titles[6])
+    click(browser, "[role=tab]", "Artifacts")
+    click(browser, "div", "confusion_matrix.png")
+    shown = wait_for(browser, lambda driver: driver.find_elements("css selector", "img[alt='confusion_matrix.png']"))
+    run = browser.current_url.partition("/runs/")[2].partition("/")[0]
+    file = tmp_path / "mlruns" / "artifacts" / "pets" / run / "artifacts" / "confusion_matrix.png"
+    width = int.from_bytes(file.read_bytes()[16:20], "big")
+    wait_for(browser, lambda driver: int(shown[0].get_property("naturalWidth")) == width)

@@ -37,7 +37,15 @@ def test_the_table_aligns_its_lines(models):
 @pytest.mark.parametrize(("model", "millions"), [("resnet18", 1814), ("vgg16", 15470)])
 def test_count_operations_gives_torchvisions_own_figure(model, millions):
     """ImageNet's thousand classes, 224 px: 'GFLOPS' of the weights' own metadata, in multiply-adds."""
-    counts = [count_operations(model, image_size=224, unfreeze_depth=depth) for depth in range(6)]
+    counts = [count_operations(model, image_size=224, unfreeze_depth=depth, classes=1000) for depth in range(6)]
     assert {round(sum(count) / 1e6) for count in counts} == {millions}
     assert counts[5][0] == 0
     assert [frozen for frozen, _ in counts] == sorted((frozen for frozen, _ in counts), reverse=True)
+
+
+def test_count_operations_counts_the_studys_own_head():
+    ours, imagenets = (
+        count_operations("resnet18", image_size=64, unfreeze_depth=1, classes=classes) for classes in (10, 1000)
+    )
+    assert ours[0] == imagenets[0]
+    assert imagenets[1] - ours[1] == 990 * 512

@@ -179,6 +179,16 @@ def test_learning_curve_joins_the_epochs_that_were_measured() -> None:
     assert list(losses.lines[0].get_xdata()) == [1, 3]
 
 
+def test_learning_curve_writes_long_names_below_the_curves_and_not_over_them() -> None:
+    names = [f"#{number} resnet18 · depth 1 · lr 0.001 · batch 64" for number in range(12)]
+    figure = figures.learning_curve([1, 2], {f"{name}_loss": [2.0, 1.0] for name in names}, "training loss")
+    figures.png(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
+    assert figure.axes[0].get_window_extent().height > 150
+
+
 def test_learning_curve_draws_a_trial_that_failed_before_its_first_epoch() -> None:
     assert figures.png(figures.learning_curve([], {}, "trial 0"))
 

@@ -1,20 +1,32 @@
 """The report holds what the record says, and nothing that a browser would have to fetch or could run."""
 
+import html
 import re
+import shlex
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import optuna
 import pytest
 
-from study.data import Dataset
+from study.data import Dataset, fingerprint, load_dataset
+from study.design import Design
+from study.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.record import Record
-from study.report import main, render, write_report
-from study.search_space import Budget, Float, Pruner, Resources, SearchSpace
+from study.report import find_images, main, render, write_report
+from study.report_sections import MOST_PLOTTED, Table, describe, run_command
+from study.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace, load_space
 from study.training import EpochResult, Evaluation
 
 MANIFEST = {
     "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,
     "classes": ["cat", "<script>alert(1)</script>"], "train_images": 16, "val_images": 4, "test_images": 8,
     "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
+    "precision": "auto",
 }  # fmt: skip
 
 
@@ -39,18 +51,21 @@ def make_record(tmp_path, make_recipe):
     """A record of two tested models, or of a search of three trials, one pruned, with a verdict of one seed."""
     opened = []
 
-    def make(kind, name="one"):
+    def make(kind, name="one", **told):
         directory = tmp_path / "mlruns" / "studies" / name
         if kind == "baseline":
-            record = Record.create(directory, MANIFEST)
-            record.add(("baseline", make_recipe(model=model), 0) for model in ("resnet18", "vgg11"))
+            recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
+            manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
+            record = Record.create(directory, manifest)
+            record.add(("baseline", recipe, 0) for recipe in recipes)
             for wrong in (2, 1):
                 finish(record, wrong)
         else:
             space = SearchSpace(
                 "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
             )
-            record = Record.create(directory, MANIFEST, space=space)
+            manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict() | told
+            record = Record.create(directory, manifest, space=space)
             record.add([("search", space.base, 0)])
             for right in (1, 2):
                 plan = record.next_trial()
@@ -73,13 +88,44 @@ def make_record(tmp_path, make_recipe):
         record.close()
 
 
-def finish(record, wrong):
+def finish(record, wrong, losses=(2.0, 1.0), seconds=3.0, **features):
     plan = record.next_trial()
     record.facts(plan, {"parameters": 11, "trainable_parameters": 8_398_858})
-    for epoch in (1, 2):
-        record.epoch(plan, EpochResult(epoch, 2.0 / epoch, 3.0, 10.0))
+    for epoch, loss in enumerate(losses, start=1):
+        record.epoch(plan, EpochResult(epoch, loss, seconds, 30.0 / seconds, features=features or None))
     record.tested(plan, evaluation(wrong))
     record.complete(plan)
+
+
+@pytest.fixture
+def make_tested(tmp_path, make_recipe):
+    """A record of baseline trials, tested as `finish` is told for each: (changes of the recipe, its keywords)."""
+    opened = []
+
+    def make(*trials, name="one", **told):
+        recipes = tuple(make_recipe(**changes) for changes, _ in trials)
+        manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
+        record = Record.create(tmp_path / "mlruns" / "studies" / name, manifest)
+        record.add(("baseline", recipe, 0) for recipe in recipes)
+        for _, found in trials:
+            finish(record, **{"wrong": 1, **found})
+        opened.append(record)
+        return record
+
+    yield make
+    for record in opened:
+        record.close()
+
+
+def section(record, title, dataset=None):
+    """The section of a study's page that has this title."""
+    (found,) = (section for section in describe(record, dataset).sections if section.title == title)
+    return found
+
+
+def column(table, heading):
+    """The cells under a heading."""
+    return [row[list(table.columns).index(heading)] for row in table.rows]
 
 
 @pytest.fixture
@@ -116,7 +162,7 @@ def test_report_without_images_says_so(baseline):
 
 
 def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, make_recipe):
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST)
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
     record.add([("baseline", make_recipe(), 0)])
     record.fail(record.next_trial(), "train_loss: must stay finite")
     page = render([(record, None)])
@@ -125,10 +171,318 @@ def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, ma
     record.close()
 
 
-def test_several_studies_stand_side_by_side(make_record, dataset):
+def test_report_of_a_study_without_a_test_shows_no_batch_and_says_so(tmp_path, make_recipe, dataset):
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
+    record.add([("baseline", make_recipe(), 0)])
+    given = section(record, "What the models were given", dataset)
+    assert given.text == "No trial has been tested, so that no batch is shown."
+    assert not given.pictures
+    record.close()
+
+
+def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reached(tmp_path, make_recipe):
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add([("search", space.base, 0)])
+    assert describe(record, None).found == "The verdict has not been reached."
+    for _ in range(2):
+        plan = record.next_trial()
+        record.epoch(plan, result(2, 1))
+        record.complete(plan)
+    record.note("importances", {})
+    assert describe(record, None).found == "The verdict has not been reached."
+    record.close()
+
+
+def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_verdict(tmp_path, make_recipe):
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(1), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add([("search", space.base, 0)])
+    record.fail(record.next_trial(), "no memory")
+    record.note("importances", {})
+    assert describe(record, None).found.startswith("No verdict: no trial of the search besides the baseline's")
+    record.close()
+
+
+def test_seconds_to_a_loss_are_those_until_the_first_epoch_that_is_so_low(make_tested):
+    record = make_tested(
+        ({}, {"losses": (4.0, 2.5, 1.9, 0.0), "seconds": 10.0}),
+        ({"model": "vgg11"}, {"losses": (4.0, 3.5, 3.0, 2.9), "seconds": 2.0}),
+    )
+    (table,) = section(record, "How they train").tables
+    assert list(table.columns)[1:4] == ["s to loss 3", "s to loss 2", "s to loss 1"]
+    assert [row[1:4] for row in table.rows] == [("20.0", "30.0", "40.0"), ("6.0", "–", "–")]
+
+
+def test_loss_marks_are_apart_even_where_losses_nearly_agree(make_tested):
+    record = make_tested(({}, {"losses": (2.000001, 2.0)}), ({"model": "vgg11"}, {"losses": (2.0000005, 2.0000001)}))
+    (table,) = section(record, "How they train").tables
+    marks = [heading for heading in table.columns if heading.startswith("s to loss")]
+    assert len(set(marks)) == 3
+    assert column(table, marks[-1]) == ["6.0", "6.0"]
+
+
+def test_loss_marks_of_a_single_epoch_are_one(make_tested):
+    (table,) = section(make_tested(({}, {"losses": (2.0,)})), "How they train").tables
+    assert [heading for heading in table.columns if "loss" in heading] == ["s to loss 2"]
+    assert column(table, "s to loss 2") == ["3.0"]
+
+
+def test_losses_of_different_label_smoothing_are_not_compared(make_tested):
+    training = section(make_tested(({}, {}), ({"label_smoothing": 0.1}, {})), "How they train")
+    assert not any("loss" in heading for heading in training.tables[0].columns)
+    assert "label smoothing differs (0, 0.1)" in training.text
+
+
+def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
+    ours, imagenets = (
+        section(make_tested(({}, {}), name=name, classes=classes), "How they train").tables[0]
+        for name, classes in (("two", ["cat", "dog"]), ("thousand", [str(index) for index in range(10_000)]))
+    )
+    two, thousand = (int(column(table, "million multiply-adds")[0]) for table in (ours, imagenets))
+    assert thousand - two == pytest.approx(9_998 * 512 / 1e6, abs=1)
+
+
+def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(make_tested):
+    record = make_tested(({}, {"computed": 16}), ({"unfreeze_depth": 2}, {"read": 16}))
+    (table,) = section(record, "How right they are").tables
+    assert column(table, "seconds") == ["6.0", "6.0*"]
+    assert column(table, "images/s") == ["10.0", "10.0*"]
+    assert table.numeric[list(table.columns).index("seconds")]
+    assert table.note.startswith("* Frozen blocks' outputs were read")
+    assert column(section(record, "Every trial").tables[0], "s") == ["6.0", "6.0*"]
+    assert html.escape(table.note, quote=False) in render([(record, None)]).replace("&#39;", "'")
+
+
+def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path, make_recipe):
+    """Four of them, of the sixteen and four that each epoch tells of."""
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(2), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add(("search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
+    for features in ({"stored": 16, "read": 4}, {"stored": 15, "read": 5}):
+        record.epoch(record.next_trial(), replace(result(1, 1), features=features))
+    assert column(section(record, "Every trial").tables[0], "s") == ["3.0", "3.0*"]
+    record.close()
+
+
+def test_best_recipe_of_a_depth_is_a_complete_one(make_record):
+    record = make_record("search")
+    record.add([("search", record.trials()[0].plan.recipe, 1)])
+    plan = record.next_trial()
+    record.epoch(plan, result(1, 2))
+    record.prune(plan, "pruned")
+    (table,) = section(record, "What helps, by the search itself").tables
+    assert [tuple(row) for row in table.rows] == [("1", record.trials()[1].plan.title, "100.00%")]
+
+
+def test_a_table_without_a_mark_explains_none(baseline):
+    assert section(baseline, "How right they are").tables[0].note == ""
+
+
+def test_time_is_told_by_state_and_shares_by_image(make_tested, make_record):
+    (table,) = section(make_record("search"), "Where the time went").tables
+    assert [tuple(row) for row in table.rows] == [("complete", "4", "24.0", "0.0"), ("pruned", "1", "3.0", "3.0")]
+    told = section(make_tested(({}, {"computed": 10}), ({"lr": 0.1}, {"read": 30}), name="two"), "Where the time went")
+    assert "by image, those of validation included: 75% read, 25% computed." in told.text
+
+
+def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accuracy(tmp_path, make_recipe):
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(9), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add(("search", make_recipe(unfreeze_depth=depth, lr=lr), 0) for depth in (1, 2) for lr in (0.1, 0.2))
+    for right in (1, 2, 2, 0):
+        plan = record.next_trial()
+        record.epoch(plan, result(1, right))
+        record.epoch(plan, result(2, right))
+        record.complete(plan)
+    (table,) = section(record, "What helps, by the search itself").tables
+    titles = [record.trials()[number].plan.title for number in (1, 2)]
+    assert [tuple(row) for row in table.rows] == [("1", titles[0], "100.00%"), ("2", titles[1], "100.00%")]
+    record.close()
+
+
+def test_images_mistaken_most_often_come_first_with_how_often(baseline, dataset, monkeypatch):
+    """Trial 0 takes images 2 and 3 for the other class, trial 1 takes 3 alone."""
+    drawn = []
+    original = matplotlib.axes.Axes.imshow
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "imshow", lambda ax, data, **more: (drawn.append(data), original(ax, data, **more))[1]
+    )
+    section(baseline, "Hardest to tell apart", dataset)
+    images = dataset.test.pixels.transpose(0, 2, 3, 1).astype(np.float32) / 255
+    assert len([data for data in drawn if data.shape == images[0].shape]) >= 2
+    np.testing.assert_array_equal(drawn[0], images[3])
+    np.testing.assert_array_equal(drawn[1], images[2])
+
+
+def test_every_trial_shows_every_searched_field(tmp_path, make_recipe):
+    domains = {"lr": Float(1e-5, 1.0), "weight_decay": Float(0.0, 1.0), "optimizer": Categorical(("adam", "sgd"))}
+    space = SearchSpace("small", tmp_path, domains, make_recipe(), Budget(1), Pruner("none"), Resources())
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add([("search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
+    (table,) = section(record, "Every trial").tables
+    assert list(table.columns)[9:] == ["s", "weight decay", "optimizer", "reason"]
+    assert column(table, "weight decay") == ["0.123"]
+    assert column(table, "optimizer") == ["sgd"]
+    record.close()
+
+
+@pytest.mark.parametrize(
+    ("cells", "numeric"),
+    [
+        (["1.0", "–"], True),
+        (["47.1 to 52.3"], True),
+        (["1e-05", "0.001"], True),
+        (["1,234.5*"], True),
+        (["35%"], True),
+        (["#1"], False),
+        (["3 died"], False),
+        (["", ""], False),
+        (["pruned", ""], False),
+    ],
+)
+def test_table_knows_its_columns_of_figures(cells, numeric):
+    assert Table(("one",), [(cell,) for cell in cells]).numeric == [numeric]
+
+
+def study_of(command):
+    """The configuration and the design that the flags of a shown command stand for."""
+    options = build_parser().parse_args(shlex.split(command.replace("\\\n", ""))[3:])
+    fill_in(options)
+    return options, configure(options, "again")
+
+
+def test_command_of_a_baseline_runs_the_same_study(tmp_path, make_recipe, image_folder):
+    folder = image_folder.rename(tmp_path / "cats and dogs")
+    recipes = tuple(make_recipe(model=model, epochs=3, image_size=48) for model in ("vgg16", "resnet18"))
+    told = {"source": str(folder), "fraction": 0.5, "seed": 7, "precision": "fp32"}
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("as-written", recipes).to_dict() | told)
+    options, config = study_of(run_command(record))
+    assert (options.baseline, options.as_written) == (["vgg16", "resnet18"], True)
+    assert recipe_changes(options) == {"epochs": 3, "image_size": 48}
+    assert (config.data, config.fraction, config.seed, config.precision) == (str(folder), 0.5, 7, "fp32")
+    assert config.weights == "none"
+    assert run_command(record) in html.unescape(render([(record, None)]))
+    record.close()
+
+
+def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
+    space = load_space("resnet18")
+    space = replace(space, budget=Budget(5, time_s=90.0), pruner=replace(space.pruner, name="none"))
+    baseline = make_recipe(epochs=space.base.epochs, image_size=space.base.image_size)
+    manifest = MANIFEST | Design("search", (baseline,), space, 4).to_dict() | {"source": "digits"}
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    options, _ = study_of(run_command(record))
+    assert (options.search, options.repeats) == (["resnet18"], 4)
+    assert read_space("resnet18", options) == space
+    record.close()
+
+
+def test_command_names_the_file_of_a_space_that_is_not_shipped(tmp_path, make_recipe):
+    file = tmp_path / "resnet18.toml"
+    space = replace(load_space("resnet18"), file=file)
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    assert f"--search {file} " in run_command(record)
+    record.close()
+
+
+def test_recipes_of_all_models_stand_beside_each_other(baseline):
+    (table,) = section(baseline, "The recipes, and how to have them again").tables
+    assert tuple(table.columns) == ("field", "#0", "#1")
+    assert table.rows[0] == ("model", "resnet18", "vgg11")
+
+
+def test_recipe_of_a_search_stands_beside_the_baselines(make_record):
+    (table,) = section(make_record("search"), "The recipes, and how to have them again").tables
+    assert tuple(table.columns) == ("field", "#0, the baseline's", "#1, the best")
+
+
+def test_optunas_plots_leave_the_style_of_the_process_alone(make_record):
+    before = dict(matplotlib.rcParams)
+    pictures = section(make_record("search"), "What helps, by the search itself").pictures
+    assert [picture.title for picture in pictures] == [
+        "optimization history",
+        "parallel coordinates",
+        "slices along lr",
+    ]
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
+    space = SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
+    )
+    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
+    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    record.add(("search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
+    helps = section(record, "What helps, by the search itself")
+    assert helps.text == f"Beyond {MOST_PLOTTED} trials the search's plots would be blots, so there are none."
+    assert not helps.pictures
+    record.close()
+
+
+def comparison(*records):
+    """The view that several studies have in common."""
+    from study.report_sections import compare_studies
+
+    return compare_studies(records)
+
+
+def test_several_studies_are_compared_before_each_is_told(make_record, dataset):
     page = render([(make_record("baseline"), dataset), (make_record("search", "two"), dataset)])
-    assert "Side by side" in page
-    assert page.index("Side by side") < page.index("How right they are")
+    assert page.index("Side by side") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+
+
+def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
+    one = make_tested(({}, {"wrong": 2, "seconds": 1.0}), ({"model": "vgg11"}, {"wrong": 0, "seconds": 4.0}))
+    two = make_tested(({"model": "vgg13"}, {"wrong": 1, "seconds": 2.0}), name="two")
+    view = comparison(one, two)
+    best = one.trials()[1].plan.title
+    assert f"On pets, {best} of one is right about 100.00% of 8 test images, the best of 3 tested trials." in view.found
+    assert "resnet18 trains fastest: 30.0 images/s, 2.0 times vgg13, 4.0 times vgg11." in view.found
+    right, hardest, training = view.sections
+    (table,) = right.tables
+    assert [(row[0], row[2], row[4]) for row in table.rows] == [
+        ("one", "75.00%", "30.0"), ("one", "100.00%", "7.5"), ("two", "87.50%", "15.0"),
+    ]  # fmt: skip
+    assert "over 3 tests, cat was taken for <script>alert(1)</script> 3 times" in hardest.text
+    assert len(training.pictures) == 1
+
+
+def test_comparison_ranks_no_speed_that_the_store_helped_to(make_tested):
+    one = make_tested(({}, {"seconds": 1.0, "read": 16}), ({"model": "vgg11"}, {"seconds": 4.0}))
+    two = make_tested(({}, {"seconds": 2.0}), name="two")
+    assert "resnet18 trains fastest: 15.0 images/s, 2.0 times vgg11." in comparison(one, two).found
+
+
+def test_comparison_puts_trials_of_other_images_into_another_table(make_tested):
+    one = make_tested(({}, {"wrong": 2}))
+    two = make_tested(({}, {"wrong": 1}), name="two", data_fingerprint="e" * 16)
+    view = comparison(one, two)
+    tables = [table for section in view.sections for table in section.tables]
+    assert [column(table, "study") for table in tables] == [["one"], ["two"]]
+    assert "The studies were not run on the same images: accuracies are ranked for each set alone." in view.found
+
+
+def test_comparison_of_studies_without_a_test_says_so(tmp_path, make_recipe):
+    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
+    assert comparison(record, record).found == "No trial was tested."
+    record.close()
 
 
 def test_write_report_leaves_one_file(baseline, dataset):
@@ -148,3 +502,41 @@ def test_the_command_suggests_a_name(baseline, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["onee"])
     assert "Did you mean 'one'?" in capsys.readouterr().err
+
+
+def test_the_command_compares_several_studies_in_a_file_of_its_own(make_record, tmp_path, monkeypatch, capsys):
+    one, _ = make_record("baseline"), make_record("search", "two")
+    monkeypatch.chdir(tmp_path)
+    assert main(["one", "two"]) == 0
+    file = one.directory / "comparison.html"
+    assert capsys.readouterr().out.strip() == str(file)
+    page = file.read_text()
+    assert page.index("Side by side") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+
+
+def test_the_command_ends_in_a_line_when_interrupted(baseline, tmp_path, monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optuna, "load_study", interrupt)
+    assert main(["one"]) == 130
+    assert capsys.readouterr().err == "study: interrupted; the page is as it was before.\n"
+
+
+def test_find_images_returns_those_that_the_study_was_run_on(make_tested, image_folder):
+    there = {"source": str(image_folder), "data_dir": "nowhere"}
+    dataset = load_dataset(str(image_folder), fraction=1.0, seed=0, image_size=32, data_dir=Path("nowhere"))
+    same = make_tested(({}, {}), name="same", data_fingerprint=fingerprint(dataset.train, dataset.test), **there)
+    assert len(find_images(same).test) == 8
+    assert find_images(make_tested(({}, {}), name="other", **there)) is None
+
+
+def test_find_images_downloads_nothing(make_tested, tmp_path, monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("a report must not reach for the network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fetch)
+    cache = tmp_path / "gone"
+    assert find_images(make_tested(({}, {}), source="cifar10", data_dir=str(cache))) is None
+    assert not cache.exists()
