@@ -88,7 +88,7 @@ def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = 
             values["stock Ray Tune"].append(_seconds(_run_stock, recipes, train, validation, allotment, room))
         with _ray(folder) as (room, allotment):
             values["ours"].append(_seconds(_run_ours, recipes, inputs, allotment, room))
-    return [Figure(2, name, "s", found) for name, found in values.items()]
+    return [Figure(2, name, "s", found, images, len(recipes)) for name, found in values.items()]
 
 
 def measure_orchestration(folder: Path, *, trials: int, stock_trials: int) -> list[Figure]:
@@ -107,23 +107,30 @@ def measure_orchestration(folder: Path, *, trials: int, stock_trials: int) -> li
             with _ray(folder) as (room, allotment):
                 client = None if name == "ours" else connect(local_uri(room), verbose=False)  # migrates, once a store
                 values[name].append(_seconds(_run_idle, recipes, allotment, room, _Marks(()), client) / trials)
-    return [Figure(3, name, "s a trial", found) for name, found in values.items()]
+    return [
+        Figure(3, name, "s a trial", found, trials=stock_trials if name == "stock Ray Tune" else trials)
+        for name, found in values.items()
+    ]
 
 
 def measure_growth(folder: Path, *, marks: tuple[int, ...]) -> list[Figure]:
-    """Measure memory and time at so many trials that do nothing, part 5, journal and MLflow included; once."""
+    """Measure memory and time at so many trials that do nothing, part 5, journal and MLflow included; once.
+
+    One more trial than the last mark is run: when it starts, the process that ran all others is there to be looked at.
+    """
     set_verbosity(WARNING)
     watch = _Marks(marks)
     with _ray(folder) as (room, allotment):
-        _run_idle(_idle_recipes(marks[-1]), allotment, room, watch, connect(local_uri(room), verbose=False))
+        _run_idle(_idle_recipes(marks[-1] + 1), allotment, room, watch, connect(local_uri(room), verbose=False))
+    assert all(watch.megabytes[mark]["worker"] > 0 for mark in marks), "a trial's process has to be found"
     figures = []
     for mark in marks:
         for process, megabytes in watch.megabytes[mark].items():
-            figures.append(Figure(5, f"{process} at {mark:,} trials", "MB", [megabytes]))
+            figures.append(Figure(5, f"{process} at {mark:,} trials", "MB", [megabytes], trials=mark))
     # The first trial starts a process.
     for first, last in zip((1, *marks), marks, strict=False):
         seconds = (watch.moments[last] - watch.moments[first]) / (last - first)
-        figures.append(Figure(5, f"a trial, {first:,} to {last:,}", "s", [seconds]))
+        figures.append(Figure(5, f"a trial, {first:,} to {last:,}", "s", [seconds], trials=last - first))
     return figures
 
 
@@ -139,9 +146,6 @@ class _Marks(Listener):
     def on_start(self, plan: Plan) -> None:
         ended = len(self._started)  # one at a time: when one starts, all before it have ended
         self._started.add(plan.key)
-        self.note(ended)
-
-    def note(self, ended: int) -> None:
         if ended in self._marks:
             memory = {"driver": _own_bytes(os.getpid()), "worker": sum(map(_own_bytes, _trial_processes()))}
             self.moments[ended] = time.perf_counter()
@@ -155,9 +159,15 @@ class _Marks(Listener):
 
 
 def _trial_processes() -> list[int]:
-    """Return the processes that Ray has given a trial, which it says in their titles (Linux)."""
-    titles = {int(file.parent.name): _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
-    return [process for process, title in titles.items() if title.startswith("ray::ImplicitFunc")]
+    """Return the processes below this one that Ray has given a trial, which it says in their titles (Linux)."""
+    parents: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        if facts := _read(file).rpartition(")")[2].split():  # behind the name, which may hold anything
+            parents[int(file.parent.name)] = int(facts[1])
+    ours = {os.getpid()}
+    while children := {process for process, parent in parents.items() if parent in ours} - ours:
+        ours |= children
+    return [process for process in ours if _read(Path(f"/proc/{process}/cmdline")).startswith("ray::ImplicitFunc")]
 
 
 def _own_bytes(process: int) -> int:
@@ -211,7 +221,6 @@ def _run_idle(
     if tracker:
         unsent = tracker.finish("FINISHED", {}, {})
         assert unsent == 0, "MLflow has to have all runs"
-    watch.note(len(recipes))
     record.close()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's parts 1 and 4: training and augmentation, with torch and torchvision alone.
+"""The benchmark's parts 1 and 4: training and augmentation, without Ray, Optuna and MLflow.
 
 Each side is measured in a process of its own, in the environment that its trials have: the assignment's loop in a plain
 one, ours in that of a study's trials. The rounds go through the sides in turn.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,15 +28,14 @@ from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.config import Recipe
 from study.data import Images
 from study.features import WINDOW, autocast, epoch_outputs, rebatch
+from study.memory import release_memory
 from study.models import Classifier, build
-from study.search_space import baseline_recipe
+from study.search_space import baseline_recipe, load_baseline
 from study.store import FeatureStore
 from study.training import batch_sizes, build_optimizer, choose_hardware, train
 
 ROUNDS = 3
 CLASSES = 10
-WARM_UP = 64
-"""Images of a first run that does not count: a batch of the assignment."""
 STORE_BYTES = 50 * 10**9
 
 Asked = Mapping[str, Any]
@@ -54,6 +53,14 @@ class Figure:
     unit: str
     values: list[float]
     """In the order in which they were measured."""
+    images: int | None = None
+    """That each value is of; None where there are none, like trials."""
+    trials: int | None = None
+
+    @property
+    def n(self) -> int:
+        """How many values there are."""
+        return len(self.values)
 
     @property
     def median(self) -> float:
@@ -61,7 +68,9 @@ class Figure:
         return statistics.median(self.values)
 
 
-def measure_training(model: str, folder: Path, *, images: int, image_size: int | None = None) -> list[Figure]:
+def measure_training(
+    model: str, folder: Path, *, images: int, image_size: int | None = None, without: Collection[str] = ()
+) -> list[Figure]:
     """Measure images a second of one training epoch of the assignment's recipe, part 1.
 
     Args:
@@ -69,18 +78,20 @@ def measure_training(model: str, folder: Path, *, images: int, image_size: int |
         folder: for the stores.
         images: of an epoch, 32 by 32 pixels as they are stored.
         image_size: that the network sees; None for the assignment's.
+        without: sides that are left out.
     """
     recipe = replace(baseline_recipe(model), epochs=1)
     if image_size:
         recipe = replace(recipe, image_size=image_size)
-    found = _measure_in_turn(TRAINING, {"images": images, "recipe": recipe.to_dict(), "folder": str(folder)})
-    return [Figure(1, f"{model}, {side}", "images/s", values) for side, values in found.items()]
+    sides = {side: how for side, how in TRAINING.items() if side not in without}
+    found = _measure_in_turn(sides, {"images": images, "recipe": recipe.to_dict(), "folder": str(folder)})
+    return [Figure(1, f"{model}, {side}", "images/s", values, images) for side, values in found.items()]
 
 
 def measure_augmentation(images: int) -> list[Figure]:
     """Measure AutoAugment and flip, part 4: one image at a time through torchvision, and an epoch at once."""
     found = _measure_in_turn(AUGMENTATION, {"images": images})
-    return [Figure(4, side, "images/s", values) for side, values in found.items()]
+    return [Figure(4, side, "images/s", values, images) for side, values in found.items()]
 
 
 def _measure_in_turn(sides: Mapping[str, tuple[Measure, bool]], request: dict[str, object]) -> dict[str, list[float]]:
@@ -99,7 +110,11 @@ def make_images(count: int) -> Images:
 
 
 def serve() -> None:
-    """Measure what each line of standard input asks for, and answer on standard output."""
+    """Measure what each line of standard input asks for, and answer on standard output.
+
+    Before a side's first time a batch of the assignment warms it up. No side finds anything in a GPU's memory that
+    another, or the round before, has left there.
+    """
     answers = os.fdopen(os.dup(1), "w")  # whatever a library prints goes elsewhere
     os.dup2(2, 1)
     warm: set[str] = set()
@@ -107,8 +122,9 @@ def serve() -> None:
         asked = json.loads(line)
         measure, _ = {**TRAINING, **AUGMENTATION}[asked["side"]]
         if asked["side"] not in warm:
-            measure(make_images(WARM_UP), asked)
+            measure(make_images(load_baseline().values["batch_size"]), asked)
             warm.add(asked["side"])
+        release_memory()
         print(json.dumps(measure(make_images(asked["images"]), asked)), file=answers, flush=True)
 
 
@@ -125,6 +141,7 @@ def _with_empty_store(images: Images, asked: Asked) -> float:
 
 
 def _with_full_store(images: Images, asked: Asked) -> float:
+    """Train as the next trial of a warm process does: from the store's files, or what a GPU's memory keeps of them."""
     with tempfile.TemporaryDirectory(dir=asked["folder"]) as directory:
         store = FeatureStore(Path(directory), STORE_BYTES, tolerance_s=float("inf"))
         _train(images, asked, store)

@@ -1,14 +1,19 @@
 """The benchmark's own parts: what it asks for, how it judges, and that any GPU machine can run its first."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from study import bench
+from study import bench, bench_search
 from study.bench import build_parser, describe_machine, format_tables, judge
 from study.bench_search import DEPTHS, make_recipes
-from study.bench_training import ROUNDS, Figure, measure_augmentation, measure_training
+from study.bench_training import ROUNDS, Figure
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
 
 def figures(**values):
@@ -42,9 +47,17 @@ def test_only_what_was_measured_is_judged():
 
 def test_tables_say_which_goal_was_met():
     found = figures(as_written=10.0, empty_store=30.0)
-    text = format_tables(found, judge(found, on_gpu=False), describe_machine())
+    text = format_tables(found, judge(found, on_gpu=False), describe_machine(), "2026-01-31")
     assert "| 1 | resnet18, empty store / as written | 3 | ≥ 4 | not met |" in text
+    assert text.startswith("2026-01-31: ")
     assert "torch" in text.splitlines()[0]
+
+
+def test_tables_say_of_how_much_and_how_often():
+    found = [Figure(2, "ours", "s", [9.0, 1.0, 2.0], images=4096, trials=12)]
+    assert "| 2 | ours | 4,096 images, 12 trials | 2 | 3 | 9 1 2 | s |" in format_tables(
+        found, [], describe_machine(), "2026-01-31"
+    )
 
 
 def test_recipes_share_the_depths_equally_and_differ():
@@ -60,35 +73,71 @@ def test_parts_that_there_are_not_are_refused(parts, capsys):
     assert "--parts" in capsys.readouterr().err
 
 
-def test_every_side_of_part_1_is_measured_in_each_round(tmp_path):
-    found = measure_training("resnet18", tmp_path, images=64, image_size=32)
-    assert [figure.name.partition(", ")[2] for figure in found] == [
-        "as written",
-        "as written, memory kept",
-        "empty store",
-        "full store",
-        "bare suffix",
-    ]
-    assert all(len(figure.values) == ROUNDS and min(figure.values) > 0 for figure in found)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_augmentation_is_measured_both_ways():
-    one_by_one, ours = measure_augmentation(64)
-    assert min(one_by_one.values + ours.values) > 0
-
-
-def test_parts_1_and_4_need_neither_ray_nor_mlflow_nor_optuna():
+def test_parts_1_and_4_measure_every_side_in_each_round_without_ray_mlflow_and_optuna(tmp_path):
+    """In the processes that they start, too."""
+    blocked, stores = tmp_path / "blocked", tmp_path / "stores"
+    stores.mkdir()
+    for name in ("ray", "mlflow", "optuna"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text("raise ImportError('blocked')")
     code = (
-        "import sys\n"
-        "for name in ('ray', 'mlflow', 'optuna'): sys.modules[name] = None\n"
-        "import study.bench, study.bench_training"
+        "import json, sys; from dataclasses import asdict; from pathlib import Path; import study.bench\n"
+        "from study.bench_training import measure_augmentation, measure_training\n"
+        "found = measure_training('resnet18', Path(sys.argv[1]), images=8, image_size=32) + measure_augmentation(8)\n"
+        "print(json.dumps([asdict(figure) for figure in found]))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    path = os.pathsep.join([str(blocked), str(Path(bench.__file__).parents[1])])
+    command, environment = [sys.executable, "-c", code, str(stores)], {**os.environ, "PYTHONPATH": path}
+    seen = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert seen.returncode == 0, seen.stderr
+    found = [Figure(**figure) for figure in json.loads(seen.stdout)]
+    assert [figure.name for figure in found] == [
+        "resnet18, as written",
+        "resnet18, as written, memory kept",
+        "resnet18, empty store",
+        "resnet18, full store",
+        "resnet18, bare suffix",
+        "torchvision, one by one",
+        "ours",
+    ]
+    assert all(figure.n == ROUNDS and min(figure.values) > 0 and figure.images == 8 for figure in found)
+    assert list(stores.iterdir()) == []
+
+
+@pytest.fixture
+def one_round(monkeypatch):
+    monkeypatch.setattr(bench_search, "ROUNDS", 1)
+
+
+@pytest.mark.usefixtures("one_round")
+def test_part_2_measures_both_sides(tmp_path, make_recipe):
+    recipes = [make_recipe(epochs=1, unfreeze_depth=depth) for depth in (0, 1)]
+    found = bench_search.measure_search(tmp_path, images=16, recipes=recipes)
+    assert [(figure.name, figure.n, figure.trials) for figure in found] == [("stock Ray Tune", 1, 2), ("ours", 1, 2)]
+
+
+@pytest.mark.usefixtures("one_round")
+def test_part_3_measures_every_side(tmp_path):
+    found = bench_search.measure_orchestration(tmp_path, trials=3, stock_trials=1)
+    assert [(figure.name, figure.trials) for figure in found] == [
+        ("stock Ray Tune", 1),
+        ("ours", 3),
+        ("ours with MLflow", 3),
+    ]
+    assert all(figure.median > 0 for figure in found)
+
+
+def test_part_5_measures_the_driver_and_the_trials_process_at_every_mark(tmp_path):
+    found = {figure.name: figure.median for figure in bench_search.measure_growth(tmp_path, marks=(2, 3, 4))}
+    for mark in (2, 3, 4):
+        assert found[f"driver at {mark} trials"] > 10
+        assert found[f"worker at {mark} trials"] > 10
 
 
 def test_main_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert bench.main(["--parts", "4", "--json", "out.json"]) == 0
     assert "AutoAugment" in capsys.readouterr().out
-    assert '"goals"' in (tmp_path / "out.json").read_text()
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {(figure["n"], figure["images"], figure["trials"]) for figure in written["figures"]} == {(3, 5000, None)}
+    assert written["goals"]

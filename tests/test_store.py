@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pickle
 import resource
@@ -11,13 +12,15 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 
+from study.data import Images
 from study.models import build
 from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes
-from study.training import Hardware, evaluate, train
+from study.training import EpochResult, Evaluation, Hardware, evaluate, train
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")
 ORDER = torch.arange(SEGMENT + 70)
@@ -473,25 +476,60 @@ def fit(recipe, images, *, features=None, precision="fp32", after_epoch=lambda e
     return [*reports, evaluate(classifier, recipe, images, classes=3, hardware=hardware, features=features)]
 
 
+def two_segments():
+    pixels = np.random.default_rng(0).integers(0, 256, (SEGMENT + 20, 3, 32, 32), np.uint8)
+    return Images(pixels, np.arange(SEGMENT + 20) % 3)
+
+
 EVERY_DEPTH = [("resnet18", depth, precision) for depth in range(4) for precision in ("bf16", "fp32")]
-# VGG's head has a hundred million weights, so each of its depths is shown at one precision.
-VGG_DEPTHS = [("vgg11", 0, "bf16"), ("vgg11", 1, "fp32"), ("vgg11", 2, "bf16"), ("vgg11", 3, "fp32")]
+# VGG's head has a hundred million weights: few images, and not every depth at both precisions.
+VGG_DEPTHS = [
+    ("vgg16", 0, "bf16"),
+    ("vgg16", 0, "fp32"),
+    ("vgg16", 1, "bf16"),
+    ("vgg16", 2, "bf16"),
+    ("vgg16", 3, "fp32"),
+]
 
 
-@pytest.mark.parametrize(("model", "depth", "precision"), [*EVERY_DEPTH, *VGG_DEPTHS, ("vgg16", 1, "bf16")])
+@pytest.mark.parametrize(("model", "depth", "precision"), [*EVERY_DEPTH, *VGG_DEPTHS])
 def test_trial_gives_the_same_results_with_and_without_the_store(
     store, make_recipe, make_images, model, depth, precision
 ):
     """Losses, confusion matrices and predictions to the last bit: computed, stored, and read."""
-    epochs = 1 if model.startswith("vgg") else 2
+    epochs, count = (1, 12) if model == "vgg16" else (2, 70)
     recipe = make_recipe(model=model, unfreeze_depth=depth, epochs=epochs, batch_size=48, optimizer="sgd")
-    images = make_images(70)
+    images = make_images(count)
     alone, storing, reading = (
         fit(recipe, images, features=features, precision=precision) for features in (None, store, store)
     )
     assert alone == storing == reading
-    assert store.tally["stored"] == epochs * 70 + 3 + 70
+    assert store.tally["stored"] == epochs * count + 3 + count
     assert store.tally["computed"] == 0
+
+
+def test_trials_of_two_processes_that_need_one_epoch_at_once_give_what_one_alone_does(tmp_path, make_recipe):
+    """And leave nothing to be computed alone: what one has stored the other reads."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from study.config import Recipe; from test_store import *\n"
+        "here, me, recipe = Path(sys.argv[2]), sys.argv[3], Recipe.from_dict(json.loads(sys.argv[4]))\n"
+        "store = FeatureStore(here / 'store', 10**9, tolerance_s=1000)\n"
+        "(here / f'ready-{me}').touch()\n"
+        "while not all((here / f'ready-{other}').exists() for other in '12'): time.sleep(0.01)\n"
+        "found = [dataclasses.asdict(report) for report in fit(recipe, two_segments(), features=store)]\n"
+        "print(json.dumps([found, store.tally]))\n"
+    )
+    recipe = make_recipe()
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    given = json.dumps(recipe.to_dict())
+    processes = [subprocess.Popen([*command, me, given], stdout=subprocess.PIPE, text=True) for me in "12"]
+    results = [json.loads(process.communicate()[0]) for process in processes]
+    alone = fit(recipe, two_segments())
+    for found, _ in results:
+        *epochs, test = found
+        assert [*(EpochResult(**epoch) for epoch in epochs), Evaluation(**test)] == alone
+    assert {source for _, tally in results for source in tally} == {"read", "stored"}
 
 
 def test_trial_survives_entries_that_vanish_between_epochs(store, make_recipe, make_images):
