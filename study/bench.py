@@ -55,7 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="study-bench-") as folder:
         for part in parts:
             print(f"part {part} …", file=sys.stderr, flush=True)
-            figures += _measure(part, Path(folder), quick=options.quick, on_gpu=on_gpu)
+            found = _measure(part, Path(folder), quick=options.quick, on_gpu=on_gpu)
+            print(
+                "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in found),
+                file=sys.stderr,
+            )
+            figures += found
     goals = judge(figures, on_gpu=on_gpu)
     machine, date = describe_machine(), time.strftime("%Y-%m-%d", time.gmtime(started))
     print(format_tables(figures, goals, machine, date))
@@ -109,7 +114,7 @@ def _measure(part: int, folder: Path, *, quick: bool, on_gpu: bool) -> list[Figu
 
     match part:
         case 2:
-            return bench_search.measure_search(folder, images=4096 if on_gpu else 256)
+            return bench_search.measure_search(folder, images=4096 if on_gpu else 128)
         case 3:
             return bench_search.measure_orchestration(folder, trials=50, stock_trials=10)
         case _:

@@ -32,7 +32,7 @@ from study.record import Record
 from study.samples import draw_batch, draw_originals
 from study.statistics import ClassPair, accuracy_interval, hardest_pair
 from study.trials import TrialRecord
-from study.verdict import Verdict, choose, details, judge, sentence
+from study.verdict import choose, details, recall_verdict, sentence
 
 MOST_PLOTTED = 500
 """Trials in Optuna's plots: what it draws beyond is a blot."""
@@ -180,7 +180,7 @@ def _compare_group(records: Sequence[Record]) -> list[Section]:
 
 def _answer(record: Record) -> str:
     if record.space:
-        return sentence(_verdict(record)) if _judged(record) else "The verdict has not been reached."
+        return sentence(recall_verdict(record)) if _judged(record) else "The verdict has not been reached."
     rows = compare(record.trials(), record.manifest["classes"])
     if not rows:
         return "No trial was completed."
@@ -197,19 +197,11 @@ def _judged(record: Record) -> bool:
     return record.noted("importances") is not None and choose(record.trials()) is None
 
 
-def _verdict(record: Record) -> Verdict | None:
-    winner, labels = choose(record.trials()), record.noted("test_labels")
-    if winner is None or labels is None:
-        return None
-    baseline = record.trials()[0].plan.recipe
-    return judge(record.finals(), labels=labels, baseline=baseline, winner=winner, classes=record.manifest["classes"])
-
-
 def _tested(record: Record) -> list[TrialRecord]:
     return [trial for trial in [*record.trials(), *record.finals()] if trial.test and trial.epochs]
 
 
-RESULT_COLUMNS = ("trial", "accuracy", "95 % interval", "images/s", "seconds", "parameters", "trained")
+RESULT_COLUMNS = ("trial", "accuracy", "95 % interval", "images/s", "training s", "parameters", "trained")
 
 
 def _result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
@@ -221,8 +213,8 @@ def _result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
         trial.plan.title,
         f"{trial.test.accuracy:.2%}",
         f"{100 * low:.1f} to {100 * high:.1f}",
-        _starred(f"{images / trial.seconds:.1f}" if trial.seconds else "–", trial),
-        _starred(f"{trial.seconds:.1f}", trial),
+        _starred(f"{images / trial.training_s:.1f}" if trial.training_s else "–", trial),
+        _starred(f"{trial.training_s:.1f}", trial),
         f"{trial.facts.get('parameters', 0):,}",
         f"{trial.facts.get('trainable_parameters', 0):,}",
     )
@@ -357,7 +349,7 @@ def _search_sections(record: Record) -> list[Section]:
     """The verdict's figures, and what the search itself shows of what helps."""
     trials = record.trials()
     scored = [trial for trial in trials if trial.state == "complete"]
-    verdict = _verdict(record)
+    verdict = recall_verdict(record)
     sections = []
     if verdict:
         rows = [tuple(line) for line in details(verdict)]

@@ -45,7 +45,7 @@ EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # opens as a table of runs, not of traces
     "mlflow.note.content": "One parent run a study, one child run a trial. Select the trials of a study and press "
     "Compare: parallel coordinates of the recipe against the accuracy, and the learning curves side by side. "
-    "Under Models, the alias champion of <data>-<model> is the best so far.",
+    "Under Models, the alias champion of `<data>-<model>` is the best so far.",
 }
 PARENT_NOTE = (
     "Open report.html among the artifacts first: it says what was found, and shows every trial. The trials are this "
