@@ -29,6 +29,7 @@ def trial(number, recipe, *, stage="search", seed=0, state="complete", value=Non
         epochs=(),
         epoch_ends_ms=(),
         test=test,
+        tests_opened=1 if test else 0,
         reason=reason,
         facts={},
         started_ms=None,
