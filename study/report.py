@@ -1,6 +1,6 @@
 """What a study has found, as one page that needs nothing else: `python -m study.report NAME [NAME …]`.
 
-Reads records and, where they still are, their images; figures and their tables are made in `report_sections.py`.
+Reads records and, where they still are, their images; what is on the page is made in `report_sections.py`.
 Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
@@ -80,7 +80,8 @@ def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
     """Return the page of one study, or of several one after the other, as HTML."""
     import jinja2
 
-    from study.report_sections import compare_studies, describe
+    from study.report_comparison import compare_studies
+    from study.report_sections import describe
 
     views = [describe(record, dataset) for record, dataset in studies]
     if len(views) > 1:

@@ -22,8 +22,10 @@ LAYERS = [
     ["trials"],
     ["record"],
     ["verdict"],
-    ["saved", "cluster", "comparison", "samples", "tracking", "trainable"],
-    ["search", "winner", "registry", "reproduce", "bench_training", "report_sections"],
+    ["saved", "cluster", "comparison", "samples", "tracking", "trainable", "report_page", "rerun"],
+    ["search", "winner", "registry", "reproduce", "bench_training", "report_tested", "report_search"],
+    ["report_sections"],
+    ["report_comparison"],
     ["report"],
     ["conclusion"],
     ["tuner", "bench_search"],
@@ -35,7 +37,7 @@ HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in la
 OUTSIDERS = {
     "mlflow": {"bench_search", "registry", "tracking"},
     "ray": {"bench_search", "cluster", "search", "trainable"},
-    "optuna": {"bench_search", "journal", "proposals", "record", "report_sections", "run", "trials"},
+    "optuna": {"bench_search", "journal", "proposals", "record", "report_search", "run", "trials"},
 }
 """Packages that only these modules may import."""
 

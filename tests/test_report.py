@@ -18,7 +18,10 @@ from study.design import Design
 from study.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.record import Record
 from study.report import find_images, main, render, write_report
-from study.report_sections import MOST_PLOTTED, Table, describe, run_command
+from study.report_page import Table
+from study.report_search import MOST_PLOTTED
+from study.report_sections import describe
+from study.rerun import run_command
 from study.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace, load_space
 from study.training import EpochResult, Evaluation
 
@@ -252,9 +255,9 @@ def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
 def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(make_tested):
     record = make_tested(({}, {"computed": 16}), ({"unfreeze_depth": 2}, {"read": 16}))
     (table,) = section(record, "How right they are").tables
-    assert column(table, "seconds") == ["6.0", "6.0*"]
+    assert column(table, "training s") == ["6.0", "6.0*"]
     assert column(table, "images/s") == ["10.0", "10.0*"]
-    assert table.numeric[list(table.columns).index("seconds")]
+    assert table.numeric[list(table.columns).index("training s")]
     assert table.note.startswith("* Frozen blocks' outputs were read")
     assert column(section(record, "Every trial").tables[0], "s") == ["6.0", "6.0*"]
     assert html.escape(table.note, quote=False) in render([(record, None)]).replace("&#39;", "'")
@@ -438,7 +441,7 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
 
 def comparison(*records):
     """The view that several studies have in common."""
-    from study.report_sections import compare_studies
+    from study.report_comparison import compare_studies
 
     return compare_studies(records)
 
