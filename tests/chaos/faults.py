@@ -57,7 +57,7 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    while len(strikes) < MOST_KILLS and session.run_on(generator.uniform(0, 0.5 * reference.seconds)):
+    while len(strikes) < MOST_KILLS and session.run_on(generator.uniform(0, 0.8 * reference.seconds)):
         had |= session.kill()
         strikes.append(phase_of(room))
         session = begin(room, reference.size, concurrent)
