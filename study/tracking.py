@@ -8,6 +8,7 @@ trial. Nothing of MLflow's stands in the record; runs are found again by their t
 import json
 import logging
 import os
+import secrets
 import shlex
 import sys
 import tempfile
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
+from filelock import FileLock
 
 from study import figures
-from study.config import HOST, PORT, Plan, local_uri
+from study.config import HOST, PORT, SQLITE, Plan, local_uri
 from study.errors import TrackingError, first_line
 from study.record import Record
 from study.training import EpochResult, Progress
@@ -91,6 +93,8 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # an error comes with a traceback; ours to tell
     try:
+        if uri.startswith(SQLITE):
+            _make_database(Path(uri.removeprefix(SQLITE)))
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # of requests, SQLAlchemy, sqlite3 and MLflow: no common base
@@ -99,6 +103,25 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
             "Start the server, or leave the flag out for a local file."
         ) from error
     return client
+
+
+def _make_database(file: Path) -> None:
+    """Make a local store's database where there is none, whole or not at all.
+
+    MLflow's migrations take seconds, and cannot be taken up again where a crash has stopped them.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if file.exists():
+        return
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        for left in file.parent.glob(f".{file.name}.*.partial*"):
+            left.unlink(missing_ok=True)
+        if not file.exists():
+            draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+            store = SqlAlchemyStore(f"{SQLITE}{draft}", (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
+            store.engine.dispose()
+            os.replace(draft, file)
 
 
 class Tracker:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -337,6 +338,20 @@ def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
     if answers == "silent":
         server.shutdown()
         server.server_close()
+
+
+def test_connect_makes_a_database_anew_that_a_crash_left_half_made(tmp_path):
+    """As a driver leaves it that is killed while MLflow migrates: killed as soon as there are tables."""
+    mlruns = tmp_path / "mlruns"
+    mlruns.mkdir()
+    code = f"from study.tracking import connect; connect({local_uri(mlruns)!r}, verbose=False)"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        while process.poll() is None and not any(path.stat().st_size > 10_000 for path in mlruns.iterdir()):
+            time.sleep(0.001)
+        process.kill()
+    assert [path.suffix for path in mlruns.iterdir() if path.stat().st_size > 10_000] == [".partial"]
+    connect(local_uri(mlruns), verbose=False)
+    assert sorted(path.name for path in mlruns.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
 
 
 def test_connect_names_a_store_of_no_known_kind():

@@ -16,7 +16,6 @@ from pathlib import Path
 from faults import FAULTS, Outcome, Reference, run_reference
 from room import FULL
 
-
 # Studies run beside each other and beside what judges them: threads that wait by spinning would take their cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
