@@ -136,13 +136,13 @@ def journal_of(room: Path, name: str) -> list[object]:
 
 
 def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
-    for name in ("first", "second"):
+    for name in ("former", "latter"):
         arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", name]
         done = subprocess.run(command(*arguments), cwd=room, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    first, second = journal_of(room, "first"), journal_of(room, "second")
-    assert len(first) > 30
-    assert first == second
+    former, latter = journal_of(room, "former"), journal_of(room, "latter")
+    assert len(former) > 30
+    assert former == latter
 
 
 def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(room):
