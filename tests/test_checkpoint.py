@@ -31,7 +31,7 @@ def make_training(make_images):
         {"optimizer": "adam", "lr_schedule": "one-cycle"},
         {"optimizer": "sgd", "lr_schedule": "cosine", "unfreeze_depth": 2},
         {"optimizer": "adamw", "weight_decay": 0.1, "unfreeze_depth": 0},
-        {"model": "vgg11", "lr_schedule": "constant"},
+        {"model": "mobilenet_v3_small", "lr_schedule": "constant"},
     ],
 )
 def test_checkpoint_goes_on_bit_for_bit(make_training, make_recipe, tmp_path, changes):
