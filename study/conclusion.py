@@ -90,10 +90,11 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     shutil.rmtree(record.checkpoints, ignore_errors=True)
     trials, classes = record.trials(), record.manifest["classes"]
     importances, verdict = record.noted("importances") or {}, recall_verdict(record)
-    rows = [] if record.space else compare(trials, classes)
+    rows: list[Row] = []
     if record.space:
         found = _findings(trials, importances, verdict, classes)
     else:
+        rows = compare(trials, classes)
         found = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
     page = write_report(record, dataset)
     files = {**found.files, page.name: page.read_bytes()}

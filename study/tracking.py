@@ -110,10 +110,10 @@ def _make_database(file: Path) -> None:
 
     MLflow's migrations take seconds, and cannot be taken up again where a crash has stopped them.
     """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     if file.exists():
         return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
     with FileLock(file.with_name(f".{file.name}.lock")):
         for left in file.parent.glob(f".{file.name}.*.partial*"):
             left.unlink(missing_ok=True)

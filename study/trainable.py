@@ -19,7 +19,7 @@ from study import notebook
 from study.checkpoint import Checkpoint
 from study.config import Plan
 from study.data import Images
-from study.errors import StudyError
+from study.errors import StudyError, first_line
 from study.features import describe_arithmetic
 from study.memory import release_memory
 from study.models import StateDict, build
@@ -133,11 +133,11 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
 
 def describe_failure(error: Exception) -> Failure:
     """Say why a trial cannot go on; host, CUDA and its libraries each have a way of their own to be out of memory."""
-    first_line = str(error).partition("\n")[0]
+    said = first_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(words in first_line.lower() for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError | OSError) and any(words in said.lower() for words in OUT_OF_MEMORY)
     ):
-        return Failure(f"out of memory: {first_line}", out_of_memory=True)
+        return Failure(f"out of memory: {said}", out_of_memory=True)
     return Failure(f"{type(error).__name__}: {error}")
 
 

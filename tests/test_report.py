@@ -183,13 +183,19 @@ def test_report_of_a_study_without_a_test_shows_no_batch_and_says_so(tmp_path, m
     record.close()
 
 
-def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reached(tmp_path, make_recipe):
+def begin_search(tmp_path, make_recipe, trials):
+    """The record of a search that has only planned its first trial."""
     space = SearchSpace(
-        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(trials), Pruner("none"), Resources()
     )
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
     record.add([("search", space.base, 0)])
+    return record
+
+
+def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reached(tmp_path, make_recipe):
+    record = begin_search(tmp_path, make_recipe, trials=3)
     assert describe(record, None).found == "The verdict has not been reached."
     for _ in range(2):
         plan = record.next_trial()
@@ -201,12 +207,7 @@ def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reac
 
 
 def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_verdict(tmp_path, make_recipe):
-    space = SearchSpace(
-        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(1), Pruner("none"), Resources()
-    )
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add([("search", space.base, 0)])
+    record = begin_search(tmp_path, make_recipe, trials=1)
     record.fail(record.next_trial(), "no memory")
     record.note("importances", {})
     assert describe(record, None).found.startswith("No verdict: no trial of the search besides the baseline's")
