@@ -3,6 +3,7 @@
 Knows no trial: a path, an owner and how often. Files are safetensors, which cannot hold code.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from study.errors import RecordError
 from study.models import Classifier
 
 SAVE_EVERY_S = 60.0
@@ -66,9 +68,13 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Save the state after `epoch` if more than `every_s` would be lost without."""
-        if time.monotonic() - self._since >= self.every_s:
+        """Save the state after `epoch` if more than `every_s` would be lost without; what cannot be costs a warning."""
+        if time.monotonic() - self._since < self.every_s:
+            return
+        try:
             self.save(epoch, classifier, optimizer, schedule)
+        except RecordError as error:
+            warnings.warn(f"{error} Training goes on.", stacklevel=2)
 
     def save(
         self,
@@ -77,7 +83,13 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer | None = None,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
-        """Save the state after `epoch`; without an optimizer the weights alone. A full disk costs a warning only."""
+        """Save the state after `epoch`; without an optimizer the weights alone.
+
+        A place that may not be written costs a warning only: on another machine it need not be there.
+
+        Raises:
+            RecordError: the disk is full.
+        """
         tensors = {f"suffix.{name}": tensor for name, tensor in classifier.suffix.state_dict().items()}
         facts: dict[str, Any] = {"owner": self.owner, "epoch": epoch, "optimizer": None, "schedule": None}
         if optimizer and schedule:
@@ -95,8 +107,17 @@ class Checkpoint:
             finally:
                 partial.unlink(missing_ok=True)
         except Exception as error:  # safetensors has exceptions of its own for a full disk
+            if _is_full(error):
+                raise RecordError(f"{self.path}: must have room, but got: {error}.") from error
             warnings.warn(f"{self.path}: must be writable, but got: {error}. Training goes on.", stacklevel=2)
-        self._since = time.monotonic()
+        finally:
+            self._since = time.monotonic()
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether a disk, or its user's share of it, is full; safetensors says so in words alone."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -145,10 +145,7 @@ class Console:
             self._say(f"\nmodel    {_describe_model(result)}")
         elif result.verdict and result.verdict.decision:
             checkpoints = result.directory / "checkpoints"
-            self._say(
-                f"\nmodel    not kept: its last weights must reach {checkpoints}, so a full disk or one that not all"
-            )
-            self._say("         nodes of a cluster share costs it")
+            self._say(f"\nmodel    not kept: its last weights must reach {checkpoints}, which all nodes must share")
         self._say(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:

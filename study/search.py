@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from study.cluster import Allotment
 from study.config import Plan
-from study.errors import StudyError
+from study.errors import RecordError, StudyError
 from study.record import Record
 from study.trainable import Facts, Failure, Inputs, OpensTest, trainable
 from study.training import EpochResult, Evaluation, Progress
@@ -169,6 +169,8 @@ class RecordScheduler(FIFOScheduler):
                 return decision
             case Evaluation():
                 self._record.tested(plan, report)
+            case Failure(stops_study=True):
+                raise RecordError(report.reason)
             case Failure():
                 if not (report.out_of_memory and self._searcher.repeat_alone(plan)):
                     self._record.fail(plan, report.reason)
@@ -201,7 +203,7 @@ def run_trials(
         function: run for each trial, with its configuration and `inputs`.
 
     Raises:
-        RecordError: the record cannot be written any more.
+        RecordError: the record, or the weights that a trial has to leave, cannot be written any more.
     """
     searcher = RecordSearcher(record, listeners)
     tuner = tune.Tuner(

@@ -19,7 +19,7 @@ from study import notebook
 from study.checkpoint import Checkpoint
 from study.config import Plan
 from study.data import Images
-from study.errors import StudyError, first_line
+from study.errors import RecordError, StudyError, first_line
 from study.features import describe_arithmetic
 from study.memory import release_memory
 from study.models import StateDict, build
@@ -91,6 +91,8 @@ class Failure:
     reason: str
     out_of_memory: bool = False
     """It may fit where it has the device to itself."""
+    stops_study: bool = False
+    """It is none of the trial's, and would befall the next one too: it is to run again once that is mended."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
         for report in run_trial(config["plan"], inputs, watch):
             send(report)
         return
+    except RecordError as error:
+        failure = Failure(f"{error} Make room, and --resume.", stops_study=True)
     except StudyError as error:
         failure = Failure(str(error))
     except Exception as error:
@@ -148,6 +152,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
 
     Raises:
         TrialError: a loss is not finite.
+        RecordError: the disk has no room for those.
     """
     arrays = inputs.pretrained[plan.recipe.model]
     pretrained = None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from study.checkpoint import Checkpoint
+from study.errors import RecordError
 from study.models import build
 from study.training import Hardware, build_lr_schedule, build_optimizer, train
 
@@ -81,7 +82,7 @@ def test_checkpoint_that_is_damaged_hostile_or_anothers_is_passed_over(make_trai
     assert torch.equal(classifier.network.fc.weight, before)
 
 
-def test_checkpoint_on_a_full_or_forbidden_disk_costs_a_warning_only(make_training, make_recipe, tmp_path):
+def test_checkpoint_in_a_forbidden_place_costs_a_warning_only(make_training, make_recipe, tmp_path):
     (tmp_path / "in the way").write_text("")
     path = tmp_path / "in the way" / "trial.safetensors"
     with pytest.warns(UserWarning, match=r"trial.safetensors: must be writable, but got: .*Training goes on"):
@@ -90,3 +91,13 @@ def test_checkpoint_on_a_full_or_forbidden_disk_costs_a_warning_only(make_traini
         warnings.simplefilter("ignore")
         _, epochs = make_training(make_recipe(), Checkpoint(path, "me", every_s=0))
         assert len(list(epochs)) == 2
+
+
+def test_checkpoint_on_a_full_disk_is_an_error_but_between_epochs(make_training, make_recipe, small_disk):
+    path = small_disk / "trial.safetensors"
+    with pytest.raises(RecordError, match=r"trial.safetensors: must have room, but got: .*No space left on device"):
+        saved(make_training, make_recipe, path)
+    with pytest.warns(UserWarning, match=r"trial.safetensors: must have room, but got: .*Training goes on"):
+        _, epochs = make_training(make_recipe(), Checkpoint(path, "me", every_s=0))
+        assert len(list(epochs)) == 2
+    assert list(small_disk.iterdir()) == []

@@ -110,6 +110,13 @@ def test_a_failure_fails_its_trial_at_once(tune):
     assert tune.searcher.suggest("b")["plan"].number == 1
 
 
+def test_a_failure_that_is_none_of_the_trials_ends_the_session_and_leaves_the_trial_to_the_next(tune):
+    config = tune.searcher.suggest("a")
+    with pytest.raises(BaseException, match="must have room"):  # no Exception: Ray Tune would go on with the next trial
+        tune.report(config, Failure("weights: must have room", stops_study=True))
+    assert tune.record.trial(config["plan"]).state == "running"
+
+
 def test_what_lacked_memory_is_repeated_once_and_alone(tune):
     first, other = tune.searcher.suggest("a"), tune.searcher.suggest("b")
     tune.report(first, OUT_OF_MEMORY)

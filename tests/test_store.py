@@ -332,15 +332,6 @@ def test_store_turns_itself_off_where_files_may_not_grow(tmp_path):
     assert seen.returncode == 0, seen.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system with room for less than a segment."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", tmp_path], capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
-
-
 def test_store_turns_itself_off_where_the_disk_is_full(small_disk):
     store = FeatureStore(small_disk, 10**9)
     with pytest.warns(

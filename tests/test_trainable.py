@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -152,6 +153,17 @@ def test_trainable_gives_memory_back_before_it_reports_that_there_was_too_little
 def test_trainable_reports_a_bug_as_a_failure(inputs, make_recipe, sent):
     trainable({"plan": Plan(0, "baseline", make_recipe(), 0)}, inputs=dataclasses.replace(inputs, pretrained={}))
     assert sent == [Failure("KeyError: 'resnet18'")]
+
+
+def test_trainable_opens_no_test_where_the_disk_has_no_room_for_what_was_trained(inputs, make_recipe, sent, small_disk):
+    inputs = dataclasses.replace(inputs, checkpoints=small_disk / "checkpoints")
+    trainable({"plan": Plan(0, "final", make_recipe(epochs=1), 0)}, inputs=inputs)
+    *_, last = sent
+    assert last.stops_study
+    assert re.fullmatch(
+        r".*/checkpoints/.*: must have room, but got: .*No space.*\. Make room, and --resume\.", last.reason
+    )
+    assert not any(isinstance(report, OpensTest | Evaluation) for report in sent)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,16 @@ def phase_of(room: Path) -> str:
 
 
 def wait_for_trial(session: Session, generator: random.Random) -> list[int]:
-    """Wait until trials run, and a random while longer; return their processes."""
-    while session.runs and not trial_processes(session.process.pid):
+    """Wait until a trial runs, a random moment longer, and until one runs then; return their processes."""
+    _trial_processes_of(session)
+    session.run_on(generator.uniform(0, 5))
+    return _trial_processes_of(session)
+
+
+def _trial_processes_of(session: Session) -> list[int]:
+    """Wait until there are any; none if the session ends before."""
+    processes = trial_processes(session.process.pid)
+    while session.runs and not processes:
         time.sleep(0.1)
-    session.run_on(generator.uniform(0, 10))
-    return trial_processes(session.process.pid)
+        processes = trial_processes(session.process.pid)
+    return processes
