@@ -70,7 +70,7 @@ def kill_worker(room: Path, generator: random.Random, reference: Reference) -> O
     session = begin(room, reference.size, 2)
     strikes = []
     for _ in range(2):
-        if processes := wait_for_trial(session, generator):
+        if processes := wait_for_trial(session, generator.uniform(0, 0.2 * reference.seconds)):
             kill_all(family(generator.choice(processes)))
             strikes.append(phase_of(room))
     return Outcome(strikes, finish(room, session, reference))

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import subprocess
 import sys
 import time
@@ -112,10 +111,10 @@ def phase_of(room: Path) -> str:
     return f"search, after {sum(trial.finished for trial in record.trials())} trials"
 
 
-def wait_for_trial(session: Session, generator: random.Random) -> list[int]:
-    """Wait until a trial runs, a random moment longer, and until one runs then; return their processes."""
+def wait_for_trial(session: Session, seconds: float) -> list[int]:
+    """Wait until a trial runs, so much longer, and until one runs then; return the processes of trials."""
     _trial_processes_of(session)
-    session.run_on(generator.uniform(0, 5))
+    session.run_on(seconds)
     return _trial_processes_of(session)
 
 
