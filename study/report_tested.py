@@ -99,9 +99,8 @@ def hardest_pair_of(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> t
     """Return the pair that all tests together confuse most, and a sentence of it."""
     pair = hardest_pair(np.sum([trial.test.confusion for trial in tested if trial.test], axis=0))
     first, second = told["classes"][pair.first], told["classes"][pair.second]
-    said = (
-        f"{first} and {second}: over {len(tested)} tests, {first} was taken for {second} {pair.first_as_second} times"
-    )
+    tests = "one test" if len(tested) == 1 else f"{len(tested)} tests"
+    said = f"{first} and {second}: over {tests}, {first} was taken for {second} {pair.first_as_second} times"
     return pair, f"{said}, and {second} for {first} {pair.second_as_first} times."
 
 
