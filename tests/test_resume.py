@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,10 @@ class Hostile:
 
     def __reduce__(self):
         return os.mkdir, (str(self.marker),)
+
+
+def hostile_pickle(room: Path) -> bytes:
+    return pickle.dumps(Hostile(room / "was-run"))
 
 
 def run(room: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -158,6 +163,17 @@ def results(room: Path) -> list[object]:
     return [(trial.plan, trial.state, trial.value, trial.test) for trial in [*record.trials(), *record.finals()]]
 
 
+def lay_pickles(room: Path) -> None:
+    """Put code where a study keeps weights and features."""
+    study = room / "mlruns" / "studies" / "one"
+    checkpoints = [study / "checkpoints" / f"{key}.safetensors" for key in ("0", "1", "final-0", "final-1")]
+    features = [path for path in (room / "cache").rglob("*.safetensors") if path.is_file()]
+    assert features
+    for path in [*checkpoints, *features]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(hostile_pickle(room))
+
+
 def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_lies_in_its_files(
     tmp_path, image_folder
 ):
@@ -167,28 +183,32 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     before = results(tmp_path)
 
     # The verdict's first trial was about to be tested when the study was killed.
-    journal = tmp_path / "mlruns" / "studies" / "one" / "journal.log"
+    study = tmp_path / "mlruns" / "studies" / "one"
+    journal = study / "journal.log"
     lines = journal.read_text().splitlines(keepends=True)
     tested = next(index for index, line in enumerate(lines) if '"user_attr":{"test":' in line)
     journal.write_text("".join(lines[:tested]))
-    shutil.rmtree(journal.parent / "model")
+    shutil.rmtree(study / "model")
+
+    # An image is another one now.
+    image, other = image_folder / "train" / "cat" / "0.png", image_folder / "train" / "dog" / "1.png"
+    pixels = image.read_bytes()
+    shutil.copyfile(other, image)
+    done = run(tmp_path, "--resume", "one")
+    assert done.returncode == 1
+    assert re.search(r"^study: \S+/one: data fingerprint must stay \w+, but got \w+\.", done.stderr, re.MULTILINE)
+    image.write_bytes(pixels)
+
+    # In each file that may be read lies a pickle with code in it.
+    lay_pickles(tmp_path)
     done = run(tmp_path, "--resume", "one")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == before
 
-    # All that MLflow had is gone, the images too, and in each file that may be read lies a pickle with code in it.
+    # All that MLflow had is gone, the images too.
     image_folder.rename(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     (tmp_path / "mlruns" / "mlflow.db").unlink()
-    study = tmp_path / "mlruns" / "studies" / "one"
-    hostile = pickle.dumps(Hostile(tmp_path / "was-run"))
-    checkpoints = [study / "checkpoints" / f"{key}.safetensors" for key in ("0", "1", "final-0")]
-    features = [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.is_file()]
-    assert features
-    for path in [*checkpoints, *features]:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(hostile)
-
     done = run(tmp_path, "--resume", "latest", "--trials", "2")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == before
@@ -206,10 +226,10 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     assert "since the test images have been opened for the verdict" in refused.stderr
 
     for path in (study / "model").iterdir():
-        path.write_bytes(hostile)
+        path.write_bytes(hostile_pickle(tmp_path))
     assert "model/model.json: must be JSON" in run(tmp_path, "--resume", "one").stderr
-    (study / "journal.log").write_bytes(hostile)
+    journal.write_bytes(hostile_pickle(tmp_path))
     refused = run(tmp_path, "--resume", "one")
     assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
-    assert (study / "journal.log").read_bytes() == hostile
+    assert journal.read_bytes() == hostile_pickle(tmp_path)
     assert not (tmp_path / "was-run").exists()

@@ -14,9 +14,6 @@ from processes import Process, family, kill_all, trial_processes, wait_until_gon
 from room import NAME, Session, Size, begin, phase_of, record_of, wait_for_trial
 from services import free_port, node, server
 
-MOST_KILLS = 10
-"""Of one study's driver."""
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -57,7 +54,7 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    while len(strikes) < MOST_KILLS and session.run_on(generator.uniform(0, 0.8 * reference.seconds)):
+    while len(strikes) < reference.size.kills and session.run_on(generator.uniform(0, 0.8 * reference.seconds)):
         had |= session.kill()
         strikes.append(phase_of(room))
         session = begin(room, reference.size, concurrent)

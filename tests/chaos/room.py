@@ -23,10 +23,12 @@ class Size:
     epochs: int
     repeats: int
     pruner: str
+    kills: int
+    """Of its driver, at most."""
 
 
-FULL = Size(trials=8, epochs=3, repeats=2, pruner="asha")
-SHORT = Size(trials=3, epochs=2, repeats=1, pruner="none")
+FULL = Size(trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
+SHORT = Size(trials=3, epochs=2, repeats=1, pruner="none", kills=3)
 SPACE = """
 model = "resnet18"
 [space]
