@@ -1,5 +1,6 @@
 """What the figures say, read back from their texts and pixels; how they look is for eyes."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -23,8 +25,12 @@ ACCURACIES = {"vgg16": 0.393, "resnet18": 0.714}
 SPEEDS = {"vgg16": 3.2, "resnet18": 1260.0}
 
 
+def render(figure: Figure) -> None:
+    FigureCanvasAgg(figure).draw()
+
+
 def texts(figure: Figure) -> set[str]:
-    figures.png(figure)  # ticks are written when drawn
+    render(figure)  # ticks are written when drawn
     return {text.get_text() for text in figure.findobj(Text) if text.get_visible()}
 
 
@@ -77,7 +83,7 @@ def test_confusion_matrix_names_every_class_on_both_axes(count: int) -> None:
 def test_confusion_matrix_keeps_long_names_apart_and_inside(count: int) -> None:
     classes = [f"a_long_name_of_class_{index:05d}" for index in range(count)]
     figure = figures.confusion_matrix(np.eye(count), classes, "validation")
-    figures.png(figure)
+    render(figure)
     names = figure.axes[0].get_yticklabels()
     assert not any(overlap(above, below) for above, below in pairwise(names))
     page = figure.bbox
@@ -88,7 +94,7 @@ def test_confusion_matrix_keeps_long_names_apart_and_inside(count: int) -> None:
 @pytest.mark.parametrize(("name_length", "count"), [(3, 10), (22, 2), (26, 2), (26, 3), (9, 6)])
 def test_confusion_matrix_never_writes_level_names_over_each_other(name_length: int, count: int) -> None:
     figure = figures.confusion_matrix(np.eye(count), ["n" * name_length] * count, "validation")
-    figures.png(figure)
+    render(figure)
     names = figure.axes[0].get_xticklabels()
     level = names[0].get_rotation() == 0
     assert not (level and any(overlap(left, right) for left, right in pairwise(names)))
@@ -147,7 +153,7 @@ def test_samples_shows_32_images_at_most() -> None:
 
 def test_samples_keeps_long_names_apart() -> None:
     figure = figures.samples(np.zeros((17, 3, 4, 4)), [2] * 17, CLASSES, "training images")
-    figures.png(figure)
+    render(figure)
     names = figure.axes[0].texts
     assert not any(overlap(left, right) for left, right in pairwise(names))
     assert all(figure.bbox.containsy(name.get_window_extent().y0) for name in names)
@@ -182,7 +188,7 @@ def test_learning_curve_joins_the_epochs_that_were_measured() -> None:
 def test_learning_curve_writes_long_names_below_the_curves_and_not_over_them() -> None:
     names = [f"#{number} resnet18 · depth 1 · lr 0.001 · batch 64" for number in range(12)]
     figure = figures.learning_curve([1, 2], {f"{name}_loss": [2.0, 1.0] for name in names}, "training loss")
-    figures.png(figure)
+    render(figure)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
     assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
@@ -209,7 +215,7 @@ def test_comparison_keeps_bars_in_line_where_a_model_lacks_a_value() -> None:
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 def test_figure_has_a_title_inside_the_page(draw: Callable[[], Figure]) -> None:
     figure = draw()
-    figures.png(figure)
+    render(figure)
     (title,) = (text for text in figure.texts if text.get_text() == figure.get_suptitle())
     box = title.get_window_extent()
     assert title.get_text()
@@ -223,6 +229,20 @@ def test_png_of_a_figure_is_a_png_of_its_size(draw: Callable[[], Figure]) -> Non
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     assert size == pytest.approx(figure.get_size_inches() * figures.DPI, abs=1)
+
+
+def test_png_leaves_no_matrix_pixels_to_the_garbage_collector() -> None:
+    def pixels() -> int:
+        return sum(type(found) is RendererAgg for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = pixels()
+        figures.png(figures.confusion_matrix(CONFUSION, CLASSES, "trial 0"))
+        assert pixels() == before
+    finally:
+        gc.enable()
 
 
 def test_figures_leave_the_state_of_the_process_alone() -> None:
