@@ -68,7 +68,7 @@ class _Findings:
 
 def has_ended(record: Record) -> bool:
     """Tell whether a study has nothing left to run, to judge or to keep."""
-    trials = [*record.trials(), *record.finals()]
+    trials = record.all_trials()
     if not all(trial.finished for trial in trials):
         return False
     if record.space:

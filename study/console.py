@@ -73,7 +73,7 @@ class Console:
         """Say where the study is kept, and show its trials from now on."""
         self._say(f"study    {record.directory}\n")
         self._record, self._space = record, record.space
-        self._trials = {trial.plan.key: trial for trial in [*record.trials(), *record.finals()]}
+        self._trials = {trial.plan.key: trial for trial in record.all_trials()}
         if self._out.is_terminal:
             self._live.start()
 

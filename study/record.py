@@ -178,7 +178,7 @@ class Record:
         self._left: list[Plan] = []
         with self._step():
             self.note(f"session/{len(self._sessions())}", round(time.time() * 1000))
-            for trial in [*self.trials(), *self.finals()]:
+            for trial in self.all_trials():
                 if trial.state != "running":
                     continue
                 if trial.test or (trial.plan.stage == "search" and len(trial.epochs) == trial.plan.recipe.epochs):
@@ -222,7 +222,7 @@ class Record:
 
         Nothing happens to those that were planned before, so that a study that is resumed may plan again.
         """
-        there = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in [*self.trials(), *self.finals()]]
+        there = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in self.all_trials()]
         with self._step():
             for stage, recipe, seed in trials:
                 if (stage, recipe, seed) in there:
@@ -366,6 +366,10 @@ class Record:
         with self._whole:
             return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
 
+    def all_trials(self) -> list[TrialRecord]:
+        """Return all trials as they stand, those of the verdict last."""
+        return [*self.trials(), *self.finals()]
+
     @property
     def checkpoints(self) -> Path:
         """Where trials keep their weights: the verdict's until the study ends, all others as long as they run."""
@@ -405,7 +409,7 @@ class Record:
         """Return the seconds from the beginning of each former session to the last that is known of it."""
         known = [
             moment
-            for trial in [*self.trials(), *self.finals()]
+            for trial in self.all_trials()
             for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms)
             if moment is not None
         ]

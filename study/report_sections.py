@@ -98,7 +98,7 @@ def _all_trials(record: Record) -> Section:
             *(_value(getattr(trial.plan.recipe, name)) for name in searched),
             trial.reason or "",
         )
-        for trial in [*record.trials(), *record.finals()]
+        for trial in record.all_trials()
     ]
     headings = ["planned epochs" if name == "epochs" else name.replace("_", " ") for name in searched]
     columns = ("trial", "model", "depth", "lr", "batch", "state", "epochs", "validation %", "test %", "s", *headings)
@@ -111,7 +111,7 @@ def _value(value: object) -> str:
 
 def _time(record: Record) -> Section:
     """Where the device's time went."""
-    trials = [*record.trials(), *record.finals()]
+    trials = record.all_trials()
     rows = []
     for state in ("complete", "pruned", "failed", "running"):
         those = [trial for trial in trials if trial.state == state]

@@ -20,7 +20,7 @@ from study.trials import TrialRecord
 
 def tested_trials(record: Record) -> list[TrialRecord]:
     """Return all that were tested, the verdict's last."""
-    return [trial for trial in [*record.trials(), *record.finals()] if trial.test and trial.epochs]
+    return [trial for trial in record.all_trials() if trial.test and trial.epochs]
 
 
 RESULT_COLUMNS = ("trial", "accuracy", "95 % interval", "images/s", "training s", "parameters", "trained")

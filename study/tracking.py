@@ -189,7 +189,7 @@ class Tracker:
         self._thread.join()
         unsent = len(self._changed)
         try:
-            trials = [*self._record.trials(), *self._record.finals()]
+            trials = self._record.all_trials()
             for trial in trials:
                 if trial.state == "running" and trial.plan.key not in self._changed:
                     self.client.set_terminated(self._run_of(trial), status)

@@ -207,7 +207,7 @@ def _tracking(
 
     artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
     tracker = Tracker(client, record, artifacts=artifacts, samples=draw)
-    for trial in [*record.trials(), *record.finals()]:
+    for trial in record.all_trials():
         if trial.state != "waiting":
             tracker.on_change(trial.plan)
     try:

@@ -160,7 +160,7 @@ def test_no_name_leads_out_of_the_studies(tmp_path, name):
 
 def results(room: Path) -> list[object]:
     record = Record.read(room / "mlruns" / "studies" / "one")
-    return [(trial.plan, trial.state, trial.value, trial.test) for trial in [*record.trials(), *record.finals()]]
+    return [(trial.plan, trial.state, trial.value, trial.test) for trial in record.all_trials()]
 
 
 def lay_pickles(room: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     runs = client.search_runs([client.get_experiment_by_name("pets").experiment_id])
     keys = sorted(run.data.tags.get("study.trial", "parent") for run in runs)
     record = Record.read(study)
-    ended = [*record.trials(), *record.finals()]
+    ended = record.all_trials()
     assert keys == sorted(["parent", *(trial.plan.key for trial in ended)])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert client.get_model_version_by_alias("pets-resnet18", "champion")

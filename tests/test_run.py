@@ -172,7 +172,7 @@ def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image
     assert done.returncode == 0, done.stderr
     record = Record.read(study.room / "mlruns" / "studies" / "one")
     assert 2 <= len(record.trials()) < 100000
-    assert all(trial.state == "complete" for trial in [*record.trials(), *record.finals()])
+    assert all(trial.state == "complete" for trial in record.all_trials())
     assert record.finals()
     assert any(line.startswith("verdict  ") for line in done.stdout.splitlines())
 

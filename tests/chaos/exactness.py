@@ -29,7 +29,7 @@ def find_faults(room: Path, name: str, *, trials: int, repeats: int, uri: str | 
         uri: of MLflow's store, if not the room's own.
     """
     record = Record.read(room / "mlruns" / "studies" / name)
-    ended = [*record.trials(), *record.finals()]
+    ended = record.all_trials()
     return [
         *_faults_of_journal(record, trials=trials, repeats=repeats),
         *_faults_of_mlflow(record, ended, uri or local_uri(room / "mlruns")),
@@ -47,7 +47,7 @@ def results_of(record: Record) -> list[object]:
         return (trial.plan, trial.state, trial.value, trial.reason, epochs, trial.test)
 
     return [
-        *map(of_trial, [*record.trials(), *record.finals()]),
+        *map(of_trial, record.all_trials()),
         record.noted("verdict"),
         record.noted("importances"),
     ]
