@@ -147,7 +147,7 @@ class _Marks(Listener):
         ended = len(self._started)  # one at a time: when one starts, all before it have ended
         self._started.add(plan.key)
         if ended in self._marks:
-            memory = {"driver": _own_bytes(os.getpid()), "worker": sum(map(_own_bytes, _trial_processes()))}
+            memory = {"driver": own_bytes(os.getpid()), "worker": sum(map(own_bytes, _trial_processes()))}
             self.moments[ended] = time.perf_counter()
             self.megabytes[ended] = {process: used / 1e6 for process, used in memory.items()}
 
@@ -170,7 +170,7 @@ def _trial_processes() -> list[int]:
     return [process for process in ours if _read(Path(f"/proc/{process}/cmdline")).startswith("ray::ImplicitFunc")]
 
 
-def _own_bytes(process: int) -> int:
+def own_bytes(process: int) -> int:
     """Return what a process holds for itself: the object store's pages belong to all."""
     _, resident, shared, *_ = map(int, (_read(Path(f"/proc/{process}/statm")) or "0 0 0").split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,10 @@
 """A search of very many trials that do nothing: `python tests/chaos/many.py [TRIALS]` sees that each is exact.
 
-It also tells how the driver's memory and the seconds a trial grow. Exit code 1 if a trial is not exact.
+It also tells how the driver's memory grows. Exit code 1 if a trial is not exact, or if the driver grows by more for
+each trial than what the study knows of it.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 from ray import tune
 
-from study.bench_search import MANIFEST, ONE_PIXEL
+from study.bench_search import MANIFEST, ONE_PIXEL, own_bytes
 from study.bench_training import make_images
 from study.cluster import ray_session, share_resources
 from study.config import Plan, local_uri
@@ -24,22 +26,26 @@ from study.tracking import Tracker, connect
 from study.trainable import Inputs
 from study.training import EpochResult, Progress
 
-MARKS = (10, 100, 500, 1000, 1500, 2000)
+EVERY = 100
+MOST_BYTES = 150_000
+"""That a trial may add to the driver: its record, and what Ray Tune and Optuna keep of it."""
 
 
 class Watch:
     """Tells how far the study is, and what its driver takes."""
 
     def __init__(self) -> None:
-        self._ended: set[str] = set()
+        self.bytes: list[int] = []
+        """Of the driver, at every 100th trial."""
+        self._started: set[str] = set()
         self._since = time.monotonic()
 
     def on_start(self, plan: Plan) -> None:
-        self._ended.add(plan.key)
-        if len(self._ended) in MARKS:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self._started.add(plan.key)
+        if len(self._started) % EVERY == 0:
+            self.bytes.append(own_bytes(os.getpid()))
             seconds, self._since = time.monotonic() - self._since, time.monotonic()
-            print(f"trial {len(self._ended)}: driver {pages * 4096 / 1e6:.0f} MB, {seconds:.0f} s more", flush=True)
+            print(f"trial {len(self._started)}: driver {self.bytes[-1] / 1e6:.0f} MB, {seconds:.0f} s more", flush=True)
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         pass
@@ -72,13 +78,17 @@ def main() -> int:
         inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
         with ray_session(None, verbose=False) as scratch:
             resources = share_resources(1, None, 2, trials=trials)
-            listeners = [tracker, Watch()]
+            watch = Watch()
+            listeners = [tracker, watch]
             run_trials(record, inputs, listeners, resources=resources, scratch=scratch, function=report_number)
         unsent = tracker.finish("FINISHED", {}, {})
         faults = find_faults(record, client, trials)
         record.close()
+    steps = len(watch.bytes) - 1
+    grown = (watch.bytes[-1] - watch.bytes[0]) / (EVERY * steps) if steps > 0 else 0.0
     print(f"{trials} trials, {unsent} runs unsent, {len(faults)} not exact: {faults[:5]}")
-    return 1 if faults or unsent else 0
+    print(f"driver: {grown / 1e3:.0f} kB a trial")
+    return 1 if faults or unsent or grown > MOST_BYTES else 0
 
 
 def find_faults(record: Record, client: Any, trials: int) -> list[str]:
