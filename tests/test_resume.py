@@ -205,10 +205,11 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == before
 
-    # All that MLflow had is gone, the images too.
+    # All that MLflow had is gone, the images too, and the pickles are there again.
     image_folder.rename(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
     (tmp_path / "mlruns" / "mlflow.db").unlink()
+    lay_pickles(tmp_path)
     done = run(tmp_path, "--resume", "latest", "--trials", "2")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == before
