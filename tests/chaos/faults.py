@@ -11,7 +11,7 @@ from pathlib import Path
 
 from exactness import find_faults, results_of
 from processes import Process, family, kill_all, trial_processes, wait_until_gone
-from room import NAME, Session, Size, begin, phase_of, record_of, wait_for_trial
+from room import NAME, Session, Size, begin, lines_of, phase_of, record_of, wait_for_trial
 from services import free_port, node, server
 
 
@@ -21,7 +21,8 @@ class Reference:
 
     size: Size
     results: list[object]
-    seconds: float
+    lines: int
+    """Of its record at the end."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,9 @@ Fault = Callable[[Path, random.Random, Reference], Outcome]
 
 def run_reference(room: Path, size: Size) -> Reference:
     """Run the study as it is."""
-    started = time.monotonic()
     session = begin(room, size, 1)
     session.wait()
-    reference = Reference(size, results_of(record_of(room)), time.monotonic() - started)
+    reference = Reference(size, results_of(record_of(room)), lines_of(room))
     faults = finish(room, session, reference)
     assert not faults, faults
     return reference
@@ -54,7 +54,9 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    while len(strikes) < reference.size.kills and session.run_on(generator.uniform(0, 0.8 * reference.seconds)):
+    for part in sorted(generator.uniform(-0.1, 1) for _ in range(reference.size.kills)):  # none yet: as it starts
+        if not run_past(part, room, session, generator, reference):
+            break
         had |= session.kill()
         strikes.append(phase_of(room))
         session = begin(room, reference.size, concurrent)
@@ -66,8 +68,9 @@ def kill_worker(room: Path, generator: random.Random, reference: Reference) -> O
     """Kill the process of a trial twice: a third time would be the trial's own fault."""
     session = begin(room, reference.size, 2)
     strikes = []
-    for _ in range(2):
-        if processes := wait_for_trial(session, generator.uniform(0, 0.2 * reference.seconds)):
+    for part in sorted(generator.uniform(0, 0.7) for _ in range(2)):
+        run_past(part, room, session, generator, reference)
+        if processes := wait_for_trial(session):
             kill_all(family(generator.choice(processes)))
             strikes.append(phase_of(room))
     return Outcome(strikes, finish(room, session, reference))
@@ -92,7 +95,7 @@ def kill_tracking(room: Path, generator: random.Random, reference: Reference) ->
     port = free_port()
     with server(room, port) as uri:
         session = begin(room, reference.size, 2, "--tracking-uri", uri)
-        run_past_beginning(room, session, generator, reference)
+        run_past(generator.uniform(0, 0.7), room, session, generator, reference)
         strikes = [phase_of(room)] if session.runs else []
     stays_away = generator.random() < 0.5
     if stays_away:
@@ -118,7 +121,7 @@ def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Out
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "study-chaos", str(mlruns)], check=True)
     try:
         session = begin(room, reference.size, 2)
-        run_past_beginning(room, session, generator, reference)
+        run_past(generator.uniform(0, 0.7), room, session, generator, reference)
         filler = mlruns / "filler"
         fill(filler)
         strikes = [phase_of(room)] if session.runs else []
@@ -136,7 +139,7 @@ def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Out
 def resume_twice(room: Path, generator: random.Random, reference: Reference) -> Outcome:
     """Kill the driver, and resume the study twice at once: one has to go on, and the other to be refused."""
     session = begin(room, reference.size, 1)
-    run_past_beginning(room, session, generator, reference)
+    run_past(generator.uniform(0, 0.7), room, session, generator, reference)
     session.kill()
     strikes = [phase_of(room)]
     pair = begin(room, reference.size, 1), begin(room, reference.size, 1)
@@ -177,11 +180,17 @@ def tells_a_traceback(log: Path) -> bool:
     return log.name.startswith("session-") and "Traceback" in log.read_text()
 
 
-def run_past_beginning(room: Path, session: Session, generator: random.Random, reference: Reference) -> None:
-    """Let a session run until its record is there, and a random while longer, mostly not to its end."""
-    while session.runs and not record_of(room):
-        time.sleep(0.2)
-    session.run_on(generator.uniform(0, 0.7 * reference.seconds))
+def run_past(part: float, room: Path, session: Session, generator: random.Random, reference: Reference) -> bool:
+    """Let a session run until its record has grown to a part of the reference's, and up to five seconds longer.
+
+    Not by the clock alone: the machine may have become quicker since the reference ran.
+
+    Returns:
+        Whether it still runs.
+    """
+    while session.runs and lines_of(room) < part * reference.lines:
+        time.sleep(0.05)
+    return session.run_on(generator.uniform(0, 5))
 
 
 def fill(file: Path) -> None:

@@ -101,6 +101,12 @@ def record_of(room: Path) -> Record | None:
     return Record.read(directory) if directory.exists() else None
 
 
+def lines_of(room: Path) -> int:
+    """Count the lines of the study's record; 0 before there is one."""
+    journal = room / "mlruns" / "studies" / NAME / "journal.log"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 def phase_of(room: Path) -> str:
     """Say how far the study is, from its record."""
     record = record_of(room)
@@ -113,15 +119,8 @@ def phase_of(room: Path) -> str:
     return f"search, after {sum(trial.finished for trial in record.trials())} trials"
 
 
-def wait_for_trial(session: Session, seconds: float) -> list[int]:
-    """Wait until a trial runs, so much longer, and until one runs then; return the processes of trials."""
-    _trial_processes_of(session)
-    session.run_on(seconds)
-    return _trial_processes_of(session)
-
-
-def _trial_processes_of(session: Session) -> list[int]:
-    """Wait until there are any; none if the session ends before."""
+def wait_for_trial(session: Session) -> list[int]:
+    """Wait until a trial runs, and return the processes of trials; none if the session ends before."""
     processes = trial_processes(session.process.pid)
     while session.runs and not processes:
         time.sleep(0.1)
