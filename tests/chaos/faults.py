@@ -54,7 +54,8 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    for part in sorted(generator.uniform(-0.1, 1) for _ in range(reference.size.kills)):  # none yet: as it starts
+    # Below 0 as it starts, whether there is a record yet or not.
+    for part in sorted(generator.uniform(-0.1, 1) for _ in range(reference.size.kills)):
         if not run_past(part, room, session, generator, reference):
             break
         had |= session.kill()

@@ -95,15 +95,20 @@ def begin(room: Path, size: Size, concurrent: int, *more: str, **environment: st
     return Session(room, *what, "--concurrent", str(concurrent), *more, **environment)
 
 
+def directory_of(room: Path) -> Path:
+    """Return where the study's record is, or will be."""
+    return room / "mlruns" / "studies" / NAME
+
+
 def record_of(room: Path) -> Record | None:
     """Read the study's record; None before there is one."""
-    directory = room / "mlruns" / "studies" / NAME
+    directory = directory_of(room)
     return Record.read(directory) if directory.exists() else None
 
 
 def lines_of(room: Path) -> int:
     """Count the lines of the study's record; 0 before there is one."""
-    journal = room / "mlruns" / "studies" / NAME / "journal.log"
+    journal = directory_of(room) / "journal.log"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
