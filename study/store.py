@@ -15,11 +15,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import platformdirs
 import torch
 from filelock import FileLock, Timeout
@@ -30,7 +32,7 @@ FORMAT = 2
 """Of the files, and of all that computes what is in them: to be raised with any change to either."""
 SEGMENT = 256
 """Images a file, a multiple of the caller's chunks. A trial waits for one segment before its first step, and trials
-that need an epoch at the same time share out its segments."""
+that need an epoch at the same time share out its segments; one is read ahead while the one before it is trained on."""
 PATIENCE_S = 300.0
 """After which a segment that another process is computing is computed here as well: that process may be suspended."""
 MAX_LIMIT_BYTES = 50 * 10**9
@@ -90,6 +92,18 @@ class _Span(NamedTuple):
         return self.path.with_suffix(".lock")
 
 
+class _Loaded(NamedTuple):
+    """A segment that was read."""
+
+    chunks: Sequence[Tensor]
+    compute_s: float
+    """Seconds that computing it had taken."""
+
+
+_Ahead = Future[_Loaded | None] | None
+"""A segment that is being read ahead; None where none is, or where the store is given up."""
+
+
 class _Outputs:
     """An epoch's outputs as they are computed; going on where the last call stopped costs nothing."""
 
@@ -143,11 +157,16 @@ class FeatureStore:
         self._patience_s = patience_s
         self._tolerance_s = tolerance_s
         self._lost_s: dict[Key, float] = {}
+        self._reader = ThreadPoolExecutor(1, "read-ahead")
+        """Starts its thread when first asked, and ends it with this object."""
 
     def stream(
         self, key: Key, order: Tensor, compute: Compute, rest: Tensor | None = None, *, counted: bool = True
     ) -> Iterator[Tensor]:
-        """Yield the outputs for the images `order`, in host memory where they were stored.
+        """Return the outputs for the images `order`, in host memory where they were stored.
+
+        What is stored is read ahead in a thread: the first segment from this call on, each other one while the one
+        before it is taken. Nothing is computed before the first chunk is asked for.
 
         Args:
             key: of the outputs; `order` and `compute` are functions of it.
@@ -156,13 +175,25 @@ class FeatureStore:
             rest: `order` from some multiple of SEGMENT on, to begin there; None to begin at the first image.
             counted: whether these images are to stand in the tally.
 
-        Yields:
+        Returns:
             The same chunks in the same memory layout, wherever they come from; they may be mapped from a file.
         """
-        outputs = _Outputs(order, compute)
         spans = self._spans(key, order)[0 if rest is None else (len(order) - len(rest)) // SEGMENT :]
+        return self._stream(key, spans, _Outputs(order, compute), self._read_ahead(key, spans), counted=counted)
+
+    def _stream(
+        self,
+        key: Key,
+        spans: Sequence[_Span],
+        outputs: _Outputs,
+        ahead: _Ahead,
+        *,
+        counted: bool,
+    ) -> Iterator[Tensor]:
         for index, span in enumerate(spans):
-            source, chunks = self._obtain(key, span, spans[index + 1 :], outputs)
+            later = spans[index + 1 :]
+            source, chunks = self._obtain(key, span, later, outputs, ahead)
+            ahead = self._read_ahead(key, later)
             if counted:
                 self.tally[source] += span.stop - span.start
             yield from chunks
@@ -179,12 +210,17 @@ class FeatureStore:
         ]
 
     def _obtain(
-        self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs
+        self,
+        key: Key,
+        span: _Span,
+        later: Sequence[_Span],
+        outputs: _Outputs,
+        ahead: _Ahead,
     ) -> tuple[Source, Iterator[Tensor]]:
         """Return a segment's chunks and where they come from."""
         if self._pays(key):
             try:
-                if chunks := self._read(key, span):
+                if chunks := self._read(key, span, ahead):
                     return "read", iter(chunks)
                 source = self._share(key, span, later, outputs)
                 if source and (chunks := self._read(key, span)):
@@ -266,38 +302,23 @@ class FeatureStore:
         self._judge(key, compute_s=compute_s, file_s=time.perf_counter() - started - compute_s)
         return True
 
-    def _read(self, key: Key, span: _Span) -> Sequence[Tensor] | None:
-        """Map a segment's file, checked to its last bit; None if there is none, or no sound one, which is removed.
+    def _read_ahead(self, key: Key, spans: Sequence[_Span]) -> _Ahead:
+        """Begin to read the first of the segments in the thread."""
+        return self._reader.submit(_load, key, spans[0]) if spans and self._pays(key) else None
+
+    def _read(self, key: Key, span: _Span, ahead: _Ahead = None) -> Sequence[Tensor] | None:
+        """Return a segment's chunks from its file, or None; the seconds that count are those waited for it here.
 
         Raises:
-            _Unreadable: memory or file handles have run out, or the disk fails: the file itself may be sound.
+            _Unreadable: as `_load` does, also where it was read ahead.
         """
-        if not os.path.lexists(span.path):
-            return None
         started = time.perf_counter()
-        try:
-            if not span.path.is_file():
-                raise ValueError("neither a file nor a link to one")
-            open(span.path, "rb").close()  # tells what is the matter where safetensors would say that there is no file
-            with safe_open(span.path, framework="pt") as file:
-                facts = json.loads(file.metadata()["study"])
-                values = file.get_tensor("features")
-            if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
-                raise ValueError("another key")
-            if facts["checksum"] != _checksum(values) % 2**64:
-                raise ValueError("other values than were written")
-            chunks: Sequence[Tensor] = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
-            self._judge(key, compute_s=facts["compute_s"], file_s=time.perf_counter() - started)
-        except FileNotFoundError:  # evicted just now
+        # What was not there ahead of time may have come since, from another process.
+        loaded = (ahead.result() if ahead else None) or _load(key, span)
+        if loaded is None:
             return None
-        except (OSError, MemoryError, RuntimeError) as error:  # the last is how torch says that it cannot map a file
-            raise _Unreadable from error
-        except Exception:  # damage makes the readers raise almost anything else
-            span.path.unlink(missing_ok=True)
-            return None
-        with suppress(OSError):  # it may be gone, or another user's
-            os.utime(span.path)
-        return chunks
+        self._judge(key, compute_s=loaded.compute_s, file_s=time.perf_counter() - started)
+        return loaded.chunks
 
     def _reserve(self, partial: Path, size: int) -> bool:
         """Create a file of this size, which counts from now on, and evict for it what was not used for longest.
@@ -348,6 +369,42 @@ class _Unreadable(Exception):
     """A file cannot be read now, through no fault of its own."""
 
 
+def _load(key: Key, span: _Span) -> _Loaded | None:
+    """Map a segment's file, checked to its last bit; None if there is none, or no sound one, which is removed.
+
+    Raises:
+        _Unreadable: memory or file handles have run out, or the disk fails: the file itself may be sound.
+    """
+    if not os.path.lexists(span.path):
+        return None
+    try:
+        if not span.path.is_file():
+            raise ValueError("neither a file nor a link to one")
+        # Tells what is the matter where safetensors would say that there is no file, and waits for the disk without
+        # holding up other threads, which safetensors would.
+        with open(span.path, "rb") as opened:
+            opened.read(_HEADER_BYTES)
+        with safe_open(span.path, framework="pt") as file:
+            facts = json.loads(file.metadata()["study"])
+            values = file.get_tensor("features")
+        if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
+            raise ValueError("another key")
+        if facts["checksum"] != _checksum(values) % 2**64:
+            raise ValueError("other values than were written")
+        chunks = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
+        loaded = _Loaded(chunks, facts["compute_s"])
+    except FileNotFoundError:  # evicted just now
+        return None
+    except (OSError, MemoryError, RuntimeError) as error:  # the last is how torch says that it cannot map a file
+        raise _Unreadable from error
+    except Exception:  # damage makes the readers raise almost anything else
+        span.path.unlink(missing_ok=True)
+        return None
+    with suppress(OSError):  # it may be gone, or another user's
+        os.utime(span.path)
+    return loaded
+
+
 def default_directory() -> Path:
     """Return where the features of all of a user's studies are kept."""
     return platformdirs.user_cache_path("study") / "features"
@@ -376,10 +433,13 @@ def _inverse(layout: Sequence[int]) -> list[int]:
 
 
 def _checksum(values: Tensor) -> int:
-    """Sum the bytes eight at a time, at the memory's speed: any lost page and any flipped bit changes it."""
-    data = values.flatten().view(torch.uint8)
+    """Sum the bytes eight at a time, at the memory's speed: any lost page and any flipped bit changes it.
+
+    By NumPy, on the thread that asks: torch would start a second crew of threads for the one that reads ahead.
+    """
+    data = values.flatten().view(torch.uint8).numpy()
     whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+    return int(data[:whole].view(np.int64).sum()) + int(data[whole:].sum(dtype=np.int64))
 
 
 def _header(shape: tuple[int, ...], dtype: str, image_bytes: int, facts: dict[str, Any]) -> bytes:

@@ -196,12 +196,10 @@ def train(
     schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
     labels = torch.from_numpy(images.labels)
 
-    done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
-    for epoch in range(done_epochs + 1, recipe.epochs + 1):
+    def begin(epoch: int) -> tuple[Tensor, Iterator[Tensor], float]:
+        """Return an epoch's targets, its outputs, which the store reads ahead from now on, and the seconds it took."""
         started = time.perf_counter()
-        tally = Counter(features.tally) if features else None
         order = epoch_order(len(images), seed=seed, epoch=epoch)
-        targets = labels[order].to(device)
         chunks = epoch_outputs(
             classifier,
             recipe,
@@ -212,6 +210,14 @@ def train(
             precision=hardware.precision,
             store=features,
         )
+        return labels[order].to(device), chunks, time.perf_counter() - started
+
+    done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
+    tally = Counter(features.tally) if features else None
+    upcoming = begin(done_epochs + 1)
+    for epoch in range(done_epochs + 1, recipe.epochs + 1):
+        targets, chunks, begin_s = upcoming
+        started = time.perf_counter() - begin_s
         torch.manual_seed(derive_seed(seed, "dropout", epoch))
         classifier.set_training()
         total, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
@@ -245,6 +251,9 @@ def train(
         if features and tally is not None:
             sources: dict[str, int] = dict((features.tally - tally).items())
             result = dataclasses.replace(result, features=sources, store_failure=features.failure)
+            tally = Counter(features.tally)
+        if epoch < recipe.epochs:
+            upcoming = begin(epoch + 1)  # while the result is taken
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
