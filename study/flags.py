@@ -60,7 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--epochs", type=int, metavar="N", help="training epochs")
     recipe.add_argument("--image-size", type=int, metavar="PX", help="side of the image that the network sees")
     recipe.add_argument("--seed", type=int, metavar="N", help="of everything random")
-    recipe.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: auto")
+    recipe.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        help="default: auto, which is bf16 where the hardware computes in it; a CPU that only emulates it is slow",
+    )
     recipe.add_argument(
         "--as-written",
         action="store_true",

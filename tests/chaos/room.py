@@ -19,6 +19,8 @@ NAME = "chaos"
 class Size:
     """How much a study has to do."""
 
+    fraction: float
+    """Of the digits."""
     trials: int
     epochs: int
     repeats: int
@@ -27,8 +29,8 @@ class Size:
     """Of its driver, at most."""
 
 
-FULL = Size(trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
-SHORT = Size(trials=3, epochs=2, repeats=1, pruner="none", kills=3)
+FULL = Size(fraction=0.2, trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
+SHORT = Size(fraction=0.05, trials=3, epochs=2, repeats=1, pruner="none", kills=2)
 SPACE = """
 model = "resnet18"
 [space]
@@ -40,7 +42,7 @@ trials = {size.trials}
 [pruner]
 name = "{size.pruner}"
 """
-STUDY = ["--data", "digits", "--fraction", "0.2", "--weights", "none", "--image-size", "32"]
+STUDY = ["--data", "digits", "--weights", "none", "--image-size", "32"]
 LIMIT_S = 900
 """No session of this study takes as long, unless it hangs."""
 
@@ -88,8 +90,8 @@ class Session:
 def begin(room: Path, size: Size, concurrent: int, *more: str, **environment: str) -> Session:
     """Begin the study, or go on with it if its record is there already."""
     (room / "chaos.toml").write_text(SPACE.format(size=size))
-    counts = ["--epochs", str(size.epochs), "--repeats", str(size.repeats)]
-    what = ["--search", "chaos.toml", "--name", NAME, *counts, *STUDY]
+    much = ["--fraction", str(size.fraction), "--epochs", str(size.epochs), "--repeats", str(size.repeats)]
+    what = ["--search", "chaos.toml", "--name", NAME, *much, *STUDY]
     if record_of(room):
         what = ["--resume", NAME]
     return Session(room, *what, "--concurrent", str(concurrent), *more, **environment)
