@@ -11,6 +11,7 @@ import pytest
 
 from study.config import Recipe
 from study.data import Images
+from study.run import main
 from study.search_space import load_baseline
 
 # Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
@@ -29,6 +30,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test, and the processes that it starts, a cache directory of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
+    """Run a command that ends before it starts Ray in this process: of its own, it would import for ten seconds."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def run(room: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.chdir(room)
+        given = [*map(str, arguments)]
+        capfd.readouterr()
+        try:
+            code = main(given)
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(given, code, *capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture

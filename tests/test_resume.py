@@ -175,7 +175,7 @@ def lay_pickles(room: Path) -> None:
 
 
 def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_lies_in_its_files(
-    tmp_path, image_folder
+    tmp_path, image_folder, run_here
 ):
     (tmp_path / "small.toml").write_text(SPACE)
     done = run(tmp_path, *SEARCH, "--data", image_folder, "--trials", "2", "--name", "one")
@@ -222,7 +222,7 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert client.get_model_version_by_alias("pets-resnet18", "champion")
 
-    refused = run(tmp_path, "--resume", "one", "--trials", "9")
+    refused = run_here(tmp_path, "--resume", "one", "--trials", "9")
     assert refused.returncode == 2
     assert "since the test images have been opened for the verdict" in refused.stderr
 
@@ -230,7 +230,7 @@ def test_a_search_goes_on_in_its_verdict_is_rebuilt_whole_and_runs_nothing_that_
         path.write_bytes(hostile_pickle(tmp_path))
     assert "model/model.json: must be JSON" in run(tmp_path, "--resume", "one").stderr
     journal.write_bytes(hostile_pickle(tmp_path))
-    refused = run(tmp_path, "--resume", "one")
+    refused = run_here(tmp_path, "--resume", "one")
     assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
     assert journal.read_bytes() == hostile_pickle(tmp_path)
     assert not (tmp_path / "was-run").exists()

@@ -10,7 +10,6 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from study.config import local_uri
@@ -42,10 +41,10 @@ def study(tmp_path):
     return run
 
 
-def runs_of(room: Path, experiment: str):
-    """Return the parent run and the children by trial number."""
+def runs_of(room: Path, experiment: str, name: str):
+    """Return a study's parent run and the children by trial number."""
     client = connect(local_uri(room / "mlruns"), verbose=False)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], f"tags.study.name = '{name}'")
     children = {run.data.tags["study.trial"]: run for run in runs if "study.trial" in run.data.tags}
     (parent,) = (run for run in runs if "study.trial" not in run.data.tags)
     return client, parent, children
@@ -63,7 +62,7 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     recorded = optuna.load_study(study_name="one", storage=optuna.storages.JournalStorage(backend))
     assert [trial.state.name for trial in recorded.trials] == ["COMPLETE", "COMPLETE"]
-    client, parent, children = runs_of(study.room, "pets")
+    client, parent, children = runs_of(study.room, "pets", "one")
     assert parent.info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "comparison.csv",
@@ -85,7 +84,7 @@ def test_a_study_whose_trials_all_fail_exits_1_with_the_reason(study, image_fold
     done = study("--baseline", "resnet18", "--data", image_folder, *QUICK, "--weights", weights, "--name", "one")
     assert done.returncode == 1
     assert "train_loss: must stay finite, but became nan in epoch 1" in done.stdout
-    _, parent, children = runs_of(study.room, "pets")
+    _, parent, children = runs_of(study.room, "pets", "one")
     assert (parent.info.status, children["0"].info.status) == ("FAILED", "FAILED")
     assert "train_loss" in children["0"].data.tags["study.reason"]
 
@@ -101,15 +100,22 @@ epochs = 2
 """
 
 
-def test_search_proposes_judges_and_tracks(study, image_folder):
-    (study.room / "small.toml").write_text(SPACE)
-    flags = ["--data", image_folder, "--weights", "none", "--trials", "4", "--repeats", "2", "--name", "one"]
-    done = study("--search", "small.toml", *flags, "--image-size", "32", "--epochs", "2")
+def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_folder):
+    for space, trials in (("first", 4), ("second", 2)):
+        (study.room / f"{space}.toml").write_text(f"{SPACE}[budget]\ntrials = {trials}\n")
+    flags = ["--data", image_folder, "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "2"]
+    done = study("--search", "first.toml", "second.toml", *flags)
     assert done.returncode == 0, done.stderr
+    first, second = sorted((study.room / "mlruns" / "studies").iterdir())
+    assert [path.name.partition("-")[0] for path in (first, second)] == ["first", "second"]
+    for path, trials in ((first, 4), (second, 2)):
+        record = Record.read(path)
+        assert len(record.trials()) == trials
+        assert {trial.state for trial in record.finals()} == {"complete"}
     for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best on the valid"):
         assert expected in done.stdout
 
-    client, parent, children = runs_of(study.room, "pets")
+    client, parent, children = runs_of(study.room, "pets", first.name)
     assert {"verdict.txt", "trials.csv", "importances.json"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id)
     }
@@ -123,34 +129,20 @@ def test_search_proposes_judges_and_tracks(study, image_folder):
     assert all("test_accuracy" in run.data.metrics for run in finals.values())
     assert len({run.data.tags["study.split_fingerprint"] for run in children.values()}) == 1
     assert all(run.info.status == "FINISHED" for run in children.values())
-    (verdict,) = (line.removeprefix("verdict  ") for line in done.stdout.splitlines() if line.startswith("verdict"))
+    verdict, _ = (line.removeprefix("verdict  ") for line in done.stdout.splitlines() if line.startswith("verdict"))
     assert parent.data.tags["mlflow.note.content"].startswith(verdict)
-    model = study.room / "mlruns" / "studies" / "one" / "model"
+    model = first / "model"
     assert {file.name for file in model.iterdir()} == {"model.json", "model.safetensors"}
-    assert not (model.parent / "checkpoints").exists()
-    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id == parent.info.run_id
+    assert not (first / "checkpoints").exists()
+    studies = {parent.info.run_id, runs_of(study.room, "pets", second.name)[1].info.run_id}
+    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id in studies
     for run in searched.values():
         assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
-    again = study("--reproduce", "one")
+    again = study("--reproduce", first.name)
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.startswith("epoch 1  loss ")
     assert again.stdout.splitlines()[-1] == "verdict  reproduced"
-
-
-def test_two_spaces_are_two_studies_each_with_its_verdict(study):
-    for name in ("first", "second"):
-        (study.room / f"{name}.toml").write_text(SPACE)
-    small = ["--data", "digits", "--fraction", "0.05", *QUICK, "--trials", "2", "--repeats", "1", "--pruner", "none"]
-    done = study("--search", "first.toml", "second.toml", *small)
-    assert done.returncode == 0, done.stderr
-    assert sum(line.startswith("verdict  ") for line in done.stdout.splitlines()) == 2
-    studies = sorted((study.room / "mlruns" / "studies").iterdir())
-    assert [path.name.partition("-")[0] for path in studies] == ["first", "second"]
-    for path in studies:
-        record = Record.read(path)
-        assert [trial.state for trial in record.trials()] == ["complete", "complete"]
-        assert {trial.state for trial in record.finals()} == {"complete"}
 
 
 def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image_folder):
@@ -237,52 +229,54 @@ def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, 
     assert not list(study.room.glob("mlruns/studies/*"))
 
 
-def test_a_weights_file_that_hides_code_is_refused_before_anything_is_written(study, image_folder, tmp_path):
+def test_a_weights_file_that_hides_code_is_refused_before_anything_is_written(run_here, image_folder, tmp_path):
     marker = tmp_path / "ran"
     hostile = tmp_path / "weights.pth"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
-    done = study("--baseline", "resnet18", "--data", image_folder, "--weights", hostile)
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, "--weights", hostile)
     assert done.returncode == 1
     assert "weights.pth: must" in done.stderr
     assert not marker.exists()
-    assert not list(study.room.glob("mlruns/studies/*"))
+    assert not list(tmp_path.glob("mlruns/studies/*"))
 
 
-def test_a_broken_image_is_named(study, image_folder):
+def test_a_broken_image_is_named(run_here, image_folder, tmp_path):
     broken = image_folder / "train" / "cat" / "0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK)
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, *QUICK)
     assert done.returncode == 1
     assert str(broken) in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_tracking_server_that_does_not_answer_stops_the_study_before_it_begins(study, image_folder):
+def test_a_tracking_server_that_does_not_answer_stops_the_study_before_it_begins(run_here, image_folder, tmp_path):
     uri = "http://127.0.0.1:9"  # the discard port: closed
-    done = study("--baseline", "resnet18", "--data", image_folder, "--tracking-uri", uri, *QUICK)
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, "--tracking-uri", uri, *QUICK)
     assert done.returncode == 1
     assert f"--tracking-uri {uri}: must be a store that answers" in done.stderr
-    assert not list(study.room.glob("mlruns/studies/*"))
+    assert not list(tmp_path.glob("mlruns/studies/*"))
 
 
-def test_a_directory_that_cannot_be_written_is_named(study, image_folder):
-    (study.room / "mlruns").write_text("in the way")
-    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK)
+def test_a_directory_that_cannot_be_written_is_named(run_here, image_folder, tmp_path):
+    (tmp_path / "mlruns").write_text("in the way")
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, *QUICK)
     assert done.returncode == 1
-    assert f"{study.room / 'mlruns'}: must be writable" in done.stderr
+    assert f"{tmp_path / 'mlruns'}: must be writable" in done.stderr
 
 
-def test_no_network_and_no_images_names_every_way_round(study, tmp_path):
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    done = study("--baseline", "resnet18", "--data-dir", tmp_path / "data", "--weights", "none", **nowhere)
+def test_no_network_and_no_images_names_every_way_round(run_here, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data-dir", tmp_path / "data", "--weights", "none")
     assert done.returncode == 1
     for expected in ("cifar-10-python.tar.gz", str(tmp_path / "data"), "--data", "--demo"):
         assert expected in done.stderr
 
 
-def test_no_network_and_no_weights_names_every_way_round(study, image_folder, tmp_path):
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
-    done = study("--baseline", "resnet18", "--data", image_folder, **nowhere)
+def test_no_network_and_no_weights_names_every_way_round(run_here, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder)
     assert done.returncode == 1
     for expected in ("resnet18-", str(tmp_path / "torch"), "--weights none", "--weights FILE", "--demo"):
         assert expected in done.stderr
@@ -309,7 +303,7 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
     while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == set()
-    _, parent, children = runs_of(study.room, "pets")
+    _, parent, children = runs_of(study.room, "pets", "one")
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
 
 
@@ -351,19 +345,7 @@ def children_of(pid: int) -> set[int]:
     return below - {pid}
 
 
-def test_greyscale_images_of_any_size_can_be_studied(study, tmp_path):
-    for split in ("train", "test"):
-        for label, shade in (("dark", 20), ("light", 230)):
-            for index in range(3):
-                file = tmp_path / "shades" / split / label / f"{index}.jpg"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (40 + 9 * index, 50), shade).save(file)
-    done = study("--baseline", "resnet18", "--data", tmp_path / "shades", *QUICK)
-    assert done.returncode == 0, done.stderr
-    assert "6 training and 6 test images, 2 classes" in done.stdout
-
-
-def test_models_lists_what_can_be_studied(study):
-    done = study("--models")
+def test_models_lists_what_can_be_studied(run_here, tmp_path):
+    done = run_here(tmp_path, "--models")
     assert done.returncode == 0, done.stderr
     assert "resnet18" in done.stdout and "224 px" in done.stdout
