@@ -128,9 +128,7 @@ def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_rec
     """Whatever trials of larger unfreeze depths have left in the store, bit for bit."""
     images = make_images(10)
 
-    def epoch(depth, store):
-        classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
-        classifier.network.to(memory_format=torch.channels_last)
+    def epoch(classifier, depth, store):
         stream = epoch_outputs(
             classifier, make_recipe(model=model, unfreeze_depth=depth), images, torch.arange(10),
             augmentation=(0, 1), device=torch.device("cpu"), precision=precision, store=store,
@@ -139,7 +137,9 @@ def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_rec
 
     store = FeatureStore(tmp_path, 10**8)
     for depth in (4, 2, 3, 0, 1):
-        assert torch.equal(epoch(depth, store), epoch(depth, None)), depth
+        classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
+        classifier.network.to(memory_format=torch.channels_last)
+        assert torch.equal(epoch(classifier, depth, store), epoch(classifier, depth, None)), depth
     assert store.tally == {"stored": 50}
 
 

@@ -30,7 +30,7 @@ class Size:
 
 
 FULL = Size(fraction=0.2, trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
-SHORT = Size(fraction=0.05, trials=2, epochs=2, repeats=1, pruner="none", kills=2)
+SHORT = Size(fraction=0.05, trials=2, epochs=2, repeats=1, pruner="none", kills=1)
 SPACE = """
 model = "resnet18"
 [space]
