@@ -21,7 +21,7 @@ import torch
 
 from study.bench_training import Figure, measure_augmentation, measure_training
 from study.search_space import load_baseline
-from study.training import choose_hardware
+from study.training import Hardware, choose_hardware
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 QUICK_MODEL = "resnet18"
@@ -51,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = (1, 4) if options.quick else options.parts
     started = time.time()
     figures: list[Figure] = []
-    on_gpu = choose_hardware("auto").device.type == "cuda"
+    hardware = choose_hardware("auto")
+    on_gpu = hardware.device.type == "cuda"
     with tempfile.TemporaryDirectory(prefix="study-bench-") as folder:
         for part in parts:
             print(f"part {part} …", file=sys.stderr, flush=True)
-            found = _measure(part, Path(folder), quick=options.quick, on_gpu=on_gpu)
+            found = _measure(part, Path(folder), quick=options.quick, hardware=hardware)
             print(
                 "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in found),
                 file=sys.stderr,
@@ -94,11 +95,12 @@ def _parts(text: str) -> tuple[int, ...]:
     return parts
 
 
-def _measure(part: int, folder: Path, *, quick: bool, on_gpu: bool) -> list[Figure]:
+def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> list[Figure]:
+    on_gpu = hardware.device.type == "cuda"
     if part == 1 and quick:
         # Two minutes on two cores have no room for the assignment's loop twice a round, nor for more than a batch where
         # they have no bf16.
-        count = 512 if on_gpu else 192 if choose_hardware("auto").precision == "bf16" else 64
+        count = 512 if on_gpu else 192 if hardware.precision == "bf16" else 64
         return measure_training(QUICK_MODEL, folder, images=count, without=("as written, memory kept",))
     if part == 1:
         # Few images on a CPU, where the assignment's own loop takes a third of a second for one of VGG16's.

@@ -182,13 +182,7 @@ class FeatureStore:
         return self._stream(key, spans, _Outputs(order, compute), self._read_ahead(key, spans), counted=counted)
 
     def _stream(
-        self,
-        key: Key,
-        spans: Sequence[_Span],
-        outputs: _Outputs,
-        ahead: _Ahead,
-        *,
-        counted: bool,
+        self, key: Key, spans: Sequence[_Span], outputs: _Outputs, ahead: _Ahead, *, counted: bool
     ) -> Iterator[Tensor]:
         for index, span in enumerate(spans):
             later = spans[index + 1 :]
@@ -210,12 +204,7 @@ class FeatureStore:
         ]
 
     def _obtain(
-        self,
-        key: Key,
-        span: _Span,
-        later: Sequence[_Span],
-        outputs: _Outputs,
-        ahead: _Ahead,
+        self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs, ahead: _Ahead
     ) -> tuple[Source, Iterator[Tensor]]:
         """Return a segment's chunks and where they come from."""
         if self._pays(key):

@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from study.config import local_uri
@@ -51,6 +52,8 @@ def runs_of(room: Path, experiment: str, name: str):
 
 
 def test_baseline_trains_tests_records_and_tracks(study, image_folder):
+    grey = image_folder / "train" / "cat" / "0.png"  # and of another size than the others
+    Image.open(grey).convert("L").resize((40, 50)).save(grey)
     done = study("--baseline", "resnet18", "resnet34", "--data", image_folder, "--name", "one", *QUICK)
     assert done.returncode == 0, done.stderr
     for expected in ("16 training and 8 test images", "trains fastest", "hardest pair", "study.ui", "loss of epoch 1"):
@@ -76,6 +79,19 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
         assert run.info.status == "FINISHED"
 
 
+def test_a_baseline_whose_trials_all_fail_exits_1_with_the_reason(study, image_folder, tmp_path):
+    state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
+    state["conv1.weight"].fill_(float("nan"))
+    weights = tmp_path / "broken.safetensors"
+    save_file(state, weights)
+    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK, "--weights", weights, "--name", "one")
+    assert done.returncode == 1
+    assert "train_loss: must stay finite, but became nan in epoch 1" in done.stdout
+    _, parent, children = runs_of(study.room, "pets", "one")
+    assert (parent.info.status, children["0"].info.status) == ("FAILED", "FAILED")
+    assert "train_loss" in children["0"].data.tags["study.reason"]
+
+
 SPACE = """
 model = "resnet18"
 [space]
@@ -88,17 +104,16 @@ epochs = 2
 
 
 def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_folder):
-    for space, trials in (("first", 4), ("second", 2)):
-        (study.room / f"{space}.toml").write_text(f"{SPACE}[budget]\ntrials = {trials}\n")
+    (study.room / "first.toml").write_text(f"{SPACE}[budget]\ntrials = 4\n")
+    another = SPACE.replace("resnet18", "resnet34")
+    (study.room / "second.toml").write_text(f'{another}[budget]\ntrials = 2\n[pruner]\nname = "none"\n')
     flags = ["--data", image_folder, "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "2"]
     done = study("--search", "first.toml", "second.toml", *flags)
     assert done.returncode == 0, done.stderr
     first, second = sorted((study.room / "mlruns" / "studies").iterdir())
     assert [path.name.partition("-")[0] for path in (first, second)] == ["first", "second"]
-    for path, trials in ((first, 4), (second, 2)):
-        record = Record.read(path)
-        assert len(record.trials()) == trials
-        assert {trial.state for trial in record.finals()} == {"complete"}
+    assert [trial.state for trial in Record.read(second).trials()] == ["complete", "complete"]
+    assert all({trial.state for trial in Record.read(path).finals()} == {"complete"} for path in (first, second))
     for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best on the valid"):
         assert expected in done.stdout
 
@@ -121,8 +136,7 @@ def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_fo
     model = first / "model"
     assert {file.name for file in model.iterdir()} == {"model.json", "model.safetensors"}
     assert not (first / "checkpoints").exists()
-    studies = {parent.info.run_id, runs_of(study.room, "pets", second.name)[1].info.run_id}
-    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id in studies
+    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id == parent.info.run_id
     for run in searched.values():
         assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
@@ -156,7 +170,7 @@ def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image
     assert any(line.startswith("verdict  ") for line in done.stdout.splitlines())
 
 
-def test_a_study_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, tmp_path):
+def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, tmp_path):
     state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
     state["conv1.weight"].fill_(float("nan"))
     save_file(state, tmp_path / "broken.safetensors")
