@@ -79,12 +79,19 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
         assert run.info.status == "FINISHED"
 
 
-def test_a_baseline_whose_trials_all_fail_exits_1_with_the_reason(study, image_folder, tmp_path):
+@pytest.fixture
+def broken_weights(tmp_path):
+    """A file of resnet18's weights for two classes, of which the first layer's are not a number."""
     state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
     state["conv1.weight"].fill_(float("nan"))
-    weights = tmp_path / "broken.safetensors"
-    save_file(state, weights)
-    done = study("--baseline", "resnet18", "--data", image_folder, *QUICK, "--weights", weights, "--name", "one")
+    path = tmp_path / "broken.safetensors"
+    save_file(state, path)
+    return path
+
+
+def test_a_baseline_whose_trials_all_fail_exits_1_with_the_reason(study, image_folder, broken_weights):
+    flags = ["--data", image_folder, *QUICK, "--weights", broken_weights]
+    done = study("--baseline", "resnet18", *flags, "--name", "one")
     assert done.returncode == 1
     assert "train_loss: must stay finite, but became nan in epoch 1" in done.stdout
     _, parent, children = runs_of(study.room, "pets", "one")
@@ -170,19 +177,16 @@ def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image
     assert any(line.startswith("verdict  ") for line in done.stdout.splitlines())
 
 
-def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, tmp_path):
-    state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
-    state["conv1.weight"].fill_(float("nan"))
-    save_file(state, tmp_path / "broken.safetensors")
+def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, broken_weights):
     (study.room / "small.toml").write_text(SPACE)
-    flags = ["--data", image_folder, "--weights", tmp_path / "broken.safetensors", "--trials", "2", "--epochs", "1"]
+    flags = ["--data", image_folder, "--weights", broken_weights, "--trials", "2", "--epochs", "1"]
     done = study("--search", "small.toml", *flags, "--image-size", "32", "--name", "one")
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("failed ")]
     assert len(failed) == 2
     assert all("train_loss: must stay finite, but became nan in epoch 1" in line for line in failed)
     assert "0 complete, 0 pruned, 2 failed" in done.stdout
-    assert f"weights  resnet18: {tmp_path / 'broken.safetensors'}, last layer fc is the file's own" in done.stdout
+    assert f"weights  resnet18: {broken_weights}, last layer fc is the file's own" in done.stdout
     assert "device   CPU, " in done.stdout or torch.cuda.is_available()
     _, parent, children = runs_of(study.room, "pets", "one")
     assert {run.info.status for run in (parent, *children.values())} == {"FAILED"}
