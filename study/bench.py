@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             figures += found
     goals = judge(figures, on_gpu=on_gpu)
-    machine, date = describe_machine(), time.strftime("%Y-%m-%d", time.gmtime(started))
+    machine, date = describe_machine(hardware), time.strftime("%Y-%m-%d", time.gmtime(started))
     print(format_tables(figures, goals, machine, date))
     if options.json:
         result = {
@@ -154,14 +154,13 @@ def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
     return goals
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(hardware: Hardware) -> dict[str, Any]:
     """Return what the figures depend on besides the code."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor()
-    hardware = choose_hardware("auto")
     versions = {}
     for package in PACKAGES:
         try:

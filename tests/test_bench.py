@@ -12,6 +12,7 @@ from study import bench, bench_search
 from study.bench import build_parser, describe_machine, format_tables, judge
 from study.bench_search import DEPTHS, make_recipes
 from study.bench_training import ROUNDS, Figure
+from study.training import choose_hardware
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
@@ -47,7 +48,7 @@ def test_only_what_was_measured_is_judged():
 
 def test_tables_say_which_goal_was_met():
     found = figures(as_written=10.0, empty_store=30.0)
-    text = format_tables(found, judge(found, on_gpu=False), describe_machine(), "2026-01-31")
+    text = format_tables(found, judge(found, on_gpu=False), describe_machine(choose_hardware("auto")), "2026-01-31")
     assert "| 1 | resnet18, empty store / as written | 3 | ≥ 4 | not met |" in text
     assert text.startswith("2026-01-31: ")
     assert "torch" in text.splitlines()[0]
@@ -56,7 +57,7 @@ def test_tables_say_which_goal_was_met():
 def test_tables_say_of_how_much_and_how_often():
     found = [Figure(2, "ours", "s", [9.0, 1.0, 2.0], images=4096, trials=12)]
     assert "| 2 | ours | 4,096 images, 12 trials | 2 | 3 | 9 1 2 | s |" in format_tables(
-        found, [], describe_machine(), "2026-01-31"
+        found, [], describe_machine(choose_hardware("auto")), "2026-01-31"
     )
 
 
