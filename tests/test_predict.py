@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from saved_models import CLASSES, make_saved
+from support.saved_models import CLASSES, make_saved
 
 from study import predict
 from study.data import read_image

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from saved_models import CLASSES, make_card, make_saved
+from support.saved_models import CLASSES, make_card, make_saved
 
 from study import predict
 from study.config import existing_store, local_uri

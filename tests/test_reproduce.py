@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from saved_models import make_card
+from support.saved_models import make_card
 
 from study.config import Plan
 from study.data import fingerprint, load_dataset

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_models import CLASSES, make_card, make_classifier, make_saved
+from support.saved_models import CLASSES, make_card, make_classifier, make_saved
 
 from study.errors import RecordError, StudyError, WeightsError
 from study.models import preprocessing
