@@ -1,3 +1,3 @@
-"""Hyperparameter studies for transfer learning of image classifiers."""
+"""Run hyperparameter studies for transfer learning of image classifiers."""
 
 __version__ = "0.1.0"

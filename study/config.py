@@ -1,6 +1,6 @@
-"""The values a study is made of: a Recipe for each trial, a StudyConfig for the whole. Both check themselves.
+"""Define and check the settings of a study: a Recipe for each trial, a StudyConfig for the whole study.
 
-Knows no torch, Ray, Optuna or MLflow, so that every mistake is told before anything slow starts.
+Knows no torch, Ray, Optuna or MLflow, so that every mistake is reported before anything slow starts.
 """
 
 import dataclasses
@@ -19,26 +19,26 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 AUGMENTATIONS = ("autoaugment", "none")
 DEPTHS = range(6)
-"""Five blocks: from the head alone (0) to the whole network (5)."""
+"""Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
 
 
 SQLITE = "sqlite:///"
 HOST = "127.0.0.1"
-"""Where MLflow's UI is served: on this machine, for it alone."""
+"""Address of the MLflow UI: only this machine can open the UI."""
 PORT = 5000
-"""Of the UI, where no other is asked for."""
+"""Default port of the MLflow UI."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def find_study(name: str, mlruns: Path) -> Path:
-    """Return the directory of the study of that name, or of the one that was run last for 'latest'.
+    """Return the directory of the study `name`; 'latest' is the study whose journal changed last.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no such study exists below `mlruns`.
     """
     journals = list((mlruns / "studies").glob("[!.]*/journal.log"))
     if not journals:
-        raise ConfigError(f"{mlruns}: must hold a study, but holds none. Go where it was run.")
+        raise ConfigError(f"{mlruns}: must hold a study, but holds none. Change to the directory of your study.")
     if name == "latest":
         return max(journals, key=lambda journal: journal.stat().st_mtime).parent
     known = {journal.parent.name: journal.parent for journal in journals}
@@ -48,10 +48,10 @@ def find_study(name: str, mlruns: Path) -> Path:
 
 
 def check_new(directory: Path) -> None:
-    """Make sure that a study of that name is yet to be made.
+    """Check that no study exists in `directory`.
 
     Raises:
-        RecordError: there is one.
+        RecordError: a study exists there.
     """
     if directory.exists():
         raise RecordError(
@@ -60,27 +60,28 @@ def check_new(directory: Path) -> None:
 
 
 def local_uri(mlruns: Path) -> str:
-    """Return MLflow's store where no --tracking-uri is given: a SQLite file below `mlruns`."""
+    """Return the URI of MLflow's default tracking store: a SQLite file in `mlruns`."""
     return f"{SQLITE}{mlruns / 'mlflow.db'}"
 
 
 def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
-    """Return the store that is meant, by default the one below `mlruns`.
+    """Return `tracking_uri`, or the URI of the default store in `mlruns` if it is None.
 
     Raises:
-        ConfigError: it is a file that is not there.
+        ConfigError: the store is a SQLite file that does not exist.
     """
     uri = tracking_uri or local_uri(mlruns)
     file = Path(uri.removeprefix(SQLITE))
     if uri.startswith(SQLITE) and not file.is_file():
         raise ConfigError(
-            f"{file}: must be MLflow's database, but there is none. Run a study first, or go where it was."
+            f"{file}: must be MLflow's database, but there is none."
+            " Run a study first, or change to the directory where one was run."
         )
     return uri
 
 
 def search_spaces_directory() -> Path:
-    """Return where the shipped `*.toml` lie: inside the installed package, or beside it in a checkout."""
+    """Return the directory of the shipped `*.toml`: in the installed package, or beside the package in a checkout."""
     here = Path(__file__).resolve().parent
     installed = here / "search_spaces"
     return installed if installed.is_dir() else here.parent / "search_spaces"
@@ -88,32 +89,32 @@ def search_spaces_directory() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one trial fine-tunes one pretrained classifier; no field has a default, `baseline.toml` holds them."""
+    """Hyperparameters of one trial. Fields have no defaults here: `baseline.toml` holds the default values."""
 
     model: str
-    """One of torchvision's classifiers, as `families.py` names them."""
+    """Name of a torchvision classifier: a key of FAMILIES."""
     unfreeze_depth: int
-    """Blocks trained besides the head, counted from the head, 0 to 5."""
+    """Number of blocks trained besides the head, counted from the head, 0 to 5."""
     optimizer: str
-    """adam, adamw or sgd (with momentum)."""
+    """Optimizer: adam, adamw or sgd (with momentum)."""
     lr: float
     """Peak learning rate, above 0."""
     momentum: float
-    """Of sgd, in [0, 1); adam and adamw do not use it."""
+    """Momentum of sgd, in [0, 1); adam and adamw ignore it."""
     weight_decay: float
-    """At least 0."""
+    """Weight decay, at least 0."""
     lr_schedule: str
-    """constant, cosine or one-cycle, over all steps of all epochs."""
+    """Learning rate schedule over all steps of all epochs: constant, cosine or one-cycle."""
     batch_size: int
-    """Images a step, at least 1."""
+    """Images per step, at least 1."""
     epochs: int
-    """At least 1."""
+    """Number of training epochs, at least 1."""
     label_smoothing: float
-    """In [0, 1)."""
+    """Label smoothing, in [0, 1)."""
     augmentation: str
-    """autoaugment (CIFAR-10 policy, with a horizontal flip) or none."""
+    """Augmentation of the training images: autoaugment (CIFAR-10 policy, with a horizontal flip) or none."""
     image_size: int
-    """Side of the square that the network sees, in pixels, at least 32."""
+    """Side of the network's square input image, in pixels, at least 32."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -146,10 +147,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a recipe from plain values, as TOML or JSON give them.
+        """Build a recipe from plain values, as read from TOML or JSON.
 
         Raises:
-            ConfigError: a key is missing, unknown or wrong.
+            ConfigError: a key is missing or unknown, or a value breaks its rule.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
@@ -160,34 +161,34 @@ class Recipe:
         return cls(**values)
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """Return the fields as plain values, in order."""
+        """Return the fields as plain values, in the order of their definition."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A trial to be run."""
+    """One trial to run."""
 
     number: int
-    """Given by Optuna, from 0."""
+    """Optuna's trial number, from 0; the verdict's trials are counted separately."""
     stage: str
-    """baseline, as-written, search or final."""
+    """Part of the study: baseline, as-written, search, or final (a refit for the verdict)."""
     recipe: Recipe
     seed: int
 
     @property
     def key(self) -> str:
-        """Names the trial within its study; the verdict's trials have numbers of their own."""
+        """Unique name of the trial within its study; the prefix is needed since the verdict counts from 0 again."""
         return f"final-{self.number}" if self.stage == "final" else str(self.number)
 
     @property
     def checkpoint(self) -> str:
-        """The name of the file that keeps its weights."""
+        """Name of the trial's checkpoint file."""
         return f"{self.key}.safetensors"
 
     @property
     def title(self) -> str:
-        """What tells the trial from the others of its study."""
+        """Label that distinguishes the trial from the others of its study."""
         recipe = self.recipe
         kind = {"as-written": " · as written", "final": f" · seed {self.seed}"}.get(self.stage, "")
         return (
@@ -198,41 +199,41 @@ class Plan:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What a study needs besides its recipes; every path is absolute, since Ray Tune changes directories."""
+    """Settings of a study besides its recipes; paths are absolute, since Ray Tune changes the working directory."""
 
     name: str
-    """Letters, digits, '.', '_' and '-', at most 64: it names the study's directory."""
+    """Name of the study and of its directory: at most 64 letters, digits, '.', '_' or '-'."""
     data: str
-    """cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
+    """Image data set: cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
     data_dir: Path
-    """Where downloads are kept."""
+    """Directory of downloaded data sets."""
     fraction: float
-    """Share of the training and of the test images that is used, in (0, 1]."""
+    """Fraction of the training and of the test images to use, in (0, 1]."""
     weights: str
-    """imagenet, none, or the path of a state dict."""
+    """Initial weights: imagenet, none (random), or the path of a state dict."""
     seed: int
-    """At least 0."""
+    """Seed from which all others are derived, at least 0."""
     precision: str
-    """auto, bf16 or fp32."""
+    """Precision of the arithmetic: auto, bf16 or fp32."""
     mlruns: Path
-    """Where everything that a study writes is kept."""
+    """Directory for everything that a study writes."""
     tracking_uri: str | None
-    """MLflow's store; None for a SQLite file below `mlruns`."""
+    """URI of MLflow's tracking store; None for a SQLite file in `mlruns`."""
     ray_address: str | None
-    """Of an existing cluster; None for a Ray of our own."""
+    """Address of an existing Ray cluster; None to start a local Ray."""
     cpus_per_trial: float | None
-    """Above 0; None to choose by what there is, like the next two."""
+    """CPU cores per trial, above 0; None to choose by the machine."""
     gpus_per_trial: float | None
-    """At least 0; a fraction lets trials share a GPU."""
+    """GPUs per trial, at least 0; a fraction lets trials share a GPU. None to choose by the machine."""
     concurrent: int | None
-    """Trials at a time, at least 1."""
+    """Maximum number of trials at a time, at least 1; None to choose by the machine."""
     cache_gb: float | None
-    """Bound on the feature store in GB, at least 0, where 0 is none; None for a fifth of the free disk, at most 50."""
+    """Maximum size of the feature cache in GB; 0 for no cache, None for a fifth of the free disk, at most 50."""
     verbose: bool
-    """Let Ray, Optuna and MLflow speak."""
+    """Show the messages of Ray, Optuna and MLflow."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without loading anything.
+        """Check all that can be checked without loading images or weights.
 
         Raises:
             ConfigError: a value breaks its rule.

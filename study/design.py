@@ -1,4 +1,4 @@
-"""What a study is: the trials that it runs, or the space that it searches; all of it that a resumed study must keep.
+"""Define the design of a study, which a resumed study must keep: its fixed trials, or the space that it searches.
 
 Knows no torch, Ray, Optuna or MLflow.
 """
@@ -13,25 +13,25 @@ from study.search_space import Categorical, SearchSpace
 
 @dataclass(frozen=True)
 class Design:
-    """The trials of a study, as far as they are known before it begins."""
+    """Everything about a study's trials that is known before the study begins."""
 
     stage: str
-    """Of the recipes below: baseline, as-written or search."""
+    """Stage of `recipes`: baseline, as-written or search."""
     recipes: tuple[Recipe, ...]
-    """Fixed trials; of a search the baseline's alone, which is its first."""
+    """Recipes of the fixed trials; for a search, only the baseline's recipe, which is its first trial."""
     space: SearchSpace | None = None
-    """What a search proposes from; None for fixed trials."""
+    """Space from which a search proposes recipes; None for fixed trials."""
     repeats: int = 0
-    """Seeds of a search's verdict."""
+    """Number of seeds in a search's verdict."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that need weights."""
+        """Models of the study, each once."""
         return tuple(dict.fromkeys(recipe.model for recipe in self.recipes))
 
     @property
     def image_size(self) -> int:
-        """The largest side that any network sees, in pixels: what stored images are made for."""
+        """Largest input side of any trial in pixels, for which the images are stored."""
         sizes = [recipe.image_size for recipe in self.recipes]
         if self.space:
             domain = self.space.domains.get("image_size")
@@ -41,7 +41,7 @@ class Design:
         return max(sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the design as JSON values, from which `from_dict` builds it again."""
+        """Return the design as JSON values; `from_dict` is the inverse."""
         return {
             "stage": self.stage,
             "recipes": [recipe.to_dict() for recipe in self.recipes],
@@ -51,7 +51,7 @@ class Design:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the design that `to_dict` was called on."""
+        """Rebuild a design from the values that `to_dict` returned."""
         return cls(
             stage=values["stage"],
             recipes=tuple(Recipe.from_dict(recipe) for recipe in values["recipes"]),

@@ -1,12 +1,12 @@
-"""What can go wrong through no fault of ours, each told in one line for people.
+"""Define the errors that are no bugs of this program; each message is one line for the user.
 
 StudyError
-├── ConfigError      a flag, a file of settings or a combination of them is wrong: exit code 2
-├── DataError        images that are missing, unreadable or unfit
-├── WeightsError     pretrained weights that are missing, damaged or of another model
-├── RecordError      a study's files cannot be written, or are not what they should be
-├── TrackingError    MLflow's store cannot be reached or written
-└── TrialError       a trial cannot go on; its message becomes the reason in the record
+├── ConfigError      a flag, a settings file or a combination of settings is wrong: exit code 2
+├── DataError        images are missing, unreadable or unfit for the study
+├── WeightsError     pretrained weights are missing, damaged or made for another model
+├── RecordError      a study's files cannot be written, or hold something unexpected
+├── TrackingError    MLflow's tracking store cannot be reached or written
+└── TrialError       a trial cannot continue; the record keeps the message as the reason
 
 Only the command lines (`run.py`, `predict.py`, `ui.py`, …) catch StudyError. The message has the form
 `place: rule, but got value. Hint.`
@@ -17,11 +17,11 @@ from collections.abc import Iterable
 
 
 class StudyError(Exception):
-    """Any failure whose message alone tells the user what to do."""
+    """Base of all errors whose message alone shows the user what to do."""
 
 
 class ConfigError(StudyError):
-    """A flag, a key or a combination of them breaks a rule."""
+    """A flag, a key or a combination of settings breaks a rule."""
 
 
 class DataError(StudyError):
@@ -29,31 +29,31 @@ class DataError(StudyError):
 
 
 class WeightsError(StudyError):
-    """Pretrained weights are missing, damaged or of another model."""
+    """Pretrained weights are missing, damaged or made for another model."""
 
 
 class RecordError(StudyError):
-    """A study's files cannot be written, or are not what they should be."""
+    """A study's files cannot be written, or hold something unexpected."""
 
 
 class TrackingError(StudyError):
-    """MLflow's store cannot be reached or written."""
+    """MLflow's tracking store cannot be reached or written."""
 
 
 class TrialError(StudyError):
-    """A trial cannot go on; the message is the reason that the record keeps."""
+    """A trial cannot continue; the record keeps the message as the reason."""
 
 
 def first_line(error: Exception) -> str:
-    """Return what another library's error says, in a line; its name where it says nothing."""
+    """Return the first line of another library's error message, or the error's class name if there is no message."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is no `kind`, with the nearest known name as a suggestion."""
+    """Build the message that `name` is no known `kind`; suggest the nearest known name."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known)
-    # Of the near ones, rather the one with the same letters: most slips of the finger swap two of them.
+    # Prefer a near name with the same letters: the most frequent typing error swaps two letters.
     nearest = min(near, key=lambda candidate: sorted(candidate) != sorted(name), default=None)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

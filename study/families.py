@@ -1,7 +1,7 @@
-"""Where torchvision's classifiers are cut: each backbone as five blocks and a head, in one table of facts.
+"""Define where each of torchvision's classifiers is cut into five blocks and a head.
 
-Knows names only and imports no torch, so that a misspelt model is told before anything slow starts. A new model is a
-new row; `models.py` and its tests take their list of models from here.
+Knows module names only and imports no torch, so that a misspelt model is reported before anything slow starts. To add
+a model, add a row to FAMILIES; `models.py` and its tests read their list of models from this table.
 """
 
 from collections.abc import Mapping
@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 FLATTEN = "flatten"
-"""Stands in a head for `torch.flatten(x, 1)`, which torchvision calls as a function between two modules."""
+"""Entry of a head that stands for `torch.flatten(x, 1)`, which torchvision calls between two modules."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The modules of a network in the order of its forward pass, by their dotted paths."""
+    """Dotted paths of a network's modules, in the order of the forward pass."""
 
     blocks: tuple[tuple[str, ...], ...]
-    """Five, from the image to the head. The last four end at 1/4, 1/8, 1/16 and 1/32 of the image's side."""
+    """Modules of the five blocks, from the image to the head.
+
+    The outputs of the last four blocks have 1/4, 1/8, 1/16 and 1/32 of the image's side.
+    """
     head: tuple[str, ...]
-    """What follows the blocks, the last layer included."""
+    """Modules that follow the blocks, including the last layer."""
     last_layer: str
-    """The linear layer with one output a class."""
+    """Linear layer with one output per class."""
 
 
 def _cut(features: str, *bounds: int) -> tuple[tuple[str, ...], ...]:
-    """Cut the sequence of modules named `features` at `bounds`: n + 1 bounds make n blocks."""
+    """Cut the module sequence named `features` at `bounds`: n + 1 bounds make n blocks."""
     return tuple(tuple(f"{features}.{index}" for index in range(start, end)) for start, end in pairwise(bounds))
 
 
@@ -79,4 +82,4 @@ FAMILIES: Mapping[str, Architecture] = {
     "mobilenet_v3_small": _mobilenet(0, 1, 2, 4, 9, 13),
     "mobilenet_v3_large": _mobilenet(0, 2, 4, 7, 13, 17),
 }
-"""Model name, as torchvision spells it, to where it is cut."""
+"""Architecture of each model, by torchvision's model name."""

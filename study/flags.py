@@ -1,4 +1,4 @@
-"""The flags of `python -m study.run`, and the configurations that they stand for.
+"""Define the flags of `python -m study.run`, and turn parsed flags into checked settings.
 
 Knows no torch, Ray, Optuna or MLflow, and starts nothing.
 """
@@ -17,17 +17,18 @@ from study.errors import ConfigError, unknown_name
 from study.search_space import Budget, SearchSpace, load_baseline, load_space, parse_duration
 
 SOURCES = ("cifar10", "digits")
-"""Data sets by name; anything else is a folder."""
+"""Data sets known by name; any other --data is a folder."""
 WEIGHTS = ("imagenet", "none")
-"""By name; anything else is a file."""
+"""Weights known by name; any other --weights is a file."""
 DEMO = {"data": "digits", "weights": "none", "image_size": 64}
+"""Values that --demo gives to flags, unless they are given."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m study.run`."""
     parser = argparse.ArgumentParser(
         prog="python -m study.run",
-        description="Studies of transfer learning: fixed trials of a recipe, or a search that ends in a verdict.",
+        description="Run a transfer learning study: train models with a fixed recipe, or search for a better recipe.",
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group()
@@ -35,71 +36,114 @@ def build_parser() -> argparse.ArgumentParser:
         "--baseline",
         nargs="*",
         metavar="MODEL",
-        help="run the assignment's recipe as fixed trials; default: vgg16 resnet18",
+        help="train each MODEL with the assignment's recipe (default: vgg16 resnet18)",
     )
     what.add_argument(
         "--search",
         nargs="+",
         metavar="SPACE",
-        help="search a space, a shipped one (search_spaces/) or a file.toml, and judge its best recipe",
+        help="search for a better recipe, then compare the best one with the baseline on the test images (the verdict);"
+        " SPACE is the name of a shipped search space, such as resnet18, or the path of a TOML file",
     )
-    what.add_argument("--models", action="store_true", help="list all models with their blocks and parameters")
+    what.add_argument("--models", action="store_true", help="list all models with their blocks and parameter counts")
     what.add_argument(
-        "--reproduce", metavar="NAME|latest", help="train a search's kept model again, and say whether it is the same"
+        "--reproduce", metavar="NAME|latest", help="retrain the model that a search saved, and compare the test results"
     )
     parser.add_argument(
-        "--resume", metavar="NAME|latest", help="go on with a study that was interrupted, or rebuild its MLflow runs"
+        "--resume", metavar="NAME|latest", help="continue an interrupted study, or rebuild a study's MLflow runs"
     )
     images = parser.add_argument_group("images and weights")
-    images.add_argument("--data", metavar="cifar10|digits|FOLDER", help="images (default: cifar10, 10 %% of it)")
-    images.add_argument("--data-dir", type=Path, metavar="DIR", help="where downloads are kept (default: user's cache)")
-    images.add_argument("--fraction", type=float, metavar="F", help="share of the images used, in (0, 1]")
-    images.add_argument("--weights", metavar="imagenet|none|FILE", help="what models start from (default: imagenet)")
-    images.add_argument("--demo", action="store_true", help="= --data digits --weights none --image-size 64")
+    images.add_argument(
+        "--data",
+        metavar="cifar10|digits|FOLDER",
+        help="data set; FOLDER must hold train/CLASS/* and test/CLASS/* (default: cifar10)",
+    )
+    images.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="directory for downloaded images (default: in the user's cache)"
+    )
+    images.add_argument(
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="fraction of the images, in (0, 1] (default: 0.1 of cifar10, else 1)",
+    )
+    images.add_argument(
+        "--weights",
+        metavar="imagenet|none|FILE",
+        help="initial weights; none is random, FILE is a state dict, .pth or .safetensors (default: imagenet)",
+    )
+    images.add_argument(
+        "--demo", action="store_true", help="small study offline: --data digits --weights none --image-size 64"
+    )
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=int, metavar="N", help="training epochs")
-    recipe.add_argument("--image-size", type=int, metavar="PX", help="side of the image that the network sees")
-    recipe.add_argument("--seed", type=int, metavar="N", help="of everything random")
+    recipe.add_argument(
+        "--epochs", type=int, metavar="N", help="training epochs (default: 5, or as in the search space)"
+    )
+    recipe.add_argument(
+        "--image-size", type=int, metavar="PX", help="side of the input image (default: 224, or as in the search space)"
+    )
+    recipe.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
     recipe.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),
-        help="default: auto, which is bf16 where the hardware computes in it; a CPU that only emulates it is slow",
+        help="precision of the arithmetic (default: auto, which is bf16 if the hardware supports it, else fp32);"
+        " a CPU that only emulates bf16 is slow",
     )
     recipe.add_argument(
         "--as-written",
         action="store_true",
-        help="with --baseline: run the assignment's own solution, mistakes included, to compare",
+        help="with --baseline: run the assignment's original solution with its mistakes, for comparison",
     )
-    search = parser.add_argument_group("with --search, instead of what the space's file says")
-    search.add_argument("--trials", type=int, metavar="N", help="trials at most, the baseline's recipe among them")
-    search.add_argument("--time-budget", metavar="30m", help="wall clock at most; the verdict comes on top")
-    search.add_argument("--pruner", metavar="asha|none", help="whether hopeless trials are stopped early")
-    search.add_argument("--repeats", type=int, metavar="N", help="seeds of the verdict (default: 3)")
+    search = parser.add_argument_group("search (these flags override the search space's file)")
+    search.add_argument("--trials", type=int, metavar="N", help="maximum number of trials, including the baseline")
+    search.add_argument("--time-budget", metavar="30m", help="maximum wall-clock time; the verdict takes extra time")
+    search.add_argument("--pruner", metavar="asha|none", help="asha stops weak trials early, none stops no trial")
+    search.add_argument("--repeats", type=int, metavar="N", help="seeds per recipe in the verdict (default: 3)")
     machines = parser.add_argument_group("machines and records")
-    machines.add_argument("--name", help="of the study (default: its kind and the time)")
-    machines.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (default: mlruns/mlflow.db)")
-    machines.add_argument("--ray-address", metavar="ADDR", help="join an existing Ray cluster; 'auto' finds it")
-    machines.add_argument("--cpus-per-trial", type=float, metavar="N", help="default: all cores without a GPU")
-    machines.add_argument("--gpus-per-trial", type=float, metavar="F", help="default: 1 where there is a GPU, else 0")
-    machines.add_argument("--concurrent", type=int, metavar="N", help="trials at a time (default: as many as fit)")
+    machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
+    machines.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlruns/mlflow.db)")
+    machines.add_argument(
+        "--ray-address", metavar="ADDR", help="Ray cluster to join, or auto to find one (default: start a local Ray)"
+    )
+    machines.add_argument(
+        "--cpus-per-trial",
+        type=float,
+        metavar="N",
+        help="CPU cores per trial (default: all, divided among running trials)",
+    )
+    machines.add_argument(
+        "--gpus-per-trial",
+        type=float,
+        metavar="F",
+        help="GPUs per trial; a fraction lets trials share a GPU (default: 1 if there is a GPU, else 0)",
+    )
+    machines.add_argument(
+        "--concurrent", type=int, metavar="N", help="maximum number of trials at a time (default: as many as fit)"
+    )
     cache = machines.add_mutually_exclusive_group()
-    cache.add_argument("--cache-gb", type=float, metavar="N", help="bound on what a search's trials share on disk")
-    cache.add_argument("--no-cache", action="store_const", const=0.0, dest="cache_gb", help="= --cache-gb 0")
-    machines.add_argument("--verbose", action="store_true", help="let Ray, Optuna and MLflow speak")
+    cache.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="N",
+        help="maximum disk space in GB for frozen blocks' outputs, which the trials of a search share"
+        " (default: a fifth of the free space, at most 50)",
+    )
+    cache.add_argument("--no-cache", action="store_const", const=0.0, dest="cache_gb", help="same as --cache-gb 0")
+    machines.add_argument("--verbose", action="store_true", help="show the messages of Ray, Optuna and MLflow")
     return parser
 
 
 def fill_in(options: argparse.Namespace) -> None:
-    """Let --demo stand for the flags that it abbreviates, and refuse flags that mean nothing beside the command.
+    """Set the flags that --demo abbreviates, and refuse flags that the command cannot use.
 
     Raises:
-        ConfigError: a flag does not go with the command.
+        ConfigError: no command is given, or the command cannot use a flag.
     """
     for command in ("models", "reproduce"):
         if getattr(options, command) and (others := [flag for flag in _given(options) if flag != command]):
             raise ConfigError(f"--{command}: takes no other flags, but got {', '.join(map(_spell, others))}.")
     if options.resume and options.name:
-        raise ConfigError(f"--name: must be left out beside --resume, which names the study, but got {options.name!r}.")
+        raise ConfigError(f"--name: must be left out with --resume, which names the study, but got {options.name!r}.")
     commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
     if not any(commands):
         raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
@@ -107,9 +151,9 @@ def fill_in(options: argparse.Namespace) -> None:
     foreign = fixed if options.search else searching if options.baseline is not None else ()
     for flag in _given(options):
         if flag in foreign:
-            raise ConfigError(f"{_spell(flag)}: goes with {'--baseline' if options.search else '--search'} only.")
+            raise ConfigError(f"{_spell(flag)}: needs {'--baseline' if options.search else '--search'}.")
     if options.as_written and options.precision == "bf16":
-        raise ConfigError("--precision: must be fp32 or left out beside --as-written, but got 'bf16'.")
+        raise ConfigError("--precision: must be fp32 or auto with --as-written, but got 'bf16'.")
     if options.demo:
         for key, value in DEMO.items():
             if getattr(options, key) is None:
@@ -117,7 +161,7 @@ def fill_in(options: argparse.Namespace) -> None:
 
 
 def configure(options: argparse.Namespace, name: str) -> StudyConfig:
-    """Turn flags into a checked configuration, the baseline's file filling in what they do not say.
+    """Build a checked configuration from flags; defaults for fraction and seed come from `baseline.toml`.
 
     Raises:
         ConfigError: a flag breaks its rule.
@@ -147,20 +191,20 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
 
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a recipe that flags set."""
+    """Return the recipe fields that are set by flags."""
     return {key: getattr(options, key) for key in ("epochs", "image_size") if getattr(options, key) is not None}
 
 
 def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
-    """Load a space and let the flags change its base, budget and pruner.
+    """Load a search space, and apply the flags to its base recipe, budget and pruner.
 
     Raises:
-        ConfigError: there is no such space, or a flag and it do not go together.
+        ConfigError: the space does not exist or breaks a rule, or a flag sets a field that the space searches.
     """
     space = load_space(name)
     for field in recipe_changes(options):
         if field in space.domains:
-            raise ConfigError(f"{_spell(field)}: is searched by {space.name}, so it cannot be set.")
+            raise ConfigError(f"{_spell(field)}: must be left out, since search space {space.name} searches {field}.")
     with _as_flag("--pruner"):
         pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
     base = replace(space.base, **recipe_changes(options))
@@ -168,7 +212,7 @@ def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
 
 
 def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:
-    """Return the budget with what flags say of it.
+    """Return `budget` with the limits that flags set.
 
     Raises:
         ConfigError: a flag breaks its rule.
@@ -181,7 +225,7 @@ def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:
 
 
 def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
-    """Let the space's file say what no flag says of the machines."""
+    """Return `config`, with the resources of the space's file where no flag sets them."""
     asked = space.resources
     return replace(
         config,
@@ -192,7 +236,7 @@ def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
 
 
 def _given(options: argparse.Namespace) -> list[str]:
-    """Return the options that were given."""
+    """Return the names of the options that were given."""
     return [option for option, value in vars(options).items() if value is not None and value is not False]
 
 
@@ -202,7 +246,7 @@ def _spell(option: str) -> str:
 
 @contextlib.contextmanager
 def _as_flag(flag: str) -> Iterator[None]:
-    """Let an error name the flag that a value came from, not the key that it would have in a file."""
+    """Replace the key in a configuration error by the flag that set the value."""
     try:
         yield
     except ConfigError as error:

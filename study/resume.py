@@ -1,4 +1,4 @@
-"""A study that has begun: what it was, from its manifest, and whether the flags of now would make another of it.
+"""Restore the settings of a study from its manifest, and refuse flags that contradict the manifest.
 
 Knows no torch, Ray, Optuna or MLflow.
 """
@@ -16,7 +16,7 @@ from study.search_space import SearchSpace
 
 
 def recorded_config(options: Namespace, manifest: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
-    """Return `config` with all that makes the study what it is as the manifest has it; downloads may have moved."""
+    """Return `config` with the recorded settings; new flags may still move the data directory or the tracking store."""
     return replace(
         config,
         data=manifest["source"],
@@ -30,15 +30,15 @@ def recorded_config(options: Namespace, manifest: Mapping[str, Any], config: Stu
 
 
 def check_flags(options: Namespace, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Make sure that no flag would change what the study is; budget, machines and tracking may change.
+    """Check that the flags agree with the study's manifest; budget, machines and tracking may change.
 
     Args:
-        options: of the command line; those that were not given are None.
-        manifest: of the study.
-        given: sources and weights as the command line means them, by option.
+        options: parsed flags; None for each flag that was not given.
+        manifest: manifest of the study.
+        given: resolved values of the flags for data and weights, by option name.
 
     Raises:
-        ConfigError: a flag says otherwise than the manifest; names both values.
+        ConfigError: a flag contradicts the manifest. The message names both values.
     """
     recipe = manifest["recipes"][0]
     recorded = {
@@ -67,14 +67,14 @@ def check_flags(options: Namespace, manifest: Mapping[str, Any], given: Mapping[
 
 
 def check_space(space: SearchSpace, manifest: Mapping[str, Any]) -> None:
-    """Make sure that a space is the one that the study searches; its budget and resources may differ.
+    """Check that `space` is the space that the study searches; its budget and resources may differ.
 
     Raises:
-        ConfigError: it is another; names both.
+        ConfigError: `space` differs from the recorded space. The message names both values.
     """
     then = manifest["space"]
     if then is None:
-        raise ConfigError(f"--search: must be left out, since the study is no search, but got {space.name}.")
+        raise ConfigError(f"--search: must be left out, since the study has fixed trials, but got {space.name}.")
     now = space.to_dict()
     _check_same("--search", then["name"], now["name"])
     for part in ("base", "pruner", "space"):
@@ -86,5 +86,5 @@ def check_space(space: SearchSpace, manifest: Mapping[str, Any]) -> None:
 def _check_same(place: str, then: object, now: object) -> None:
     if then != now:
         raise ConfigError(
-            f"{place}: must stay {then!r}, as the study began, but got {now!r}. Leave it out, or begin a new study."
+            f"{place}: must stay {then!r}, as recorded, but got {now!r}. Leave it out, or begin a new study."
         )

@@ -1,4 +1,4 @@
-"""The command line: a configuration to a study, its result to the screen and an exit code; the flags are in `flags.py`.
+"""Run one command of `python -m study.run`, print its result and return its exit code; `flags.py` defines the flags.
 
 Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupted.
 """
@@ -56,7 +56,7 @@ def _run_baseline(options: argparse.Namespace) -> int:
     models = list(dict.fromkeys(options.baseline or baseline.models))
     if options.as_written and (other := [model for model in models if model not in baseline.models]):
         known = " and ".join(baseline.models)
-        raise ConfigError(f"--as-written: the assignment's solution knows {known} alone, but got {other[0]!r}.")
+        raise ConfigError(f"--as-written: models must be among {known}, as in the assignment, but got {other[0]!r}.")
     recipes = [replace(baseline_recipe(model), **recipe_changes(options)) for model in models]
     config = configure(options, options.name or time.strftime("baseline-%Y%m%d-%H%M%S"))
     check_new(_directory(config))
@@ -65,17 +65,17 @@ def _run_baseline(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    """Search each space in turn, as a study of its own."""
+    """Search the spaces one after the other, each in its own study."""
     repeats = 3 if options.repeats is None else options.repeats
     if repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:
-        raise ConfigError(f"--name: names one study, but --search names {len(spaces)}. Leave it out.")
+        raise ConfigError(f"--name: must be left out when --search has several spaces, but got {len(spaces)} spaces.")
     names = [space.name for space in spaces]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(
-            f"--search: must name spaces of different names, but got {twice!r} twice. Rename a file, or leave one out."
+            f"--search: spaces must have different names, but got {twice!r} twice. Rename a file, or leave one out."
         )
     started = time.strftime("%Y%m%d-%H%M%S")
     configs = [configure(options, options.name or f"{space.name}-{started}") for space in spaces]
@@ -90,7 +90,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    """Go on with a study, as its record says that it began."""
+    """Continue a study with its recorded settings."""
     directory = find_study(options.resume, Path("mlruns").absolute())
     config = configure(options, directory.name)
     spaces = [read_space(name, options) for name in options.search or []]
@@ -118,14 +118,14 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _check_budget(options: argparse.Namespace, record: "Record") -> None:
-    """Make sure that a study may still spend what the flags say.
+    """Check that the study allows the budget that the flags ask for.
 
     Raises:
-        ConfigError: it is no search, or it is to search on though its verdict has begun.
+        ConfigError: the study has fixed trials, or more trials are asked for after the verdict has begun.
     """
     trials = len(record.trials())
     if record.space is None and (options.trials is not None or options.time_budget is not None):
-        raise ConfigError("--trials, --time-budget: go with a search only, but the study has fixed trials.")
+        raise ConfigError("--trials, --time-budget: need a search, but the study has fixed trials.")
     if record.judging and options.trials is not None and options.trials > trials:
         raise ConfigError(
             f"--trials: must be at most {trials}, since the test images have been opened for the verdict, but got"
@@ -163,12 +163,12 @@ def _run(config: StudyConfig, design: Design, record: "Record | None" = None) ->
 
 @contextlib.contextmanager
 def _naming(directory: Path) -> Iterator[None]:
-    """Let an interruption say how the study in that directory goes on, if it has begun."""
+    """Add to an interruption's message how to continue the study in `directory`, if the study has begun."""
     try:
         yield
     except KeyboardInterrupt:
-        said = f"; what was recorded is kept, and --resume {directory.name} goes on with it"
-        raise KeyboardInterrupt(said if directory.is_dir() else "") from None
+        hint = f"; the record is kept, and --resume {directory.name} continues the study"
+        raise KeyboardInterrupt(hint if directory.is_dir() else "") from None
 
 
 def _directory(config: StudyConfig) -> Path:
@@ -176,7 +176,7 @@ def _directory(config: StudyConfig) -> Path:
 
 
 def _heavy(config: StudyConfig) -> "tuple[Console, ModuleType]":
-    """Import torch, Ray, Optuna and MLflow, which takes seconds, and silence them unless they are to speak."""
+    """Import torch, Ray, Optuna and MLflow, which takes seconds; silence them unless --verbose is given."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
     from optuna.logging import WARNING, set_verbosity

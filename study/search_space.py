@@ -1,7 +1,7 @@
-"""What a search varies, for how long and with what: `search_spaces/*.toml` read into values that check themselves.
+"""Read `search_spaces/*.toml` into checked values: a search's domains, base recipe, budget, pruner and resources.
 
-Knows neither Optuna's distributions nor Ray's resources, which others make of these values, so that every mistake in a
-file is told before anything slow starts.
+Knows neither Optuna's distributions nor Ray's resources; other modules build both from these values. So every mistake
+in a file is reported before anything slow starts.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from study.errors import ConfigError, unknown_name
 from study.families import FAMILIES
 
 FIELDS: Mapping[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe) if field.name != "model"}
-"""What may be searched or fixed, and its type: all of a recipe but the model, which is a key of the file."""
+"""Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file."""
 
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers from `low` to `high`, both included; evenly by their logarithm if `log`."""
+    """Whole numbers from `low` to `high`, both included; `log` samples on a logarithmic scale."""
 
     low: int
     high: int
@@ -44,14 +44,14 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """Numbers from `low` to `high`, both included; evenly by their logarithm if `log`."""
+    """Real numbers from `low` to `high`, both included; `log` samples on a logarithmic scale."""
 
     low: float
     high: float
     log: bool = False
 
     def __post_init__(self) -> None:
-        """Check the bounds; whole numbers become floats."""
+        """Check the bounds and convert whole numbers to floats."""
         for key in ("low", "high"):
             value = getattr(self, key)
             _require(_is_number(value) and math.isfinite(value), f"{key} must be a finite number", value)
@@ -65,7 +65,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of a few values, whose order means nothing."""
+    """A few values without order."""
 
     choices: tuple[str | int | float, ...]
 
@@ -87,12 +87,12 @@ _Section = TypeVar("_Section")
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends: with its last trial or with its time, whichever comes first."""
+    """Limits of a search, which ends as soon as one limit is reached."""
 
     trials: int = 20
-    """At least 1, the baseline's own trial included."""
+    """Number of trials, at least 1, including the baseline's own trial."""
     time_s: float | None = None
-    """Wall clock, above 0; None for no limit."""
+    """Wall-clock time in seconds, above 0; None for no limit."""
 
     def __post_init__(self) -> None:
         """Check both limits."""
@@ -102,14 +102,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Pruner:
-    """When hopeless trials end early: asha is asynchronous successive halving (arXiv:1810.05934)."""
+    """Rule that stops weak trials early: asha is asynchronous successive halving (arXiv:1810.05934)."""
 
     name: str = "asha"
-    """asha or none."""
+    """Method: asha, or none to let every trial finish."""
     min_epochs: int = 1
-    """Epochs that every trial gets, at least 1."""
+    """Number of epochs that every trial trains, at least 1."""
     reduction_factor: int = 2
-    """f: after min_epochs · 1, f, f² … epochs, about one trial of f goes on; at least 2."""
+    """Factor f, at least 2: after min_epochs · 1, f, f² … epochs, about one trial in f continues."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -120,17 +120,17 @@ class Pruner:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the file asks for; None leaves it to what the machine has."""
+    """Resources that the file requests; None to choose by the machine."""
 
     cpus_per_trial: float | None = None
-    """Above 0."""
+    """CPU cores per trial, above 0."""
     gpus_per_trial: float | None = None
-    """At least 0; a fraction lets trials share a GPU."""
+    """GPUs per trial, at least 0; a fraction lets trials share a GPU."""
     concurrent: int | None = None
-    """Trials at a time, at least 1."""
+    """Maximum number of trials at a time, at least 1."""
 
     def __post_init__(self) -> None:
-        """Check what is given."""
+        """Check every field that is not None."""
         cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
         if cpus is not None:
             _require(_is_number(cpus) and 0 < cpus < math.inf, "cpus_per_trial: must be a number above 0", cpus)
@@ -142,25 +142,25 @@ class Resources:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The recipes that a search may try, and what it may spend."""
+    """Recipes that a search may try, with its budget, pruner and resources."""
 
     name: str
-    """The file's, without .toml."""
+    """Name of the file, without .toml."""
     file: Path
-    """Absolute."""
+    """Absolute path of the file."""
     domains: Mapping[str, Domain]
-    """By field of the recipe, at least one; never the model."""
+    """Domain of each searched recipe field; at least one field, never the model."""
     base: Recipe
-    """What is not searched comes from here: the baseline's recipe, overridden by [fixed]."""
+    """Recipe that holds the values of all other fields: the baseline's recipe, overridden by [fixed]."""
     budget: Budget
     pruner: Pruner
     resources: Resources
 
     def __post_init__(self) -> None:
-        """Check that every recipe of the space is one: a recipe's own rules are ranges, so a domain's ends suffice.
+        """Check that every recipe of the space is valid; the ends of a domain suffice, as a recipe's rules are ranges.
 
         Raises:
-            ConfigError: the space is empty, or holds a value that breaks the recipe's rule.
+            ConfigError: the space is empty, or a value breaks a rule of the recipe.
         """
         _require(len(self.domains) > 0, "space: must name at least one field of the recipe", {})
         for field, domain in self.domains.items():
@@ -169,16 +169,16 @@ class SearchSpace:
                     self.recipe({field: value})
 
     def contains(self, recipe: Recipe) -> bool:
-        """Tell whether the search could try `recipe`: searched fields in their domains, all others as in the base."""
+        """Tell whether `recipe` is in the space: searched fields in their domains, all other fields as in the base."""
         values = {field: getattr(recipe, field) for field in self.domains}
         return recipe == self.recipe(values) and all(values[field] in self.domains[field] for field in values)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with these values of searched fields."""
+        """Return the base recipe with `values` for searched fields."""
         return dataclasses.replace(self.base, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the space as JSON values, from which `from_dict` builds it again."""
+        """Return the space as JSON values; `from_dict` is the inverse."""
         domains = {}
         for field, domain in self.domains.items():
             kept = {"choices": [*domain.choices]} if isinstance(domain, Categorical) else dataclasses.asdict(domain)
@@ -188,10 +188,10 @@ class SearchSpace:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the space that `to_dict` was called on.
+        """Rebuild a space from the values that `to_dict` returned.
 
         Raises:
-            ConfigError: the values are of no space.
+            ConfigError: the values do not form a valid space.
         """
         return cls(
             values["name"],
@@ -206,22 +206,22 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The assignment, as `baseline.toml` states it."""
+    """The assignment's models, data and recipe, as read from `baseline.toml`."""
 
     models: tuple[str, ...]
     fraction: float
-    """Of CIFAR-10's training and of its test images, in (0, 1]."""
+    """Fraction of CIFAR-10's training and of its test images, in (0, 1]."""
     seed: int
-    """At least 0."""
+    """Default seed, at least 0."""
     values: Mapping[str, Any]
-    """The recipe without its model."""
+    """Fields of the recipe, without the model."""
 
 
 def load_baseline() -> Baseline:
     """Read the assignment's models, data and recipe.
 
     Raises:
-        ConfigError: the shipped file was changed into one that breaks a rule.
+        ConfigError: the shipped file was edited and now breaks a rule.
     """
     file = search_spaces_directory() / "baseline.toml"
     with _within(f"{file}: "):
@@ -229,7 +229,7 @@ def load_baseline() -> Baseline:
         _check_keys(document, required=("models", "data", "recipe"))
         models = document["models"]
         known = isinstance(models, list) and len(models) > 0 and all(model in [*FAMILIES] for model in models)
-        _require(known, "models: must be a list of models that families.py knows", models)
+        _require(known, "models: must be a list of known models", models)
         data = _table(document, "data", required=("cifar10_fraction", "seed"))
         fraction, seed = data["cifar10_fraction"], data["seed"]
         with _within("data."):
@@ -242,22 +242,22 @@ def load_baseline() -> Baseline:
 
 
 def baseline_recipe(model: str) -> Recipe:
-    """Return the assignment's recipe for any model that `families.py` knows.
+    """Return the assignment's recipe for `model`.
 
     Raises:
-        ConfigError: it does not know `model`.
+        ConfigError: `model` is no key of FAMILIES.
     """
     return Recipe(model=model, **load_baseline().values)
 
 
 def load_space(name: str) -> SearchSpace:
-    """Read a search space and check all of it.
+    """Read and check a search space.
 
     Args:
-        name: of a shipped space, such as vgg16, or else the path of a TOML file.
+        name: name of a shipped space, such as vgg16, or path of a TOML file.
 
     Raises:
-        ConfigError: there is no such space, or it breaks a rule; names file, key, rule and value.
+        ConfigError: the space does not exist or breaks a rule. The message names file, key, rule and value.
     """
     shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.stem != "baseline"}
     file = shipped.get(name, Path(name).expanduser().absolute())
@@ -269,7 +269,7 @@ def load_space(name: str) -> SearchSpace:
         base = baseline_recipe(document["model"])
         space, fixed = (_table(document, key, optional=FIELDS) for key in ("space", "fixed"))
         for field, value in fixed.items():
-            _require(field not in space, f"fixed.{field}: must not stand in [space] too", value)
+            _require(field not in space, f"fixed.{field}: must not be in [space] too", value)
         with _within("fixed."):
             base = dataclasses.replace(base, **fixed)
         with _within("space."):
@@ -290,10 +290,10 @@ def load_space(name: str) -> SearchSpace:
 
 
 def parse_duration(text: str, place: str = "time") -> float:
-    """Return the seconds of 90s, 30m, 2h or 1h30m; `place` names the flag or key for the error.
+    """Return the seconds of a duration such as 90s, 30m, 2h or 1h30m; `place` is the flag or key for errors.
 
     Raises:
-        ConfigError: the text is no such duration, or one of no time at all.
+        ConfigError: `text` is no such duration, or the duration is zero.
     """
     parts = (
         re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
@@ -327,7 +327,7 @@ def _domain(space: Mapping[str, Any], field: str) -> Domain:
 
 
 def _section(document: Mapping[str, Any], key: str, kind: type[_Section]) -> _Section:
-    """Build a dataclass, all of whose fields have defaults, from the table of its name."""
+    """Build a `kind`, whose fields all have defaults, from the table `key`."""
     table = _table(document, key, optional=kind.__annotations__)
     with _within(f"{key}."):
         return kind(**table)
@@ -336,7 +336,7 @@ def _section(document: Mapping[str, Any], key: str, kind: type[_Section]) -> _Se
 def _table(
     document: Mapping[str, Any], key: str, required: Collection[str] = (), optional: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the table of that key, empty where there is none, its own keys checked."""
+    """Return a copy of the table `key`, or an empty one if it is missing; check the table's keys."""
     table = document.get(key, {})
     with _within(f"{key}: "):
         _require(isinstance(table, dict), "must be a table", table)
@@ -358,7 +358,7 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"must be readable, but got: {error.strerror}.") from None
-    except ValueError as error:  # of its syntax, with line and column, or of its encoding
+    except ValueError as error:  # wrong syntax (the message has line and column) or wrong encoding
         raise ConfigError(f"must be TOML, but got: {error}.") from None
 
 
@@ -373,7 +373,7 @@ def _check_whole(key: str, value: object, *, at_least: int) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether it is a number that a float can hold: TOML has longer whole numbers."""
+    """Tell whether `value` is a number within the range of floats; whole numbers in TOML can exceed it."""
     return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
@@ -384,7 +384,7 @@ def _require(holds: bool, rule: str, value: object) -> None:
 
 @contextmanager
 def _within(place: str) -> Iterator[None]:
-    """Put the place in front of what an error says."""
+    """Prefix the messages of configuration errors with `place`."""
     try:
         yield
     except ConfigError as error:

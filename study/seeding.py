@@ -1,7 +1,7 @@
-"""Every random number is a function of (seed, purpose, epoch) and of nothing else.
+"""Derive the seed of every random number from (seed, purpose, epoch) and from nothing else.
 
-That pairs the trials of a study: the augmented images of epoch 3 are the same for all of them, whatever their
-batch size or device, which takes noise out of their comparison and lets them share work.
+So the trials of a study are paired: all trials see the same augmented images in epoch 3, whatever their batch size or
+device. This takes noise out of their comparison and lets trials share work.
 """
 
 import hashlib

@@ -52,7 +52,7 @@ def test_configure_takes_a_file_of_weights_and_names_one_that_is_missing(tmp_pat
         (["--models", "--seed", "0"], "--models: takes no other flags, but got --seed."),
         (["--models", "--resume", "one"], "--models: takes no other flags, but got --resume."),
         (["--reproduce", "one", "--demo", "--data", "x"], "--reproduce: takes no other flags, but got --data, --demo."),
-        (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or left out beside"),
+        (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or auto with"),
     ],
 )
 def test_fill_in_refuses_what_has_no_meaning(arguments, message):

@@ -82,7 +82,7 @@ def manifest(space):
 )
 def test_a_flag_that_would_make_another_study_is_refused_with_both_values(manifest, flag, then, now):
     options = build_parser().parse_args(["--resume", "one", flag, str(now)])
-    with pytest.raises(ConfigError, match=rf"^{flag}: must stay {then!r}, as the study began, but got {now!r}\."):
+    with pytest.raises(ConfigError, match=rf"^{flag}: must stay {then!r}, as recorded, but got {now!r}\."):
         check_flags(options, manifest, {})
 
 
@@ -94,10 +94,10 @@ def test_the_flags_that_a_study_began_with_are_taken_again(manifest):
 @pytest.mark.parametrize(
     ("stage", "flags", "message"),
     [
-        ("baseline", ["--baseline", "vgg16"], "--baseline: must stay 'resnet18', as the study began, but got 'vgg16'"),
-        ("baseline", ["--as-written"], "--as-written: must stay 'baseline', as the study began, but got 'as-written'"),
-        ("search", ["--baseline"], "--baseline: must stay 'search', as the study began, but got 'baseline'"),
-        ("search", ["--as-written"], "--as-written: must stay 'search', as the study began, but got 'as-written'"),
+        ("baseline", ["--baseline", "vgg16"], "--baseline: must stay 'resnet18', as recorded, but got 'vgg16'"),
+        ("baseline", ["--as-written"], "--as-written: must stay 'baseline', as recorded, but got 'as-written'"),
+        ("search", ["--baseline"], "--baseline: must stay 'search', as recorded, but got 'baseline'"),
+        ("search", ["--as-written"], "--as-written: must stay 'search', as recorded, but got 'as-written'"),
     ],
 )
 def test_another_kind_of_study_and_other_models_are_refused(manifest, stage, flags, message):
@@ -130,7 +130,7 @@ def test_downloads_may_have_moved(manifest, flags, directory):
     ("changes", "message"),
     [
         ({"domains": {"lr": Float(1e-6, 1.0)}}, r"--search small: space.lr: must stay"),
-        ({"name": "other"}, r"--search: must stay 'small', as the study began, but got 'other'"),
+        ({"name": "other"}, r"--search: must stay 'small', as recorded, but got 'other'"),
         ({"pruner": Pruner("none")}, r"--search small: pruner.name: must stay 'asha'"),
     ],
 )

@@ -201,26 +201,29 @@ def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_fo
         (["--search", "resnet18", "--time-budget", "soon"], "--time-budget: must be a duration such as"),
         (["--search", "resnet18", "--pruner", "ash"], "--pruner: must be 'asha' or 'none', but got 'ash'."),
         (["--search", "resnet18", "--repeats", "0"], "--repeats: must be at least 1, but got 0."),
-        (["--search", "resnet18", "vgg16", "--name", "both"], "--name: names one study"),
+        (
+            ["--search", "resnet18", "vgg16", "--name", "both"],
+            "--name: must be left out when --search has several spaces, but got 2 spaces.",
+        ),
         (
             ["--search", "resnet18", "a/resnet18.toml"],
-            "--search: must name spaces of different names, but got 'resnet18'",
+            "--search: spaces must have different names, but got 'resnet18'",
         ),
-        (["--search", "resnet18", "--as-written"], "--as-written: goes with --baseline only."),
-        (["--baseline", "--trials", "3"], "--trials: goes with --search only."),
-        (["--baseline", "--repeats", "0"], "--repeats: goes with --search only."),
+        (["--search", "resnet18", "--as-written"], "--as-written: needs --baseline."),
+        (["--baseline", "--trials", "3"], "--trials: needs --search."),
+        (["--baseline", "--repeats", "0"], "--repeats: needs --search."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--models", "--search", "vgg16"], "not allowed with"),
         (["--models", "--epochs", "3"], "--models: takes no other flags, but got --epochs."),
         (["--baseline", "--weights", "no.pth"], "--weights: unknown weights or file 'no.pth'."),
         (["--reproduce", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest"], "mlruns: must hold a study, but holds none."),
-        (["--resume", "latest", "--name", "one"], "--name: must be left out beside --resume"),
+        (["--resume", "latest", "--name", "one"], "--name: must be left out with --resume"),
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
         (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
         (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
         (["--baseline", "--epochs", "0"], "epochs: must be at least 1, but got 0."),
-        (["--baseline", "resnet34", "--as-written"], "--as-written: the assignment's solution knows vgg16"),
+        (["--baseline", "resnet34", "--as-written"], "--as-written: models must be among vgg16 and resnet18"),
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set or folder 'no/such/folder'"),
         (["--baselin"], "--baseline"),
@@ -305,7 +308,7 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "study: interrupted; what was recorded is kept, and --resume one goes on with it.\n"
+    assert errors == "study: interrupted; the record is kept, and --resume one continues the study.\n"
     assert "Traceback" not in errors
     deadline = time.monotonic() + 20
     while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:

@@ -276,7 +276,7 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
         ('model = "vgg16"', "space must be given, but is missing."),
         ('model = "vgg16"\nspace = 3', "space: must be a table, but got 3."),
         (LR + "[bugdet]\ntrials = 3", "unknown key 'bugdet'. Did you mean 'budget'?"),
-        (LR + "[fixed]\nlr = 0.1", "fixed.lr: must not stand in [space] too, but got 0.1."),
+        (LR + "[fixed]\nlr = 0.1", "fixed.lr: must not be in [space] too, but got 0.1."),
         (LR + "[fixed]\nepoch = 3", "fixed: unknown key 'epoch'. Did you mean 'epochs'?"),
         (LR + "[fixed]\nepochs = 0", "fixed.epochs: must be at least 1, but got 0."),
         (LR + "[fixed]\nepochs = 5.0", "fixed.epochs: must be of type int, but got 5.0."),
