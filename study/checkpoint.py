@@ -1,6 +1,7 @@
-"""A trial's trained weights and optimizer on disk, so that a process that dies costs a minute of training at most.
+"""Save a trial's trained weights and optimizer to disk, so that a trial whose process dies can continue.
 
-Knows no trial: a path, an owner and how often. Files are safetensors, which cannot hold code.
+This module does not know trials. It needs a path, an owner and an interval between saves. The files are safetensors,
+which cannot contain code.
 """
 
 import errno
@@ -22,17 +23,18 @@ from study.errors import RecordError
 from study.models import Classifier
 
 SAVE_EVERY_S = 60.0
-"""Seconds of training that may be lost: what takes less is not worth a file."""
+"""Minimum seconds between two saves. Repeating less training than that is cheaper than writing a file."""
 
 
 @dataclass
 class Checkpoint:
-    """Where one trial keeps its state between epochs."""
+    """The file that keeps one trial's state between epochs."""
 
     path: Path
     owner: str
-    """Names the study and the trial; the file of another owner is passed over."""
+    """Name of the study and the trial. A file of another owner is ignored."""
     every_s: float = SAVE_EVERY_S
+    """Minimum seconds between two saves."""
     _since: float = field(default_factory=time.monotonic)
 
     def restore(
@@ -41,15 +43,15 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer | None = None,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> int:
-        """Bring all three to the last saved state and return after which epoch that was; 0 where there is no sound one.
+        """Load the last saved state and return its epoch, or 0 if there is no valid file of this owner.
 
-        Weights that were saved alone, after the last epoch, leave optimizer and schedule as they are.
+        Weights that were saved without an optimizer, after the last epoch, leave optimizer and schedule unchanged.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
                 facts = json.loads(file.metadata()["study"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-        except Exception:  # there is none, or damage, which makes the readers raise almost anything
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # `file` is no dict
+        except Exception:  # no file, or a damaged one, for which the readers raise almost any exception
             return 0
         if facts["owner"] != self.owner:
             return 0
@@ -68,13 +70,13 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Save the state after `epoch` if more than `every_s` would be lost without; what cannot be costs a warning."""
+        """Save the state after `epoch` if the last save was `every_s` or more ago. A failed save causes a warning."""
         if time.monotonic() - self._since < self.every_s:
             return
         try:
             self.save(epoch, classifier, optimizer, schedule)
         except RecordError as error:
-            warnings.warn(f"{error} Training goes on.", stacklevel=2)
+            warnings.warn(f"{error} Training continues.", stacklevel=2)
 
     def save(
         self,
@@ -83,9 +85,9 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer | None = None,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
-        """Save the state after `epoch`; without an optimizer the weights alone.
+        """Save the state after `epoch`; without an optimizer, save the weights alone.
 
-        A place that may not be written costs a warning only: on another machine it need not be there.
+        A path that cannot be written causes only a warning: on another machine the directory may not exist.
 
         Raises:
             RecordError: the disk is full.
@@ -106,16 +108,16 @@ class Checkpoint:
                 os.replace(partial, self.path)
             finally:
                 partial.unlink(missing_ok=True)
-        except Exception as error:  # safetensors has exceptions of its own for a full disk
+        except Exception as error:  # safetensors reports a full disk with its own exception class
             if _is_full(error):
                 raise RecordError(f"{self.path}: must have room, but got: {error}.") from error
-            warnings.warn(f"{self.path}: must be writable, but got: {error}. Training goes on.", stacklevel=2)
+            warnings.warn(f"{self.path}: must be writable, but got: {error}. Training continues.", stacklevel=2)
         finally:
             self._since = time.monotonic()
 
 
 def _is_full(error: Exception) -> bool:
-    """Tell whether a disk, or its user's share of it, is full; safetensors says so in words alone."""
+    """Return whether the disk or the user's quota is full. safetensors gives the error code only in its message."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
 
@@ -129,9 +131,10 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _nest(tensors: dict[str, Tensor], parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Turn '3.exp_avg' into [3]['exp_avg'], as optimizers want it.
+    """Turn the key '3.exp_avg' into [3]['exp_avg'], the form that optimizers expect.
 
-    What belongs to a parameter's values lies in memory as they do: fused optimizers go through both side by side.
+    A tensor with the shape of its parameter gets the parameter's memory layout, because fused optimizers step through
+    the memory of both together.
     """
     nested: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

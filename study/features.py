@@ -1,8 +1,8 @@
-"""The frozen prefix's outputs: what a trial trains on.
+"""Compute the outputs of the frozen prefix, on which a trial trains its suffix, or read them from the store.
 
-The prefix always runs over an epoch in the same chunks of CHUNK images and in the epoch's own order, whatever the
-trial's batch size, so that its outputs are the same, bit for bit, for every trial that needs them: a trial may train
-on what another has left in the store.
+The prefix processes an epoch in the epoch's own order and in chunks of CHUNK images, whatever the trial's batch size.
+Its outputs are therefore bit-identical for every trial that needs them, and a trial can train on outputs that another
+trial has stored. This module does not know how the suffix is trained.
 """
 
 import hashlib
@@ -23,13 +23,14 @@ from study.models import Classifier, digest_weights, preprocessing
 from study.store import FeatureStore, Key
 
 CHUNK = 64
-"""Images a forward pass of the prefix."""
+"""Images per forward pass of the prefix."""
 WINDOW = 2048
-"""Images augmented at once: enough for large groups, a few hundred MB at most for stored images of 256 px."""
+"""Images augmented at once: enough for large groups that get the same operation, and at most a few hundred MB for
+images of 256 px."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context in which forward passes run at `precision`, 'bf16' or 'fp32'."""
+    """Return the context for forward passes at `precision`, 'bf16' or 'fp32'."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -47,19 +48,19 @@ def epoch_outputs(
 ) -> Iterator[Tensor]:
     """Yield the prefix's outputs for `images[order]` on `device`, CHUNK images at a time, from the store if possible.
 
-    What the store lacks is computed from what it has of a shorter prefix, as trials of larger unfreeze depths have left
-    it, and only else from the images.
+    Outputs that are not stored are computed from the stored outputs of a shorter prefix, which a trial of larger
+    unfreeze depth has left, or else from the images.
 
     Args:
-        classifier: on `device`; its prefix is frozen and in evaluation mode.
-        recipe: the model, its image size and its augmentation.
-        images: the whole set.
-        order: (m,) int64, indices into `images`.
-        augmentation: seed and epoch, where the images are to be augmented as the recipe says; None for validation.
-        device: where the prefix runs.
+        classifier: classifier on `device`, with its prefix frozen and in evaluation mode.
+        recipe: recipe that gives the model, the image size and the augmentation.
+        images: the whole set of images.
+        order: indices into `images`, (m,) int64.
+        augmentation: seed and epoch of the recipe's augmentation; None for images that are evaluated.
+        device: device on which the prefix runs.
         precision: bf16 (autocast) or fp32.
-        store: None to compute everything here. An empty prefix is never stored.
-        memory: what the process keeps on `device`, asked before the store; None for the device's own.
+        store: feature store; None to compute everything here. Outputs of an empty prefix are never stored.
+        memory: cache on `device`, which is searched before the store; None for the process's own cache.
     """
     memory = memory or device_memory(device)
     policy = recipe.augmentation if augmentation else "none"
@@ -92,13 +93,13 @@ def epoch_outputs(
         return iter(kept)
 
     def compute(rest: Tensor) -> Iterator[Tensor]:
-        """Yield the outputs for the last images of `order`."""
+        """Yield the outputs for `rest`, the last images of `order`."""
         for depth in range(recipe.unfreeze_depth + 1, len(DEPTHS) - 1):
             shorter = classifier.shorter_prefix(depth)
-            known = replace(key, unfreeze_depth=depth, weights=digest_weights(shorter))
-            if store.holds(known, order):
-                held = store.stream(known, order, partial(from_images, shorter), rest, counted=False)
-                return run_blocks(classifier.prefix[len(shorter) :], held, device=device, precision=precision)
+            shorter_key = replace(key, unfreeze_depth=depth, weights=digest_weights(shorter))
+            if store.holds(shorter_key, order):
+                stored = store.stream(shorter_key, order, partial(from_images, shorter), rest, counted=False)
+                return run_blocks(classifier.prefix[len(shorter) :], stored, device=device, precision=precision)
         return from_images(classifier.prefix, order=rest)
 
     chunks = (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute))
@@ -106,7 +107,7 @@ def epoch_outputs(
 
 
 def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Tensor:
-    """Return the pixels (n, 3, height, width) uint8: on the device if it has room for them, else in host memory."""
+    """Return the pixels (n, 3, height, width) uint8, on the device if they fit in its cache, else in host memory."""
     pixels = torch.from_numpy(images.pixels)
     if device.type == "cpu" or pixels.nbytes > memory.limit_bytes:
         return pixels
@@ -118,12 +119,12 @@ def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Te
 
 
 def describe_arithmetic(device: torch.device) -> str:
-    """Name what may change the last bit of a result: the hardware and the software that computes on it."""
+    """Name the hardware and software versions, which may change the last bit of a result."""
     software = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
-    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
-    kind = [torch.backends.cpu.get_cpu_capability(), *(found.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
+    cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
+    kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
     return f"{kind}, {torch.get_num_threads()} threads, {software}"
 
 
@@ -137,15 +138,15 @@ def prefix_outputs(
     device: torch.device,
     precision: str,
 ) -> Iterator[Tensor]:
-    """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, in bf16 or fp32 as `precision` says.
+    """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, as bf16 or fp32 according to `precision`.
 
     Args:
-        prefix: on `device`, frozen and in evaluation mode.
-        order: (m,) int64, indices into `images`.
-        preprocess: the weights' own transforms, uint8 (n, 3, height, width) to normalised float.
-        images: (n, 3, height, width) uint8, in host or device memory.
-        draws: the epoch's augmentation of all n images, or None to leave them as they are.
-        device: where the prefix runs.
+        prefix: blocks on `device`, frozen and in evaluation mode.
+        order: indices into `images`, (m,) int64.
+        preprocess: transforms that belong to the weights, from uint8 (n, 3, height, width) to normalised float.
+        images: images (n, 3, height, width) uint8, in host or device memory.
+        draws: augmentation of all n images in this epoch; None for no augmentation.
+        device: device on which the prefix runs.
         precision: bf16 (autocast) or fp32.
     """
 
@@ -155,7 +156,7 @@ def prefix_outputs(
             if draws is not None:
                 selected = augment(selected, draws.take(window))
             for chunk in selected.split(CHUNK):
-                # Channels last before the resize: there it is 3 × 32 × 32 bytes, after it 3 × 224 × 224 floats.
+                # Channels-last before the resize, when an image is 3 × 32 × 32 bytes and not yet 3 × 224 × 224 floats.
                 yield preprocess(chunk.contiguous(memory_format=torch.channels_last))
 
     return run_blocks(prefix, prepared(), device=device, precision=precision)
@@ -164,10 +165,10 @@ def prefix_outputs(
 def run_blocks(
     blocks: nn.Sequential, chunks: Iterable[Tensor], *, device: torch.device, precision: str
 ) -> Iterator[Tensor]:
-    """Yield what frozen blocks make of each chunk, in bf16 or fp32 as `precision` says.
+    """Yield the outputs of frozen blocks for each chunk, as bf16 or fp32 according to `precision`.
 
-    Between two blocks, too, values are rounded to that: so it makes no difference, bit for bit, from which block's
-    stored outputs one goes on.
+    The outputs of every block are rounded to that precision, so that the results are bit-identical whichever block's
+    stored outputs the computation starts from.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for chunk in chunks:
@@ -175,11 +176,11 @@ def run_blocks(
             outputs = chunk.to(device, non_blocking=True)
             for block in blocks:
                 outputs = block(outputs).to(dtype)
-        yield outputs  # outside the contexts: a generator would leak them to its consumer
+        yield outputs  # outside the contexts, which a generator would leak to its caller
 
 
 def rebatch(chunks: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
-    """Cut a stream of chunks into batches of the given sizes; each batch is a copy that autograd may save."""
+    """Yield a stream of chunks as batches of the given sizes. Each batch is a copy, which autograd may save."""
     stream = iter(chunks)
     held: list[Tensor] = []
     count = 0
@@ -193,4 +194,4 @@ def rebatch(chunks: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
         kept = len(last) - surplus
         yield torch.cat([*held, last[:kept]])
         held, count = [last[kept:]], surplus
-    next(stream, None)  # whoever watches the stream keeps only what was taken to its end
+    next(stream, None)  # ends the stream: DeviceMemory.watch keeps only streams that were taken to their end

@@ -1,6 +1,7 @@
-"""What a warm process keeps in its GPU's memory between trials: images, and the outputs of frozen prefixes.
+"""Keep images and the outputs of frozen prefixes in GPU memory between the trials of one process.
 
-Knows keys and tensors, nothing of what they mean. On a CPU it keeps nothing: there the store's mapped files do that.
+This module knows keys and tensors, but not their meaning. It keeps nothing on a CPU, where the feature store's
+memory-mapped files serve the same purpose.
 """
 
 import gc
@@ -12,35 +13,36 @@ import torch
 from torch import Tensor
 
 SHARE = 0.25
-"""Of the memory that is free when a process first asks; the rest is for weights, activations and other processes. A
-quarter, since trials that share a GPU may all ask while it is empty, and none knows how many they are."""
+"""Fraction of the GPU memory that is free at a process's first request. The rest is for weights, activations and other
+processes. It is only a quarter because trials that share a GPU may all start while the GPU is empty, and no trial knows
+the number of the others."""
 
 
 class DeviceMemory:
-    """Tensors by key, as many as fit; the least recently used go first."""
+    """A cache of tensors by key with a size limit. The least recently used tensors are removed first."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Begin empty.
+        """Create an empty cache.
 
         Args:
-            limit_bytes: bound on all tensors together; 0 to keep nothing.
+            limit_bytes: bound on the size of all tensors together; 0 to keep nothing.
         """
         self.limit_bytes = limit_bytes
         self._kept: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
 
     @property
     def used_bytes(self) -> int:
-        """What all tensors take together."""
+        """Size of all tensors together."""
         return sum(map(_size, self._kept.values()))
 
     def get(self, key: Hashable) -> list[Tensor] | None:
-        """Return what was kept under that key, now the most recently used; None where nothing is."""
+        """Return the tensors of `key` and mark them as most recently used; None if there are none."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
     def keep(self, key: Hashable, tensors: list[Tensor]) -> None:
-        """Keep tensors, and let others go for them; what is larger than the bound is not kept."""
+        """Keep tensors, and remove others to make room. Tensors larger than the limit are not kept."""
         size = _size(tensors)
         if size > self.limit_bytes:
             return
@@ -49,12 +51,12 @@ class DeviceMemory:
         self._kept[key] = tensors
 
     def watch(self, key: Hashable, tensors: Iterable[Tensor], *, rows: int) -> Iterator[Tensor]:
-        """Yield `tensors`, and keep them if they were taken to their end; what is held meanwhile counts as kept.
+        """Yield `tensors`, and keep them once all were taken. Room for them is made from the first one on.
 
         Args:
-            key: to keep them under.
-            tensors: whose rows are all of one size.
-            rows: of all tensors together, so that nothing has to go for what will not fit.
+            key: key under which the tensors are kept.
+            tensors: tensors whose rows all have the same size.
+            rows: number of rows of all tensors together. If so many will not fit, nothing is removed for them.
         """
         held: list[Tensor] = []
         for tensor in tensors:
@@ -72,15 +74,15 @@ class DeviceMemory:
 
 @cache
 def device_memory(device: torch.device) -> DeviceMemory:
-    """Return the process's memory of that device."""
+    """Return this process's cache on `device`."""
     return DeviceMemory(int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0)
 
 
 def release_memory() -> None:
-    """Let go what the process keeps on any device, and give the devices back what it has freed."""
+    """Drop all tensors that this process keeps on any device, and return the freed memory to the devices."""
     gc.collect()
     device_memory.cache_clear()
-    torch.cuda.empty_cache()  # does nothing where CUDA was not used
+    torch.cuda.empty_cache()  # does nothing if CUDA was not used
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -1,13 +1,12 @@
-"""The assignment's solution as it was written: the reference for speed, and for `--baseline --as-written`.
+"""Train as the assignment's solution was written: the reference for speed, and for `--baseline --as-written`.
 
-It keeps that solution's mistakes on purpose, and nothing else of ours:
-- VGG16's transforms prepare the images of both models;
-- AutoAugment and the flip come after normalisation, so that colour operations work on values outside [0, 1], most of
-  which they clamp away (version 2 of torchvision's transforms: version 1 refuses to posterise, solarise or equalise
-  what is not uint8);
-- the test images are augmented and flipped as well;
-- BatchNorm of the frozen layers drifts, since the whole network is put into training mode;
-- images are prepared one by one, in fp32, without channels-last.
+This module does not know the feature store or checkpoints. It keeps that solution's mistakes on purpose:
+- VGG16's transforms preprocess the images of both models;
+- AutoAugment and the flip come after normalisation, so colour operations get values outside [0, 1] and clamp most of
+  them (with version 2 of torchvision's transforms; version 1 can posterise, solarise and equalise only uint8 images);
+- the test images are augmented and flipped too;
+- BatchNorm statistics of the frozen layers drift, because the whole network is in training mode;
+- images are preprocessed one by one, in fp32, without channels-last.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,23 +24,23 @@ from study.data import Images
 from study.seeding import derive_seed
 
 TRAINED = {"vgg16": ("features.24", "features.26", "features.28", "classifier"), "resnet18": ("layer4", "fc")}
-"""The last convolutional block and what follows it."""
+"""Names of the trained layers of each model: the last convolutional block and all layers after it."""
 
 
 def choose_device() -> torch.device:
-    """Take the GPU if there is one, with CUDA as fast as it is by default, whatever this process has asked of it."""
+    """Choose the GPU if there is one, else the CPU, and allow CUDA's faster, nondeterministic algorithms again."""
     torch.use_deterministic_algorithms(False)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(model: str, *, classes: int, pretrained: dict[str, Tensor] | None, seed: int) -> nn.Module:
-    """Build torchvision's `vgg16` or `resnet18`, all frozen but its last block and what follows, last layer replaced.
+    """Build torchvision's `vgg16` or `resnet18` with a new last layer; freeze all layers that TRAINED does not name.
 
     Args:
         model: vgg16 or resnet18.
-        classes: outputs of the new last layer.
-        pretrained: a state dict under torchvision's names, perhaps without the last layer; None for untrained weights.
-        seed: of the new values.
+        classes: number of outputs of the new last layer.
+        pretrained: state dict with torchvision's names, possibly without the last layer; None for untrained weights.
+        seed: seed of all weights that are not pretrained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "as-written"))
@@ -54,14 +53,14 @@ def build(model: str, *, classes: int, pretrained: dict[str, Tensor] | None, see
 
 
 class Epoch(NamedTuple):
-    """What an epoch came to, over its images as they were trained on."""
+    """Training results of one epoch."""
 
     number: int
-    """From 1."""
+    """Number of the epoch, counted from 1."""
     loss: float
-    """Mean cross-entropy."""
+    """Mean cross-entropy over the training images."""
     accuracy: float
-    """The share that was classified rightly, in [0, 1]."""
+    """Fraction of training images that were classified correctly during training, in [0, 1]."""
 
 
 def train(
@@ -73,7 +72,7 @@ def train(
     device: torch.device,
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
-    """Train in place and yield each epoch; `watch` is told after each batch which epoch it is and its images so far."""
+    """Train `network` in place and yield each epoch; after each batch, call `watch(epoch, images so far in it)`."""
     torch.manual_seed(derive_seed(seed, "as-written"))
     loader = _loader(images, recipe, shuffle=True)
     network.to(device)
@@ -100,14 +99,14 @@ def train(
 
 
 def first_batch(recipe: Recipe, images: Images, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the first batch that `train` sees: images (n, 3, side, side) float32, normalised, and labels (n,)."""
+    """Return the first batch that `train` uses: images (n, 3, side, side) float32, normalised, and labels (n,)."""
     torch.manual_seed(derive_seed(seed, "as-written"))
     batch, labels = next(iter(_loader(images, recipe, shuffle=True)))
     return batch, labels
 
 
 def evaluate(network: nn.Module, recipe: Recipe, images: Images, *, seed: int, device: torch.device) -> Tensor:
-    """Return the scores (n, classes) of images that are augmented like the training images."""
+    """Return the scores (n, classes) of `images`, which are augmented like the training images."""
     torch.manual_seed(derive_seed(seed, "as-written-test"))
     network.eval()
     with torch.no_grad():
@@ -115,7 +114,7 @@ def evaluate(network: nn.Module, recipe: Recipe, images: Images, *, seed: int, d
 
 
 class _AsWritten(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Prepares an image each time it is asked for, from PIL, as torchvision's CIFAR10 does."""
+    """A data set that preprocesses an image at each access, from PIL, like torchvision's CIFAR10."""
 
     def __init__(self, images: Images, image_size: int) -> None:
         self._images = images

@@ -1,7 +1,7 @@
-"""Keeps the frozen prefix's outputs on disk: who needs them first computes them, everybody else reads them.
+"""Cache the frozen prefix's outputs on disk: the first trial that needs them computes them, all others read them.
 
-Owns files, locks, the bound on their size and the judgement whether storing pays. What is stored and how it is
-computed is the caller's: a key, an order of images, and a function that computes any part of it.
+This module owns the files, their locks, their size limit and the decision whether storing saves time. It does not know
+models: the caller gives a key, an order of images, and a function that computes the outputs for any part of that order.
 """
 
 import dataclasses
@@ -29,26 +29,28 @@ from safetensors import safe_open
 from torch import Tensor
 
 FORMAT = 2
-"""Of the files, and of all that computes what is in them: to be raised with any change to either."""
+"""Version of the files and of the code that computes their contents. Raise it with any change to either."""
 SEGMENT = 256
-"""Images a file, a multiple of the caller's chunks. A trial waits for one segment before its first step, and trials
-that need an epoch at the same time share out its segments; one is read ahead while the one before it is trained on."""
+"""Images per file, a multiple of the caller's chunk size. A trial waits for one segment before its first step. Trials
+that need the same epoch at the same time divide its segments among them. The next segment is read during training."""
 PATIENCE_S = 300.0
-"""After which a segment that another process is computing is computed here as well: that process may be suspended."""
+"""Seconds to wait for a segment from another process, which may be suspended, before it is computed here as well."""
 MAX_LIMIT_BYTES = 50 * 10**9
+"""Upper bound on the default size limit."""
 _HEADER_BYTES = 4096
-"""Before the values: a page, so that they lie in memory as aligned as a tensor of torch's own."""
+"""Size of a file's header: one page, so that the values after it are aligned like the memory of a torch tensor."""
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 Source = Literal["read", "stored", "computed", "unstored"]
-"""Read from the store; computed and stored; computed on the fly, because storing does not pay; or does not work."""
+"""Source of outputs: read from the store; computed and stored; only computed, since storing is not worthwhile; not
+stored, since the store does not work."""
 Compute = Callable[[Tensor], Iterator[Tensor]]
-"""From an order of images to their outputs, in chunks of one size, the last one aside."""
+"""Function from an order of images to their outputs, in chunks of equal size except for the last chunk."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """All that the outputs for one epoch of one set of images depend on."""
+    """Everything on which the prefix's outputs for one epoch of one set of images depend."""
 
     model: str
     weights: str
@@ -56,31 +58,31 @@ class Key:
     unfreeze_depth: int
     image_size: int
     images: str
-    """The set's fingerprint."""
+    """Fingerprint of the set of images."""
     order: str
-    """Digest of the order in which the epoch goes through the set."""
+    """Digest of the order of the images in the epoch."""
     augmentation: str
     seed: int
-    """Of the augmentation, like the epoch; both 0 where there is none, so that one entry serves all epochs."""
+    """Seed of the augmentation. Without augmentation, seed and epoch are 0, so that one entry serves all epochs."""
     epoch: int
     precision: str
     machine: str
-    """The hardware and software whose arithmetic it is."""
+    """Hardware and software that computed the outputs."""
     format: int = FORMAT
 
     @property
     def digest(self) -> str:
-        """Return 64 hexadecimal digits: the stem of the files' names."""
+        """Return the 64 hexadecimal digits with which the names of the key's files begin."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
 
     @property
     def kind(self) -> "Key":
-        """Return what the keys of all epochs of a trial have in common: what is known of one holds for the others."""
+        """Return the part that the keys of all epochs of a trial share. Timings of one epoch apply to all of them."""
         return dataclasses.replace(self, order="", seed=0, epoch=0)
 
 
 class _Span(NamedTuple):
-    """A segment of an epoch: its images [start, stop) are in one file."""
+    """A segment of an epoch: the images [start, stop), whose outputs are in one file."""
 
     path: Path
     start: int
@@ -88,24 +90,24 @@ class _Span(NamedTuple):
 
     @property
     def lock(self) -> Path:
-        """The file that is locked, and there, while a process computes the segment."""
+        """Lock file, which exists and is locked while a process computes the segment."""
         return self.path.with_suffix(".lock")
 
 
 class _Loaded(NamedTuple):
-    """A segment that was read."""
+    """A segment that was read from its file."""
 
     chunks: Sequence[Tensor]
     compute_s: float
-    """Seconds that computing it had taken."""
+    """Seconds that computing the segment had taken."""
 
 
 _Ahead = Future[_Loaded | None] | None
-"""A segment that is being read ahead; None where none is, or where the store is given up."""
+"""A segment that is being read ahead; None if there is no further segment or the store is no longer used."""
 
 
 class _Outputs:
-    """An epoch's outputs as they are computed; going on where the last call stopped costs nothing."""
+    """Outputs of an epoch, computed on demand. To continue where the last call stopped costs nothing extra."""
 
     def __init__(self, order: Tensor, compute: Compute) -> None:
         self.images = len(order)
@@ -114,7 +116,7 @@ class _Outputs:
         self._chunks: Iterator[Tensor] = iter(())
         self._at = -1
         self.compute_s = 0.0
-        """Seconds spent on what was yielded to the host."""
+        """Seconds spent on chunks that were copied to the host."""
 
     def between(self, start: int, stop: int, *, to_host: bool = False) -> Iterator[Tensor]:
         if start != self._at:
@@ -125,58 +127,58 @@ class _Outputs:
             chunk = next(self._chunks)
             self._at += len(chunk)
             if to_host:
-                chunk = chunk.cpu()  # waits for the device, so that the seconds are all there
+                chunk = chunk.cpu()  # waits for the device, so that compute_s includes its work
                 self.compute_s += time.perf_counter() - started
             yield chunk
 
 
 class FeatureStore:
-    """Outputs of frozen prefixes in files of a directory, shared by all processes and studies that use it.
+    """A directory of outputs of frozen prefixes, shared by all processes and studies that use it.
 
-    An epoch is kept as safetensors files of SEGMENT images. What cannot be read is computed under a lock, while
-    others that need it compute a later segment for both, or wait. Damaged files are computed again, those that only
-    cannot be read now are left alone; a full disk or an unwritable directory turns the store off, with one warning, for
-    as long as this object lives.
+    An epoch is kept as safetensors files of SEGMENT images. A missing segment is computed under a lock; meanwhile,
+    other processes that need it compute a later segment for both, or wait. A damaged file is computed again; a file
+    that cannot be read for the moment is left alone. A full disk or an unwritable directory turns the store off for the
+    lifetime of this object, with one warning.
     """
 
     def __init__(self, directory: Path, limit_bytes: int, *, patience_s: float = PATIENCE_S, tolerance_s: float = 1.0):
-        """Open the store; nothing is created before the first output is stored.
+        """Open the store. Nothing is created on disk before the first output is stored.
 
         Args:
-            directory: of the files; may not exist yet.
-            limit_bytes: bound on all files together; the least recently used go first.
-            patience_s: see PATIENCE_S.
-            tolerance_s: seconds that storing or reading may lose against computing before it is given up.
+            directory: directory of the files, which need not exist yet.
+            limit_bytes: bound on the size of all files together. The least recently used files are removed first.
+            patience_s: seconds, see PATIENCE_S.
+            tolerance_s: seconds that files may be slower in total than computing. Then the store is no longer used.
         """
         self.directory = directory
         self.limit_bytes = limit_bytes
         self.tally: Counter[Source] = Counter()
-        """Images by where their outputs came from, since this object was made."""
+        """Number of images by the source of their outputs, since this object was created."""
         self.failure: str | None = None
-        """Why the store has turned itself off; None while it works."""
+        """Why the store is turned off; None while it works."""
         self._patience_s = patience_s
         self._tolerance_s = tolerance_s
         self._lost_s: dict[Key, float] = {}
         self._reader = ThreadPoolExecutor(1, "read-ahead")
-        """Starts its thread when first asked, and ends it with this object."""
+        """Starts its thread at the first request, and ends the thread with this object."""
 
     def stream(
         self, key: Key, order: Tensor, compute: Compute, rest: Tensor | None = None, *, counted: bool = True
     ) -> Iterator[Tensor]:
-        """Return the outputs for the images `order`, in host memory where they were stored.
+        """Return the outputs for the images `order`; stored outputs are in host memory.
 
-        What is stored is read ahead in a thread: the first segment from this call on, each other one while the one
-        before it is taken. Nothing is computed before the first chunk is asked for.
+        A thread reads stored segments ahead: the first one from this call on, each further one while the caller takes
+        the one before it. Nothing is computed before the caller takes the first chunk.
 
         Args:
-            key: of the outputs; `order` and `compute` are functions of it.
-            order: (n,) int64, indices of images.
-            compute: called with `order` from some multiple of SEGMENT on.
-            rest: `order` from some multiple of SEGMENT on, to begin there; None to begin at the first image.
-            counted: whether these images are to stand in the tally.
+            key: key of the outputs, which determines `order` and `compute`.
+            order: indices of images, (n,) int64.
+            compute: function that yields outputs. Its argument is `order` without its first segments, if any.
+            rest: `order` without its first segments, to begin after them; None to begin at the first image.
+            counted: whether these images count in the tally.
 
         Returns:
-            The same chunks in the same memory layout, wherever they come from; they may be mapped from a file.
+            The same chunks in the same memory layout from every source. They may be mapped from a file.
         """
         spans = self._spans(key, order)[0 if rest is None else (len(order) - len(rest)) // SEGMENT :]
         return self._stream(key, spans, _Outputs(order, compute), self._read_ahead(key, spans), counted=counted)
@@ -193,7 +195,7 @@ class FeatureStore:
             yield from chunks
 
     def holds(self, key: Key, order: Tensor) -> bool:
-        """Tell whether all outputs for the images `order` are stored, as far as a look at the files' names can."""
+        """Return whether all outputs for the images `order` are stored, judged by the files' names alone."""
         return self._pays(key) and all(os.path.exists(span.path) for span in self._spans(key, order))
 
     def _spans(self, key: Key, order: Tensor) -> list[_Span]:
@@ -206,7 +208,7 @@ class FeatureStore:
     def _obtain(
         self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs, ahead: _Ahead
     ) -> tuple[Source, Iterator[Tensor]]:
-        """Return a segment's chunks and where they come from."""
+        """Return a segment's source and chunks."""
         if self._pays(key):
             try:
                 if chunks := self._read(key, span, ahead):
@@ -216,7 +218,7 @@ class FeatureStore:
                     return source, iter(chunks)
             except _Unreadable:
                 pass
-            except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
+            except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
                 self._turn_off(error)
         return "unstored" if self.failure else "computed", outputs.between(span.start, span.stop)
 
@@ -224,11 +226,11 @@ class FeatureStore:
         return self.failure is None and self._lost_s.get(key.kind, 0.0) <= self._tolerance_s
 
     def _judge(self, key: Key, *, compute_s: float, file_s: float) -> None:
-        """Keep count of the seconds lost to files that were slower than computing; a gain makes up for losses only."""
+        """Sum up the seconds by which files were slower than computing. A gain reduces this sum, but never below 0."""
         self._lost_s[key.kind] = max(0.0, self._lost_s.get(key.kind, 0.0) + file_s - compute_s)
 
     def _share(self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs) -> Source | None:
-        """See to it that a segment is stored, if it can be. While another process computes it, work ahead."""
+        """Store a segment if possible. While another process computes the segment, compute later ones."""
         while (source := self._ensure(key, span, outputs, timeout_s=0)) is None and self._pays(key):
             missing = (ahead for ahead in later if not ahead.path.exists())
             if not any(self._ensure(key, ahead, outputs, timeout_s=0) in ("read", "stored") for ahead in missing):
@@ -236,7 +238,7 @@ class FeatureStore:
         return source
 
     def _ensure(self, key: Key, span: _Span, outputs: _Outputs, *, timeout_s: float) -> Source | None:
-        """Store a segment unless another process has; 'computed' if there is no room for it, None if that is at it."""
+        """Store a missing segment; 'computed' if there is no room for it, None if another process holds its lock."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with FileLock(span.lock, timeout=timeout_s):
@@ -245,14 +247,14 @@ class FeatureStore:
                         return "read"
                     return "stored" if self._store(key, span, outputs) else "computed"
                 finally:
-                    # Whoever still waits for this lock looks for the segment first, and so does whoever comes later.
+                    # Any process that takes this lock later looks for the segment first.
                     with suppress(OSError):
                         span.lock.unlink()
         except Timeout:
             return None
 
     def _store(self, key: Key, span: _Span, outputs: _Outputs) -> bool:
-        """Compute a segment into its file; False if it would not fit, or vanished meanwhile."""
+        """Compute a segment into its file; return False if it does not fit or was removed meanwhile."""
         started, computed_before_s = time.perf_counter(), outputs.compute_s
         chunks = outputs.between(span.start, span.stop, to_host=True)
         first = next(chunks)
@@ -281,10 +283,10 @@ class FeatureStore:
                     "checksum": checksum % 2**64,
                     "compute_s": compute_s,
                 }
-                file.seek(0)  # last: until here nobody takes it for an entry
+                file.seek(0)  # last: without its header the file is no entry
                 file.write(_header(shape, _DTYPES[first.dtype], image_bytes, facts))
             os.replace(partial, span.path)
-        except FileNotFoundError:  # somebody empties the directory
+        except FileNotFoundError:  # somebody has emptied the directory
             return False
         finally:
             partial.unlink(missing_ok=True)
@@ -292,17 +294,17 @@ class FeatureStore:
         return True
 
     def _read_ahead(self, key: Key, spans: Sequence[_Span]) -> _Ahead:
-        """Begin to read the first of the segments in the thread."""
+        """Start to read the first of the segments in the thread, if there is one and reading is worthwhile."""
         return self._reader.submit(_load, key, spans[0]) if spans and self._pays(key) else None
 
     def _read(self, key: Key, span: _Span, ahead: _Ahead = None) -> Sequence[Tensor] | None:
-        """Return a segment's chunks from its file, or None; the seconds that count are those waited for it here.
+        """Return a segment's chunks from its file, or None. Only the seconds spent waiting here count as file time.
 
         Raises:
-            _Unreadable: as `_load` does, also where it was read ahead.
+            _Unreadable: the file cannot be read for the moment, here or in the thread; see `_load`.
         """
         started = time.perf_counter()
-        # What was not there ahead of time may have come since, from another process.
+        # A segment that was missing when read ahead may have been stored since by another process.
         loaded = (ahead.result() if ahead else None) or _load(key, span)
         if loaded is None:
             return None
@@ -310,16 +312,16 @@ class FeatureStore:
         return loaded.chunks
 
     def _reserve(self, partial: Path, size: int) -> bool:
-        """Create a file of this size, which counts from now on, and evict for it what was not used for longest.
+        """Create a file of this size, which counts against the limit at once, and evict the least recently used files.
 
         Returns:
-            False, and there is no file, where too much of the room is other processes' unfinished work.
+            Whether the file was created; not if unfinished files of other processes take too much of the limit.
         """
         with FileLock(self.directory / "room.lock", timeout=self._patience_s):
             entries = []
             total = size
             for path in self.directory.iterdir():
-                with suppress(FileNotFoundError):  # finished or evicted just now
+                with suppress(FileNotFoundError):  # renamed or evicted just now
                     stat = path.stat()
                     if path.suffix == ".safetensors":
                         entries.append((stat.st_mtime_ns, stat.st_size, path))
@@ -329,7 +331,7 @@ class FeatureStore:
             for _, entry_bytes, path in sorted(entries):
                 if total <= self.limit_bytes:
                     break
-                path.unlink(missing_ok=True)  # who has it mapped keeps it
+                path.unlink(missing_ok=True)  # a process that has mapped the file keeps its contents
                 total -= entry_bytes
             if total > self.limit_bytes:
                 return False
@@ -338,7 +340,7 @@ class FeatureStore:
             return True
 
     def _remove_if_abandoned(self, partial: Path) -> bool:
-        """Remove what a process left that died while it computed: nobody holds the lock."""
+        """Remove an unfinished file if no process holds its lock, since the process that computed it has died."""
         lock = self.directory / f"{partial.name.partition('.')[0]}.lock"
         try:
             with FileLock(lock, timeout=0):
@@ -351,26 +353,26 @@ class FeatureStore:
     def _turn_off(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         self.failure = f"{self.directory}: must be writable and have room, but got {reason!r}."
-        warnings.warn(f"{self.failure} Features are computed anew from here on.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{self.failure} Features are now computed without the store.", RuntimeWarning, stacklevel=2)
 
 
 class _Unreadable(Exception):
-    """A file cannot be read now, through no fault of its own."""
+    """A file cannot be read for the moment, although it may be intact."""
 
 
 def _load(key: Key, span: _Span) -> _Loaded | None:
-    """Map a segment's file, checked to its last bit; None if there is none, or no sound one, which is removed.
+    """Map a segment's file and verify its checksum; return None if it is missing, or damaged and thus removed.
 
     Raises:
-        _Unreadable: memory or file handles have run out, or the disk fails: the file itself may be sound.
+        _Unreadable: memory or file handles have run out, or the disk fails. The file itself may be intact.
     """
     if not os.path.lexists(span.path):
         return None
     try:
         if not span.path.is_file():
             raise ValueError("neither a file nor a link to one")
-        # Tells what is the matter where safetensors would say that there is no file, and waits for the disk without
-        # holding up other threads, which safetensors would.
+        # This raises the true OSError, where safetensors would report a missing file. It also waits for the disk
+        # without blocking other threads, as safetensors would.
         with open(span.path, "rb") as opened:
             opened.read(_HEADER_BYTES)
         with safe_open(span.path, framework="pt") as file:
@@ -384,36 +386,36 @@ def _load(key: Key, span: _Span) -> _Loaded | None:
         loaded = _Loaded(chunks, facts["compute_s"])
     except FileNotFoundError:  # evicted just now
         return None
-    except (OSError, MemoryError, RuntimeError) as error:  # the last is how torch says that it cannot map a file
+    except (OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it cannot map a file
         raise _Unreadable from error
-    except Exception:  # damage makes the readers raise almost anything else
+    except Exception:  # for a damaged file, the readers raise almost any other exception
         span.path.unlink(missing_ok=True)
         return None
-    with suppress(OSError):  # it may be gone, or another user's
+    with suppress(OSError):  # the file may be gone, or belong to another user
         os.utime(span.path)
     return loaded
 
 
 def default_directory() -> Path:
-    """Return where the features of all of a user's studies are kept."""
+    """Return the directory of the features of all studies of this user."""
     return platformdirs.user_cache_path("study") / "features"
 
 
 def default_limit_bytes(directory: Path) -> int:
-    """Return a fifth of the disk space that is free or the store's already, at most MAX_LIMIT_BYTES."""
+    """Return a fifth of the disk space that is free or already used by the store, at most MAX_LIMIT_BYTES."""
     try:
         existing = next(path for path in (directory, *directory.parents) if path.exists())
         room = shutil.disk_usage(existing).free
         for path in directory.glob("*.safetensors"):
             with suppress(OSError):  # another process has just evicted it
                 room += path.stat().st_size
-    except OSError:  # as where a parent may not be entered: the store will say so itself, and turn itself off
+    except OSError:  # for instance no access to a parent: the store will warn and turn itself off
         return MAX_LIMIT_BYTES
     return min(room // 5, MAX_LIMIT_BYTES)
 
 
 def _layout(outputs: Tensor) -> list[int]:
-    """Return the dimensions in the order in which they lie in memory, the images' first; channels-last: 0, 2, 3, 1."""
+    """Return the dimensions in memory order, the images' dimension first; channels-last is 0, 2, 3, 1."""
     return [0, *sorted(range(1, outputs.dim()), key=outputs.stride().__getitem__, reverse=True)]
 
 
@@ -422,9 +424,9 @@ def _inverse(layout: Sequence[int]) -> list[int]:
 
 
 def _checksum(values: Tensor) -> int:
-    """Sum the bytes eight at a time, at the memory's speed: any lost page and any flipped bit changes it.
+    """Sum the bytes eight at a time, at memory speed. A lost page or a flipped bit changes the sum.
 
-    By NumPy, on the thread that asks: torch would start a second crew of threads for the one that reads ahead.
+    NumPy sums in the calling thread. torch would start a second thread pool for the thread that reads ahead.
     """
     data = values.flatten().view(torch.uint8).numpy()
     whole = len(data) // 8 * 8
@@ -432,7 +434,7 @@ def _checksum(values: Tensor) -> int:
 
 
 def _header(shape: tuple[int, ...], dtype: str, image_bytes: int, facts: dict[str, Any]) -> bytes:
-    """Return what safetensors puts before the values, filled up with spaces to _HEADER_BYTES."""
+    """Return the header of a safetensors file, padded with spaces to _HEADER_BYTES."""
     tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, image_bytes * shape[0]]}
     text = json.dumps({"__metadata__": {"study": json.dumps(facts)}, "features": tensor}).encode()
     length = _HEADER_BYTES - 8

@@ -1,6 +1,7 @@
-"""The Ray Tune boundary of one trial: a plan in, reports out.
+"""Run one trial for Ray Tune: take a plan and send reports.
 
-`run_trial` is a plain generator that needs no Ray; `trainable` hands what it yields to Ray Tune.
+`run_trial` is a plain generator that needs no Ray; `trainable` passes its reports to Ray Tune. Neither knows Optuna,
+MLflow or the journal.
 """
 
 import time
@@ -37,74 +38,74 @@ from study.training import (
 )
 
 PROGRESS_S = 2.0
-"""Seconds between two reports of how far an epoch is."""
+"""Minimum seconds between two progress reports within an epoch."""
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, cuDNN
     "status_alloc_failed",  # cuBLAS, cuDNN
-    "not enough memory",  # torch's allocator on a CPU, like the next
+    "not enough memory",  # torch's allocator on a CPU, like the next line
     "can't allocate memory",
     "cannot allocate memory",  # the operating system
 )
-"""What errors say that are not of a class of their own."""
+"""Texts, in lower case, of out-of-memory errors that have no exception class of their own."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all trials of a study share, read-only, through Ray's object store."""
+    """Read-only inputs that all trials of a study share through Ray's object store."""
 
     train: Images
     validation: Images | None
     test: Images | None
-    """None in a search: its trials cannot see what they must not select on."""
+    """None in a search, so that nothing can be selected on test images."""
     classes: int
     pretrained: Mapping[str, Mapping[str, np.ndarray] | None]
-    """By model: a state dict as arrays, since Ray shares arrays without a copy; None for untrained weights."""
+    """State dict of each model, as arrays because Ray shares arrays without a copy; None for untrained weights."""
     precision: str
     """auto, bf16 or fp32."""
     cache_gb: float | None = 0.0
-    """Bound on the feature store of each node's user, in GB; None for its default, 0 for no store."""
+    """Size limit of the user's feature store on each node, in GB; None for its default, 0 for no store."""
     study: str = ""
-    """Names the study among all others."""
+    """Identifier of the study, different from that of every other study."""
     checkpoints: Path | None = None
-    """Where trials keep their weights, a file a trial; a directory that all nodes see, or a trial whose node dies
-    starts anew on the next. None for nowhere."""
+    """Directory of the checkpoints, one file per trial; None for no checkpoints. If the nodes do not share the
+    directory, a trial whose node dies starts again from the first epoch on another node."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a trial's process says of itself before it trains."""
+    """Facts about a trial's process and network, reported before training."""
 
     device: str
     precision: str
     parameters: int
     trainable_parameters: int
     threads: int
-    """That torch computes with."""
+    """Number of CPU threads that torch uses."""
     arithmetic: str
-    """The hardware and software whose last bits the results have."""
+    """Hardware and software that determine the last bits of the results."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial cannot go on, where trying again would not help."""
+    """Why a trial failed, where an immediate retry would not help."""
 
     reason: str
     out_of_memory: bool = False
-    """It may fit where it has the device to itself."""
+    """Whether memory ran out. The trial may fit if it has the device to itself."""
     stops_study: bool = False
-    """It is none of the trial's, and would befall the next one too: it is to run again once that is mended."""
+    """Whether the cause would also stop every other trial. The trial runs again once the user has removed the cause."""
 
 
 @dataclass(frozen=True)
 class OpensTest:
-    """A trial is about to see the test images, whatever comes of that."""
+    """Notice that a trial is about to see the test images. It counts even if the trial then fails."""
 
 
 Report = Facts | Progress | EpochResult | OpensTest | Evaluation | Failure
 
 
 def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
-    """Run the trial `config["plan"]` and report to Ray Tune; exceptions become a Failure, not a retry."""
+    """Run the trial `config["plan"]` and report to Ray Tune. An exception becomes a Failure, not a retry."""
 
     def send(report: Report) -> None:
         tune.report({"report": report})
@@ -117,42 +118,42 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
             last = time.monotonic()
             send(progress)
 
-    # Ray's arrays are read-only, and nothing here writes to them: torch's warning would tell nobody anything.
+    # Ray's arrays are read-only and nothing here writes to them, so torch's warning is of no use.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     try:
         for report in run_trial(config["plan"], inputs, watch):
             send(report)
         return
     except RecordError as error:
-        failure = Failure(f"{error} Make room, and --resume.", stops_study=True)
+        failure = Failure(f"{error} Free disk space, then use --resume.", stops_study=True)
     except StudyError as error:
         failure = Failure(str(error))
     except Exception as error:
-        # A bug or a broken installation fails alike the second time; Ray retries only dead processes.
+        # A bug or a broken installation would fail again; Ray retries only a process that died.
         failure = describe_failure(error)
     if failure.out_of_memory:
-        release_memory()  # out here, where no traceback holds the trial's tensors: whoever runs next may need it all
+        release_memory()  # here, where no traceback holds the trial's tensors: the next trial may need all memory
     send(failure)
 
 
 def describe_failure(error: Exception) -> Failure:
-    """Say why a trial cannot go on; host, CUDA and its libraries each have a way of their own to be out of memory."""
-    said = first_line(error)
+    """Build the Failure for an exception. Host, CUDA and its libraries report a lack of memory in different ways."""
+    message = first_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(words in said.lower() for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError | OSError) and any(text in message.lower() for text in OUT_OF_MEMORY)
     ):
-        return Failure(f"out of memory: {said}", out_of_memory=True)
+        return Failure(f"out of memory: {message}", out_of_memory=True)
     return Failure(f"{type(error).__name__}: {error}")
 
 
 def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
-    """Train one recipe and yield its facts, one result an epoch, and its test where there is a test set.
+    """Train one recipe. Yield facts, one result per epoch and, if there is a test set, the evaluation on it.
 
-    With checkpoints, what was trained before is not trained again; the verdict's trials leave their last weights there.
+    With checkpoints, epochs that were saved are not trained again, and the verdict's trials save their last weights.
 
     Raises:
         TrialError: a loss is not finite.
-        RecordError: the disk has no room for those.
+        RecordError: the disk has no room for the last weights.
     """
     arrays = inputs.pretrained[plan.recipe.model]
     pretrained = None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -185,7 +186,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         checkpoint=checkpoint,
     )
     if checkpoint and plan.stage == "final":
-        checkpoint.save(plan.recipe.epochs, classifier)  # before its test: what was tested is there to be kept
+        checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
     if inputs.test is not None:
         yield OpensTest()
         test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
@@ -194,13 +195,13 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
 
 
 def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
-    """Return where a trial of the study with that uid keeps its weights."""
+    """Return the checkpoint of a trial; `study` is the identifier that `Inputs.study` describes."""
     return Checkpoint(directory / plan.checkpoint, f"{study} {plan}")
 
 
 @cache
 def _open_store(cache_gb: float | None) -> FeatureStore:
-    """Return the process's store: one, since it remembers what pays, and whether the disk works."""
+    """Return the process's only store, which remembers whether storing is worthwhile and whether the disk works."""
     directory = default_directory()
     return FeatureStore(directory, default_limit_bytes(directory) if cache_gb is None else round(cache_gb * 1e9))
 
@@ -208,18 +209,18 @@ def _open_store(cache_gb: float | None) -> FeatureStore:
 def _run_as_written(
     plan: Plan, inputs: Inputs, pretrained: StateDict | None, watch: Callable[[Progress], None] | None
 ) -> Iterator[Report]:
-    """Train as the assignment's solution did, on the CPU or GPU in fp32; it keeps nothing between epochs."""
+    """Train like the assignment's solution, on the GPU or CPU, in fp32, without feature store and checkpoints."""
     hardware = Hardware(notebook.choose_device(), "fp32")
     network = notebook.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
     yield _facts(network, hardware)
     images = len(inputs.train)
     started = time.perf_counter()
 
-    def tell(epoch: int, done: int) -> None:
+    def send(epoch: int, done: int) -> None:
         if watch:
             watch(Progress(epoch, done, images, done / (time.perf_counter() - started)))
 
-    for epoch in notebook.train(network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device, watch=tell):
+    for epoch in notebook.train(network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device, watch=send):
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", epoch.loss, epoch.number)
         yield EpochResult(epoch.number, epoch.loss, epoch_s, images / epoch_s, train_accuracy=epoch.accuracy)

@@ -1,6 +1,6 @@
-"""Fine-tune a classifier by a recipe, one result an epoch, and evaluate it.
+"""Fine-tune a classifier by a recipe, yield one result per epoch, and evaluate the classifier.
 
-Knows nothing of trials, studies, Ray, Optuna or MLflow: images and a recipe in, numbers out.
+This module does not know trials, studies, Ray, Optuna or MLflow. It takes images and a recipe and returns numbers.
 """
 
 import dataclasses
@@ -27,89 +27,95 @@ from study.store import FeatureStore
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a trial runs and at which precision."""
+    """The device and the numerical precision of a trial."""
 
     device: torch.device
     precision: str
-    """bf16 (autocast, channels-last) or fp32."""
+    """bf16 (autocast) or fp32."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier made of a set of images, in plain values."""
+    """Results of a classifier on a set of images, as plain values."""
 
     loss: float
     """Mean cross-entropy, without label smoothing."""
     confusion: list[list[int]]
-    """Counts (classes, classes): row = true class, column = predicted class."""
+    """Numbers of images, (classes, classes): row = true class, column = predicted class."""
     predictions: list[int]
-    """The predicted class of each image, in the set's order."""
+    """Predicted class of each image, in the order of the set."""
     seconds: float = field(default=0.0, compare=False)
-    """That it took; two evaluations are equal whatever they took."""
+    """Duration of the evaluation. Ignored when two evaluations are compared."""
 
     @property
     def accuracy(self) -> float:
-        """The share of images whose class was predicted, in [0, 1]."""
+        """Fraction of images that were classified correctly, in [0, 1]."""
         return accuracy(self.confusion)
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch of one trial, in plain values."""
+    """Results of one epoch of one trial, as plain values."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, counted from 1."""
     train_loss: float
-    """Mean over the epoch's images, as they were trained on."""
+    """Mean training loss over the epoch's images, label smoothing included."""
     epoch_s: float
-    """Seconds of training, validation not included."""
+    """Seconds of training, without validation."""
     images_per_s: float
-    """Training images over `epoch_s`."""
+    """Training images divided by `epoch_s`."""
     val_loss: float | None = None
-    """None where no validation images are held out, like the confusion."""
+    """Mean validation loss; None, like `val_confusion`, if no validation images are held out."""
     val_confusion: list[list[int]] | None = None
     features: dict[str, int] | None = None
-    """Images, those of validation included, whose prefix outputs were 'read' from the store, 'stored' there when they
-    had been computed, only 'computed', since storing them would not pay, or 'unstored', since the store does not work;
+    """Numbers of images, validation included, by the source of their prefix outputs: 'read' from the store, 'stored'
+    after computing, 'computed' only, since storing is not worthwhile, or 'unstored', since the store does not work.
     None without a store."""
     train_accuracy: float | None = None
-    """The share of the epoch's images that were classified rightly as they were trained on, in [0, 1]; None in older
+    """Fraction of the epoch's images that were classified correctly during training, in [0, 1]; None in older
     records."""
     val_s: float = field(default=0.0, compare=False)
-    """Seconds of validation after the epoch; two epochs are equal whatever it took."""
+    """Seconds of validation after the epoch. Ignored when two results are compared."""
     store_failure: str | None = None
-    """Why the store does not work; None where it does, or where there is none."""
+    """Why the store does not work; None if it works or if there is none."""
 
     @property
     def val_accuracy(self) -> float | None:
-        """The share of validation images whose class was predicted, in [0, 1]."""
+        """Fraction of validation images that were classified correctly, in [0, 1]; None without validation images."""
         return None if self.val_confusion is None else accuracy(self.val_confusion)
 
 
 def accuracy(confusion: list[list[int]]) -> float:
-    """Return the diagonal's share of all counts, in [0, 1]."""
+    """Return the accuracy of a confusion matrix: the sum of its diagonal over the sum of all counts, in [0, 1]."""
     counts = np.asarray(confusion)
     return float(np.trace(counts) / counts.sum())
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an epoch is, for whoever watches."""
+    """Progress within one epoch of training, for callbacks."""
 
     epoch: int
+    """Number of the epoch, counted from 1."""
     images: int
-    """Done in this epoch."""
+    """Images of this epoch that were trained on so far."""
     of: int
+    """All images of this epoch."""
     images_per_s: float
 
 
 def choose_hardware(precision: str) -> Hardware:
-    """Take the GPU that this process may use, else the CPU; 'auto' is bf16 where the hardware gains from it."""
+    """Choose the GPU if this process may use one, else the CPU, and make CUDA deterministic.
+
+    Args:
+        precision: bf16, fp32, or auto for bf16 on hardware that computes faster with it and fp32 elsewhere.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":  # same seed, same numbers; where CUDA knows no repeatable way, torch warns
+    if device.type == "cuda":  # same seed, same numbers; torch warns about operations that cannot be deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Nor is memory cleared that nobody reads before it is written.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch types it so
+        # Filling new memory costs time, and no code here reads memory before writing to it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's types lack it
     if precision == "auto":
         precision = "bf16" if _gains_from_bf16(device) else "fp32"
     return Hardware(device, precision)
@@ -122,9 +128,9 @@ def _gains_from_bf16(device: torch.device) -> bool:
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """Return the sizes of an epoch's batches; a last batch of one image joins the batch before it.
+    """Return the sizes of an epoch's batches. A last batch of one image is merged into the batch before it.
 
-    BatchNorm in training mode has no variance over a single value.
+    BatchNorm in training mode cannot compute a variance from a single value.
     """
     sizes = [batch_size] * (images // batch_size)
     if rest := images % batch_size:
@@ -135,12 +141,12 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the order (images,) int64 in which an epoch goes through the images; the batches are cut from it."""
+    """Return the order (images,) int64 of an epoch's images; each batch is a consecutive part of it."""
     return torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
 
 def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer; fused, which gives the same steps in fewer passes over memory."""
+    """Build the recipe's optimizer. The fused version takes the same steps with fewer passes over memory."""
     match recipe.optimizer:
         case "adam":
             return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
@@ -155,11 +161,11 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opt
 def build_lr_schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build the recipe's schedule over `steps` optimizer steps, the whole trial."""
+    """Build the recipe's learning-rate schedule for a whole trial of `steps` optimizer steps."""
     match recipe.lr_schedule:
-        case "cosine":  # to zero, without restarts: arXiv:1608.03983
+        case "cosine":  # decays to zero without restarts: arXiv:1608.03983
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        case "one-cycle":  # arXiv:1708.07120, torch's proportions
+        case "one-cycle":  # arXiv:1708.07120, with torch's default proportions
             return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
         case _:
             return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -178,15 +184,15 @@ def train(
     features: FeatureStore | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[EpochResult]:
-    """Fine-tune `classifier` in place and yield one result an epoch.
+    """Fine-tune `classifier` in place and yield one result per epoch.
 
-    Everything random is a function of (seed, purpose, epoch): the order and the augmentation of an epoch are the
-    same for every recipe. With `features`, the prefix's outputs are shared with other trials through that store; the
-    results are the same. With `checkpoint`, training goes on after the epoch that was saved last, as if it had never
-    stopped; an epoch is saved only after its result was taken.
+    Every random choice is a function of (seed, purpose, epoch), so the order and the augmentation of an epoch are the
+    same for all recipes. With `features`, trials share the prefix's outputs through that store; the results stay the
+    same. With `checkpoint`, training continues after the last saved epoch, as if training had never stopped. An epoch
+    is saved only after the caller has taken its result.
 
     Raises:
-        TrialError: the loss of an epoch, or of its validation, is not finite.
+        TrialError: a training or validation loss is not finite.
     """
     device = hardware.device
     classifier.network.to(device).to(memory_format=torch.channels_last)
@@ -197,7 +203,7 @@ def train(
     labels = torch.from_numpy(images.labels)
 
     def begin(epoch: int) -> tuple[Tensor, Iterator[Tensor], float]:
-        """Return an epoch's targets, its outputs, which the store reads ahead from now on, and the seconds it took."""
+        """Let the store read ahead; return an epoch's targets, its prefix outputs and the seconds of this call."""
         started = time.perf_counter()
         order = epoch_order(len(images), seed=seed, epoch=epoch)
         chunks = epoch_outputs(
@@ -236,7 +242,7 @@ def train(
             done += len(batch)
             if watch:
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
-        train_loss = total.item() / len(images)  # waits for the device, so that the seconds are all there
+        train_loss = total.item() / len(images)  # waits for the device, so that epoch_s includes its work
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
         result = EpochResult(
@@ -253,20 +259,20 @@ def train(
             result = dataclasses.replace(result, features=sources, store_failure=features.failure)
             tally = Counter(features.tally)
         if epoch < recipe.epochs:
-            upcoming = begin(epoch + 1)  # while the result is taken
+            upcoming = begin(epoch + 1)  # the store reads ahead while the caller uses the result
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
 
 
 def check_finite(name: str, loss: float, epoch: int) -> None:
-    """Let a finite loss pass.
+    """Check that a loss is finite.
 
     Raises:
-        TrialError: it is not.
+        TrialError: `loss` is infinite or NaN.
     """
     if not math.isfinite(loss):
-        raise TrialError(f"{name}: must stay finite, but became {loss} in epoch {epoch}. Lower lr.")
+        raise TrialError(f"{name}: must stay finite, but got {loss} in epoch {epoch}. Lower lr.")
 
 
 def evaluate(
@@ -278,7 +284,7 @@ def evaluate(
     hardware: Hardware,
     features: FeatureStore | None = None,
 ) -> Evaluation:
-    """Predict every image, not augmented, in the given order; the prefix's outputs may come from a store."""
+    """Evaluate the classifier on all images without augmentation; prefix outputs may come from the store `features`."""
     started = time.perf_counter()
     chunks = epoch_outputs(
         classifier,
@@ -299,8 +305,15 @@ def evaluate(
 
 
 def summarise(scores: Tensor, labels: np.ndarray, *, classes: int, started: float) -> Evaluation:
-    """Turn scores (n, classes), before softmax, and true labels (n,) into an Evaluation begun at that perf_counter."""
-    scores = scores.float().cpu()  # waits for the device, so that the seconds are all there
+    """Build an Evaluation from a classifier's scores.
+
+    Args:
+        scores: scores (n, classes) before softmax.
+        labels: true classes (n,).
+        classes: number of classes.
+        started: value of time.perf_counter() when the evaluation began.
+    """
+    scores = scores.float().cpu()  # waits for the device, so that `seconds` includes its work
     predictions = scores.argmax(dim=1).numpy()
     cells = np.bincount(labels * classes + predictions, minlength=classes**2)
     return Evaluation(

@@ -85,7 +85,7 @@ def test_checkpoint_that_is_damaged_hostile_or_anothers_is_passed_over(make_trai
 def test_checkpoint_in_a_forbidden_place_costs_a_warning_only(make_training, make_recipe, tmp_path):
     (tmp_path / "in the way").write_text("")
     path = tmp_path / "in the way" / "trial.safetensors"
-    with pytest.warns(UserWarning, match=r"trial.safetensors: must be writable, but got: .*Training goes on"):
+    with pytest.warns(UserWarning, match=r"trial.safetensors: must be writable, but got: .*Training continues"):
         saved(make_training, make_recipe, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,7 +97,7 @@ def test_checkpoint_on_a_full_disk_is_an_error_but_between_epochs(make_training,
     path = small_disk / "trial.safetensors"
     with pytest.raises(RecordError, match=r"trial.safetensors: must have room, but got: .*No space left on device"):
         saved(make_training, make_recipe, path)
-    with pytest.warns(UserWarning, match=r"trial.safetensors: must have room, but got: .*Training goes on"):
+    with pytest.warns(UserWarning, match=r"trial.safetensors: must have room, but got: .*Training continues"):
         _, epochs = make_training(make_recipe(), Checkpoint(path, "me", every_s=0))
         assert len(list(epochs)) == 2
     assert list(small_disk.iterdir()) == []

@@ -93,7 +93,7 @@ def test_a_baseline_whose_trials_all_fail_exits_1_with_the_reason(study, image_f
     flags = ["--data", image_folder, *QUICK, "--weights", broken_weights]
     done = study("--baseline", "resnet18", *flags, "--name", "one")
     assert done.returncode == 1
-    assert "train_loss: must stay finite, but became nan in epoch 1" in done.stdout
+    assert "train_loss: must stay finite, but got nan in epoch 1" in done.stdout
     _, parent, children = runs_of(study.room, "pets", "one")
     assert (parent.info.status, children["0"].info.status) == ("FAILED", "FAILED")
     assert "train_loss" in children["0"].data.tags["study.reason"]
@@ -184,7 +184,7 @@ def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_fo
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("failed ")]
     assert len(failed) == 2
-    assert all("train_loss: must stay finite, but became nan in epoch 1" in line for line in failed)
+    assert all("train_loss: must stay finite, but got nan in epoch 1" in line for line in failed)
     assert "0 complete, 0 pruned, 2 failed" in done.stdout
     assert f"weights  resnet18: {broken_weights}, last layer fc is the file's own" in done.stdout
     assert "device   CPU, " in done.stdout or torch.cuda.is_available()

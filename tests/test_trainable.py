@@ -118,7 +118,7 @@ def test_run_trial_as_written_tells_how_far_it_is(inputs, make_recipe):
 def test_run_trial_fails_where_the_test_loss_is_not_finite(inputs, make_recipe, stage):
     """The last step may spoil the weights after the last loss of training was taken."""
     recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, epochs=1, batch_size=24)
-    with pytest.raises(TrialError, match=r"test_loss: must stay finite, but became \w+ in epoch 1"):
+    with pytest.raises(TrialError, match=r"test_loss: must stay finite, but got \w+ in epoch 1"):
         list(run_trial(Plan(0, stage, recipe, 0), inputs))
 
 
@@ -161,7 +161,7 @@ def test_trainable_opens_no_test_where_the_disk_has_no_room_for_what_was_trained
     *_, last = sent
     assert last.stops_study
     assert re.fullmatch(
-        r".*/checkpoints/.*: must have room, but got: .*No space.*\. Make room, and --resume\.", last.reason
+        r".*/checkpoints/.*: must have room, but got: .*No space.*\. Free disk space, then use --resume\.", last.reason
     )
     assert not any(isinstance(report, OpensTest | Evaluation) for report in sent)
 

@@ -136,14 +136,14 @@ def test_train_reports_progress_up_to_the_last_image(make_recipe, make_images):
 
 
 def test_train_names_the_epoch_of_a_loss_that_is_not_finite(make_recipe, make_images):
-    with pytest.raises(TrialError, match=r"train_loss: must stay finite, but became nan in epoch 1"):
+    with pytest.raises(TrialError, match=r"train_loss: must stay finite, but got nan in epoch 1"):
         fit(make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), make_images(64))
 
 
 def test_train_names_the_epoch_of_a_validation_loss_that_is_not_finite(make_recipe, make_images):
     """The last step may spoil the weights after the last loss of training was taken."""
     recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, batch_size=16)
-    with pytest.raises(TrialError, match=r"val_loss: must stay finite, but became \w+ in epoch 1\. Lower lr"):
+    with pytest.raises(TrialError, match=r"val_loss: must stay finite, but got \w+ in epoch 1\. Lower lr"):
         fit(recipe, make_images(16), validation=make_images(9, seed=1))
 
 
