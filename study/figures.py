@@ -1,7 +1,8 @@
-"""The figures that MLflow and the report show: confusions, sample images, learning curves, models side by side.
+"""Draw the figures of MLflow and the report: confusion matrices, sample images, learning curves, model comparison.
 
-Knows arrays and names only. Never touches pyplot's state or rcParams, which belong to the whole process: a background
-thread draws while others work. Class names are taken as they are, even with the `$` that matplotlib reads as maths.
+This module knows only arrays and names. It does not change pyplot's state or rcParams, which belong to the whole
+process: a background thread draws while other threads work. Class names are drawn literally, including the `$` that
+matplotlib otherwise reads as the start of a formula.
 """
 
 import io
@@ -21,31 +22,32 @@ from matplotlib.ticker import MaxNLocator
 
 DPI = 110
 COLOURS = seaborn.color_palette("colorblind")
-MARKERS = "os^DvP"  # a second cue beside the colour
+MARKERS = "os^DvP"  # distinguish the curves without colour
 INK = "#333333"
 FAINT = "#9aa5b1"
 GRID = "#e4e4e4"
 MOST_ANNOTATED = 25
-"""Classes up to which a confusion matrix has room for a text in each cell."""
+"""Largest number of classes for which the cells of a confusion matrix have room for text."""
 MOST_TICKS = 100
-"""Class names that fit along an axis; with more classes only every second, third … is written."""
+"""Number of class names that fit along an axis; with more classes, only every second, third … name is written."""
 LONGEST_NAME = 26
-"""Characters of a class name on an axis."""
+"""Largest length of a class name on an axis, in characters."""
 LONGEST_KEY = 16
-"""Characters of a name that has room in a legend between the curves; longer ones stand below."""
+"""Largest length of a name in a legend inside the panel, in characters; with longer names the legend is below."""
 MOST_SAMPLES = 32
+"""Largest number of images in a figure of samples."""
 
 
 def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw counts and row percents, coloured by row percent so that rare and common classes read alike.
+    """Draw counts and row percentages, coloured by row percentage so that rare and common classes are comparable.
 
     Args:
-        confusion: (classes, classes) integer counts of images, rows true, columns predicted.
-        classes: the names, in the order of the rows.
-        title: wrapped where it is long.
+        confusion: counts of images, (classes, classes) integer; row = true class, column = predicted class.
+        classes: class names, in the order of the rows.
+        title: title, wrapped if it is long.
     """
     counts = np.asarray(confusion, dtype=np.int64)
-    percents = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without images is all zero
+    percents = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a row without images is zero
     texts = [
         [f"{count}\n{percent:.0f} %" for count, percent in zip(*row, strict=True)]
         for row in zip(counts, percents, strict=True)
@@ -54,13 +56,13 @@ def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], title: str) 
 
 
 def confusion_difference(before: np.ndarray, after: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw by how many images each cell grew (red) or shrank (blue) from `before` to `after`.
+    """Draw the change of each count from `before` to `after`: red for an increase, blue for a decrease.
 
     Args:
-        before: (classes, classes) integer counts of images, rows true, columns predicted.
-        after: the same images as another classifier sees them.
-        classes: the names, in the order of the rows.
-        title: wrapped where it is long.
+        before: counts of images, (classes, classes) integer; row = true class, column = predicted class.
+        after: counts of a second classifier on the same images.
+        classes: class names, in the order of the rows.
+        title: title, wrapped if it is long.
     """
     change = np.asarray(after, dtype=np.int64) - np.asarray(before, dtype=np.int64)
     largest = max(int(np.abs(change).max()), 1)
@@ -70,21 +72,21 @@ def confusion_difference(before: np.ndarray, after: np.ndarray, classes: Sequenc
 
 
 def samples(images: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw the first 32 images at most in rows of eight, each above the name of its class.
+    """Draw at most the first 32 images in rows of eight, each with its class name below it.
 
     Args:
-        images: (n, 3, height, width) float in [0, 1], true colours, n from 1; drawn as squares.
-        labels: n indices into `classes`.
-        classes: the names.
-        title: wrapped where it is long.
+        images: at least one image, (n, 3, height, width) float in [0, 1], true colours; drawn as a square.
+        labels: class of each image, (n,) indices into `classes`.
+        classes: class names.
+        title: title, wrapped if it is long.
     """
     shown = min(len(images), MOST_SAMPLES)
     columns = min(shown, 8)
-    side = 8.8 / max(columns, 5)  # inches of a column
-    # Spaces for underscores, so that a name breaks between its words; fifteen characters an inch.
+    side = 8.8 / max(columns, 5)  # inches per column
+    # Underscores become spaces, so that long names wrap between words; 15 characters per inch.
     words = [classes[int(label)].replace("_", " ") for label in labels[:shown]]
     names = [textwrap.fill(name, int(15 * side), max_lines=2, placeholder="…") for name in words]
-    pitch = 1.1 + 0.15 * max(name.count("\n") + 1 for name in names)  # of a row, in columns: an image above its name
+    pitch = 1.1 + 0.15 * max(name.count("\n") + 1 for name in names)  # height of a row in column widths: image and name
     rows = math.ceil(shown / columns)
     figure = _figure(max(columns * side, 5), rows * pitch * side + 0.5, title)
     ax = figure.subplots()
@@ -100,19 +102,19 @@ def samples(images: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Seq
 
 
 def learning_curve(epochs: Sequence[int], metrics: Mapping[str, Sequence[float | None]], title: str) -> Figure:
-    """Draw losses by epoch and, in a second panel where there are any, accuracies in percent.
+    """Draw losses by epoch and, if there are any, accuracies in percent in a second panel.
 
     Args:
-        epochs: counted from 1.
-        metrics: `<split>_loss` and `<split>_accuracy` (fractions in [0, 1]), one value an epoch, None where
-            it was not measured; all else is left out.
-        title: wrapped where it is long.
+        epochs: epoch numbers, counted from 1.
+        metrics: `<split>_loss` (nats) and `<split>_accuracy` (in [0, 1]) with one value per epoch, None if it was not
+            measured; other metrics are ignored.
+        title: title, wrapped if it is long.
     """
     panels = [("loss", "cross-entropy loss (nats)", 1), ("accuracy", "accuracy (%)", 100)]
     if not any(name.endswith("_accuracy") and any(v is not None for v in values) for name, values in metrics.items()):
         del panels[1]
     drawn = [name for name in metrics if name.endswith(("_loss", "_accuracy"))]
-    splits = list(dict.fromkeys(name.rpartition("_")[0] for name in drawn))  # a split looks alike in both panels
+    splits = list(dict.fromkeys(name.rpartition("_")[0] for name in drawn))  # one colour in both panels
     below = any(len(split) > LONGEST_KEY for split in splits)
     figure = _figure(9 if below or len(panels) == 2 else 6, 3.8 + 0.17 * len(splits) * below, title)
     for ax, (kind, label, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -133,47 +135,47 @@ def comparison(
     accuracies: Mapping[str, float],
     images_per_s: Mapping[str, float],
 ) -> Figure:
-    """Draw the models of a baseline side by side; one that lacks a value has no line or bar there.
+    """Draw training losses, test accuracies and speeds of the models; a missing value has no line or bar.
 
     Args:
-        models: the names, from top to bottom.
-        losses: by model, the training loss of each epoch.
-        accuracies: by model, on the test set, fractions in [0, 1].
-        images_per_s: by model, training images a second.
+        models: model names, from top to bottom.
+        losses: training loss of each epoch (nats), by model.
+        accuracies: test accuracy in [0, 1], by model.
+        images_per_s: training images per second, by model.
     """
-    figure = _figure(9, max(3.4, 1.9 + 0.3 * len(models)), "Baseline: the models side by side")
+    figure = _figure(9, max(3.4, 1.9 + 0.3 * len(models)), "Comparison of the models")
     curves, tests, speeds = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     for index, model in enumerate(models):
         _curve(curves, list(enumerate(losses.get(model, ()), start=1)), model, index)
     _finish_curves(curves, "training loss (nats)")
     percents = [100 * accuracies.get(model, math.nan) for model in models]
     _bars(tests, models, percents, "test accuracy (%)", lambda percent: f"{percent:.1f} %")
-    tests.set(xlim=(0, 130), xticks=range(0, 101, 25))  # the room beyond 100 % is for the values
+    tests.set(xlim=(0, 130), xticks=range(0, 101, 25))  # beyond 100 % is room for the values
     rates = [images_per_s.get(model, math.nan) for model in models]
     _bars(speeds, models, rates, "training speed (images/s)", lambda rate: f"{rate:,.{0 if rate >= 100 else 1}f}")
     speeds.margins(x=0.3)  # room for the values
-    speeds.tick_params(labelleft=False)  # the names stand beside the accuracies
+    speeds.tick_params(labelleft=False)  # the panel of accuracies shows the names
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """Return the figure as the bytes of a PNG file, and empty it.
+    """Return the figure as the bytes of a PNG file, and clear the figure.
 
-    A figure and what is in it, its pixels too, refer to each other: dead ones, left until Python collects them, once
-    held 80 MB of a study's driver.
+    A figure, its contents and its pixels refer to each other, so that only the garbage collector frees them. Figures
+    that were not cleared once held 80 MB in a study's driver.
     """
     buffer = io.BytesIO()
-    # Draws once, where Figure.savefig would first draw everything for its layout alone.
+    # Draw once: Figure.savefig would draw everything twice, the first time only for the layout.
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # matplotlib leaves it untyped
     figure.clear()
-    FigureCanvasBase(figure)  # in the place of the canvas that holds the pixels
+    FigureCanvasBase(figure)  # replaces the canvas that holds the pixels
     return buffer.getvalue()
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches around the panels
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
-    wrapped = textwrap.fill(title, int(10 * width))  # ten characters an inch
+    wrapped = textwrap.fill(title, int(10 * width))  # ten characters per inch
     figure.suptitle(wrapped, fontsize=11, color=INK, parse_math=False)
     return figure
 
@@ -193,12 +195,12 @@ def _heatmap(
         fmt="",
         annot_kws={"fontsize": np.interp(n, (4, 10, 25), (11, 8, 5)), "in_layout": False},
         linewidths=0.5 if annotated else 0,
-        xticklabels=False,  # its own choice of ticks would drop names
+        xticklabels=False,  # seaborn's choice of ticks would drop names
         yticklabels=False,
         cbar_kws={"label": label, "shrink": 0.8, "aspect": 30, "ticks": MaxNLocator(5, integer=True)},
         **colours,
     )
-    for text, value in zip(ax.texts, values.flat, strict=False):  # no texts where there are too many classes
+    for text, value in zip(ax.texts, values.flat, strict=False):  # no texts with too many classes
         if value == 0:
             text.set_color(FAINT)
     _name_classes(ax, classes, width)
@@ -216,8 +218,8 @@ def _name_classes(ax: Axes, classes: Sequence[str], width: float) -> None:
     centres = np.arange(n) + 0.5
     style: dict[str, Any] = {"fontsize": size, "color": INK, "parse_math": False}
     ax.set_yticks(centres[shown], names[shown], rotation=0, **style)
-    longest = max(map(len, names)) * 0.64 * size / 72  # inches, as is all of this
-    if longest > (width - longest - 1.4) / n:  # wider than a cell: the colour bar and all labels take 1.4
+    longest = max(map(len, names)) * 0.64 * size / 72  # in inches, like all lengths here
+    if longest > (width - longest - 1.4) / n:  # wider than a cell; colour bar and labels take 1.4
         style |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if n <= MOST_ANNOTATED else {"rotation": 90}
     ax.set_xticks(centres[shown], names[shown], **style)
     ax.tick_params(length=0)
@@ -229,7 +231,7 @@ def _curve(ax: Axes, points: Sequence[tuple[int, float]], name: str, index: int)
     if points:
         epochs, values = zip(*points, strict=True)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        sparse = max(1, len(points) // 15)  # markers on a long line hide it
+        sparse = max(1, len(points) // 15)  # too many markers would hide the line
         ax.plot(epochs, values, label=name, color=colour, marker=marker, markersize=4, markevery=sparse)
 
 

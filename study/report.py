@@ -1,6 +1,6 @@
-"""What a study has found, as one page that needs nothing else: `python -m study.report NAME [NAME …]`.
+"""Write the report of one or more studies as a self-contained HTML page: `python -m study.report NAME [NAME …]`.
 
-Reads records and, where they still are, their images; what is on the page is made in `report_sections.py`.
+This module reads records and, if they still exist, the images; `report_sections.py` builds the content of the page.
 Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore")  # of Optuna's experimental plots
+    warnings.filterwarnings("ignore")  # Optuna warns that its plots are experimental
     try:
         mlruns = Path("mlruns").absolute()
         directories = [find_study(name, mlruns) for name in dict.fromkeys(options.studies)]
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"study: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("study: interrupted; the page is as it was before.", file=sys.stderr)
+        print("study: interrupted; the page was not changed.", file=sys.stderr)
         return 130
 
 
@@ -56,19 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m study.report`."""
     parser = argparse.ArgumentParser(
         prog="python -m study.report",
-        description="Write the report of a study anew, or put several side by side on one page.",
+        description="Write the report of a study, or compare several studies on one page.",
         allow_abbrev=False,
     )
-    parser.add_argument("studies", nargs="+", metavar="NAME", help="of a study; 'latest' for the last")
+    parser.add_argument("studies", nargs="+", metavar="NAME", help="name of a study, or 'latest' for the last one")
     return parser
 
 
 def write_report(record: "Record", dataset: "Dataset | None") -> Path:
-    """Write the study's page into its directory and return its path.
+    """Write the report of a study into the study's directory and return the path of the file.
 
     Args:
-        record: of the study.
-        dataset: its images; None where they are not there any more, which the page says.
+        record: record of the study.
+        dataset: images of the study; None if they are missing, which the page then states.
 
     Raises:
         RecordError: the page cannot be written.
@@ -77,7 +77,7 @@ def write_report(record: "Record", dataset: "Dataset | None") -> Path:
 
 
 def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
-    """Return the page of one study, or of several one after the other, as HTML."""
+    """Return the HTML page of one study, or of several studies one after the other with a comparison before them."""
     import jinja2
 
     from study.report_comparison import compare_studies
@@ -94,35 +94,32 @@ def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
 
 
 def find_images(record: "Record") -> "Dataset | None":
-    """Return the images that a study was run on; None where they are not there, or are others now.
-
-    A page is no reason to download anything.
-    """
+    """Return the images of a study; None if they are missing or have changed since. Download nothing."""
     from study.data import fingerprint, load_dataset
 
-    told = record.manifest
-    if told["source"] == "cifar10" and not _has_cifar10(Path(told["data_dir"])):
+    manifest = record.manifest
+    if manifest["source"] == "cifar10" and not _has_cifar10(Path(manifest["data_dir"])):
         return None
     try:
         dataset = load_dataset(
-            told["source"],
-            fraction=told["fraction"],
-            seed=told["seed"],
-            image_size=told["image_size"],
-            data_dir=Path(told["data_dir"]),
+            manifest["source"],
+            fraction=manifest["fraction"],
+            seed=manifest["seed"],
+            image_size=manifest["image_size"],
+            data_dir=Path(manifest["data_dir"]),
         )
     except StudyError:
         return None
-    return dataset if fingerprint(dataset.train, dataset.test) == told["data_fingerprint"] else None
+    return dataset if fingerprint(dataset.train, dataset.test) == manifest["data_fingerprint"] else None
 
 
 def _has_cifar10(data_dir: Path) -> bool:
-    """Tell whether CIFAR-10 lies there whole, so that `load_dataset` does not fetch it."""
+    """Return whether `data_dir` holds the complete CIFAR-10, so that `load_dataset` does not download it."""
     from torchvision.datasets import CIFAR10  # type: ignore[import-untyped,unused-ignore]
 
     try:
         CIFAR10(data_dir, train=False, download=False)
-    except (RuntimeError, OSError):  # torchvision's word for a missing or damaged file, or one that may not be read
+    except (RuntimeError, OSError):  # torchvision's errors for missing, damaged and unreadable files
         return False
     return True
 

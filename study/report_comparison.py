@@ -1,4 +1,4 @@
-"""Several studies on one page: their tested trials side by side, ranked where they were tested on the same images."""
+"""Build the part of a report that compares several studies. Only trials tested on the same images are ranked."""
 
 from collections.abc import Sequence
 
@@ -11,56 +11,56 @@ from study.trials import TrialRecord
 
 
 def compare_studies(records: Sequence[Record]) -> View:
-    """Return what several studies' tested trials say together: ranked where they were tested on the same images."""
+    """Return the comparison of several studies: one group of sections for each set of images."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if tested_trials(record):
             groups.setdefault((record.manifest["data_fingerprint"], *record.manifest["classes"]), []).append(record)
     sentences, sections = [], []
-    for those in groups.values():
-        sentences.append(_best_of(those))
-        sections += _compare_group(those)
+    for group in groups.values():
+        sentences.append(_best_of(group))
+        sections += _compare_group(group)
     if len(groups) > 1:
-        sentences.append("The studies were not run on the same images: accuracies are ranked for each set alone.")
+        sentences.append("The studies used different images, so trials are ranked within each set of images only.")
     answers = [(record.name, answer(record)) for record in records]
-    return View("Side by side", " ".join(sentences) or "No trial was tested.", answers, sections)
+    return View("Comparison of studies", " ".join(sentences) or "No trial was tested.", answers, sections)
 
 
 def _best_of(records: Sequence[Record]) -> str:
-    """Say which of these studies' tested trials is right most often, and which model trains fastest."""
+    """Return a sentence on the tested trial with the highest accuracy, and a sentence on the fastest model."""
     tested = [(record, trial) for record in records for trial in tested_trials(record)]
     record, best = max(tested, key=lambda pair: pair[1].test.accuracy if pair[1].test else 0.0)
     assert best.test
-    told = record.manifest
+    manifest = record.manifest
     return (
-        f"On {told['data']}, {best.plan.title} of {record.name} is right about {best.test.accuracy:.2%} of"
-        f" {told['test_images']:,} test images, the best of {len(tested)} tested trials. {_fastest(tested)}"
+        f"On {manifest['data']}, the highest test accuracy is {best.test.accuracy:.2%} of {manifest['test_images']:,}"
+        f" images, by {best.plan.title} of {record.name} (tested trials: {len(tested)}). {_fastest(tested)}"
     ).strip()
 
 
 def _fastest(tested: Sequence[tuple[Record, TrialRecord]]) -> str:
-    """Rank the models' speeds, of trials that read nothing from the store; empty where there is nothing to rank."""
+    """Rank the models' training speeds, without trials that read from the feature store; empty without two models."""
     fresh = [(record, trial) for record, trial in tested if not is_helped(trial)]
     rows = [row for record, trial in fresh for row in compare([trial], record.manifest["classes"])]
     devices = dict.fromkeys(f"{trial.facts.get('device')}, {trial.facts.get('precision')}" for _, trial in fresh)
-    said = faster(rows) or ""
-    return f"{said} They ran on different devices: {'; '.join(devices)}." if said and len(devices) > 1 else said
+    text = faster(rows) or ""
+    return f"{text} The trials ran on different devices: {'; '.join(devices)}." if text and len(devices) > 1 else text
 
 
 def _compare_group(records: Sequence[Record]) -> list[Section]:
-    """Tables, the hardest pair and curves of studies that were tested on the same images."""
-    told = records[0].manifest
+    """Return the accuracy table, the most confused classes and the loss curves of studies with the same images."""
+    manifest = records[0].manifest
     tested = {f"{record.name} {trial.plan.title}": trial for record in records for trial in tested_trials(record)}
-    rows = [(record.name, *result_row(trial, told)) for record in records for trial in tested_trials(record)]
-    place = f"{told['data']}, {told['test_images']:,} test images"
-    _, hardest = hardest_pair_of([*tested.values()], told)
+    rows = [(record.name, *result_row(trial, manifest)) for record in records for trial in tested_trials(record)]
+    place = f"{manifest['data']}, {manifest['test_images']:,} test images"
+    _, hardest = hardest_pair_of([*tested.values()], manifest)
     curves, different = draw_curves(tested)
     return [
         Section(
-            f"How right they are: {place}",
-            f"All were tested on the same images, {told['data_fingerprint']} by their fingerprint.",
+            f"Test accuracy: {place}",
+            f"All trials were tested on the same images (data fingerprint {manifest['data_fingerprint']}).",
             [Table(("study", *RESULT_COLUMNS), rows, sortable=True)],
         ),
-        Section(f"Hardest to tell apart: {place}", hardest),
-        Section(f"How they train: {place}", different, pictures=[curves]),
+        Section(f"Most confused classes: {place}", hardest),
+        Section(f"Training loss: {place}", different, pictures=[curves]),
     ]

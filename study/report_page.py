@@ -1,4 +1,4 @@
-"""What a report's page is made of, as the template takes it: sections of texts, tables and pictures."""
+"""Define the parts of a report page, as the template reads them: sections with text, tables, pictures and code."""
 
 import base64
 import re
@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from study import figures
 
 FIGURE = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?( to [\d.]+| ?%)?\*?|–")
-"""A cell that holds a number, an interval, or that there is none."""
-READ = "* Frozen blocks' outputs were read from the store, so that this is not the speed of training from the images."
+"""Matches a table cell that holds a number, an interval, or a dash for a missing value."""
+READ = "* Frozen blocks' outputs were read from the feature store, so this is not the speed of training from images."
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts under headings."""
+    """A table of text cells with column headings."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -25,28 +25,28 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold figures, to be set flush right and sorted from the largest on."""
+        """Whether each column holds numbers; such columns are aligned right and first sorted in descending order."""
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
         return [any(column) and all(FIGURE.fullmatch(cell) for cell in column) for column in columns]
 
     @property
     def note(self) -> str:
-        """What its stars mean; empty where it has none."""
+        """Explanation of the stars in the cells; empty if no cell has a star."""
         return READ if any(cell.endswith("*") for row in self.rows for cell in row) else ""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page."""
+    """A PNG image embedded in the page."""
 
     title: str
     data: str
-    """In base64."""
+    """PNG file, encoded in base64."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and what stands under it."""
+    """A section of the page: a heading and its content."""
 
     title: str
     text: str = ""
@@ -57,15 +57,15 @@ class Section:
 
 @dataclass(frozen=True)
 class View:
-    """A study, as the page shows it."""
+    """The part of the page on one study, or the comparison of several studies."""
 
     name: str
     found: str
-    """Its answer, in a sentence."""
+    """Main result, in a sentence or two."""
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
 
 
 def draw_picture(title: str, figure: Figure) -> Picture:
-    """Draw a figure into the page."""
+    """Return a figure as a picture of the page; `title` becomes its alternative text."""
     return Picture(title, base64.b64encode(figures.png(figure)).decode())

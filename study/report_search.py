@@ -1,4 +1,4 @@
-"""What a report says of a search: its verdict, and what the search itself shows of what helps, by Optuna's plots."""
+"""Build the report sections of a search: the verdict, hyperparameter importances, best recipes and Optuna's plots."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from study.report_page import Picture, Section, Table, draw_picture
 from study.verdict import details, recall_verdict, sentence
 
 MOST_PLOTTED = 500
-"""Trials in Optuna's plots: what it draws beyond is a blot."""
+"""Largest number of trials for which Optuna's plots are readable."""
 SLICES = 3
-"""Fields side by side in one picture of slices: with more the page's width leaves none enough."""
+"""Fields per slice plot; with more fields, each one is too narrow to read on the page."""
 
 
 def search_sections(record: Record) -> list[Section]:
-    """The verdict's figures, and what the search itself shows of what helps."""
+    """Return the section of the verdict, if there is one, and the section of the search results."""
     trials = record.trials()
     scored = [trial for trial in trials if trial.state == "complete"]
     verdict = recall_verdict(record)
     sections = []
     if verdict:
         rows = [tuple(line) for line in details(verdict)]
-        sections.append(Section("The verdict", sentence(verdict), [Table(("", ""), rows)]))
+        sections.append(Section("Verdict", sentence(verdict), [Table(("", ""), rows)]))
     importances = record.noted("importances") or {}
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in importances.items())
     by_depth = {}
@@ -37,20 +37,20 @@ def search_sections(record: Record) -> list[Section]:
     best = Table(
         ("unfreeze depth", "best trial", "validation accuracy"),
         [(str(depth), trial.plan.title, f"{trial.value:.2%}") for depth, trial in sorted(by_depth.items())],
-        caption="The best recipe by unfreeze depth, on the validation images",
+        caption="Best complete trial of each unfreeze depth, by validation accuracy",
     )
-    text = f"Of the differences in validation accuracy between complete trials: {shares}." if shares else ""
+    text = f"Share of each field in the variance of validation accuracy (complete trials): {shares}." if shares else ""
     pictures = []
     if len(trials) > MOST_PLOTTED:
-        text += f" Beyond {MOST_PLOTTED} trials the search's plots would be blots, so there are none."
+        text += f" Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
     elif len(scored) > 1:
         pictures = _plots(record.optuna_study, list(record.space.domains) if record.space else [])
-    sections.append(Section("What helps, by the search itself", text.strip(), [best] if by_depth else [], pictures))
+    sections.append(Section("Search results", text.strip(), [best] if by_depth else [], pictures))
     return sections
 
 
 def _plots(study: optuna.Study, fields: Sequence[str]) -> list[Picture]:
-    """Draw Optuna's own plots, the slices so many fields at a time that they can be read."""
+    """Draw Optuna's own plots, with at most SLICES fields per slice plot."""
     draw = optuna.visualization.matplotlib
     name = "validation accuracy"
     pictures = [
@@ -63,20 +63,24 @@ def _plots(study: optuna.Study, fields: Sequence[str]) -> list[Picture]:
         ),
     ]
     for start in range(0, len(fields), SLICES):
-        some = list(fields[start : start + SLICES])
-        title = f"slices along {', '.join(some).replace('_', ' ')}"
-        plot = partial(draw.plot_slice, study, some, target_name=name)
-        pictures.append(_plot(title, 1.5 + 2.8 * len(some), plot, "constrained" if len(some) > 1 else "tight"))
+        group = list(fields[start : start + SLICES])
+        title = f"slices along {', '.join(group).replace('_', ' ')}"
+        plot = partial(draw.plot_slice, study, group, target_name=name)
+        pictures.append(_plot(title, 1.5 + 2.8 * len(group), plot, "constrained" if len(group) > 1 else "tight"))
     return pictures
 
 
 def _plot(title: str, width: float, plot: Callable[[], Any], layout: Literal["constrained", "tight"]) -> Picture:
-    """Draw one of Optuna's own plots, which come as axes or arrays of them, `width` inches wide.
+    """Draw one of Optuna's own plots.
 
-    A colour bar beside several axes keeps off them in the constrained layout alone, one beside a single axes in the
-    tight one, as do parallel coordinates.
+    Args:
+        title: alternative text of the picture.
+        width: width in inches.
+        plot: function that draws the plot and returns its axes, or an array of its axes.
+        layout: "constrained" if there is a colour bar beside several axes, "tight" for a single axes object and for
+            parallel coordinates. With the other layout, the colour bar overlaps the axes.
     """
-    # Optuna styles the whole process, in which MLflow's thread may be drawing: so only for as long as it must be.
+    # Optuna changes matplotlib's style for the whole process, where MLflow's thread may draw too. Restore it at once.
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")
         figure = np.ravel(plot())[0].figure

@@ -1,6 +1,7 @@
-"""A study's page: its answer, what was given, how it was trained and tested, and every trial.
+"""Build the report of one study: the main result, test results, search results, images, trials, time and commands.
 
-Computes nothing of its own: what tested trials and a search say is put together in rooms of their own.
+This module computes no statistics. `report_tested.py` and `report_search.py` build the sections on tested trials and on
+the search.
 """
 
 from collections import Counter
@@ -21,13 +22,13 @@ from study.verdict import choose, recall_verdict, sentence
 
 
 def describe(record: Record, dataset: Dataset | None) -> View:
-    """Return a study's page: its answer, what was given, how it was trained and tested, and every trial."""
-    told = record.manifest
+    """Return the report of one study; without `dataset`, sample images are left out."""
+    manifest = record.manifest
     tested = tested_trials(record)
     sections = [
-        results(tested, told),
-        hardest(tested, told, dataset),
-        training(tested, told),
+        results(tested, manifest),
+        hardest(tested, manifest, dataset),
+        training(tested, manifest),
         *(search_sections(record) if record.space else []),
         _given(tested, dataset),
         _all_trials(record),
@@ -35,53 +36,53 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         _again(record),
     ]
     facts = [
-        ("data", f"{told['data']}: {told['train_images']:,} training, {told['val_images']:,} validation and "
-                 f"{told['test_images']:,} test images in {len(told['classes'])} classes"),
-        ("split", told["split_fingerprint"]),
-        ("weights", told["weights"]),
-        ("seed", str(told["seed"])),
-        ("software", ", ".join(f"{package} {version}" for package, version in told["versions"].items())),
+        ("data", f"{manifest['data']}: {manifest['train_images']:,} training, {manifest['val_images']:,} validation and"
+                 f" {manifest['test_images']:,} test images in {len(manifest['classes'])} classes"),
+        ("split fingerprint", manifest["split_fingerprint"]),
+        ("weights", manifest["weights"]),
+        ("seed", str(manifest["seed"])),
+        ("software", ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())),
     ]  # fmt: skip
     return View(record.name, answer(record), facts, [section for section in sections if section])
 
 
 def answer(record: Record) -> str:
-    """Return what a study has found, in a sentence or two."""
+    """Return the main result of a study, in a sentence or two."""
     if record.space:
-        return sentence(recall_verdict(record)) if _judged(record) else "The verdict has not been reached."
+        return sentence(recall_verdict(record)) if _judged(record) else "No verdict yet: the study has not finished."
     rows = compare(record.trials(), record.manifest["classes"])
     if not rows:
-        return "No trial was completed."
+        return "No trial was tested."
     best = max(rows, key=lambda row: row.test_accuracy)
-    said = f"{best.model} is right about {best.test_accuracy:.2%} of the test images"
-    others = ", ".join(f"{row.model} about {row.test_accuracy:.2%}" for row in rows if row is not best)
-    return f"{said}{f', {others}' if others else ''}. {faster(rows) or ''}".strip()
+    ranked = [best, *(row for row in rows if row is not best)]
+    accuracies = ", ".join(f"{row.model} {row.test_accuracy:.2%}" for row in ranked)
+    return f"Test accuracy: {accuracies}. {faster(rows) or ''}".strip()
 
 
 def _judged(record: Record) -> bool:
-    """Tell whether a search has its verdict, or has ended without anything to judge."""
+    """Return whether a search has a verdict, or has ended without a trial to judge."""
     if record.noted("test_labels") is not None:
         return True
     return record.noted("importances") is not None and choose(record.trials()) is None
 
 
 def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:
-    """The first training batch of each model, before and after augmentation."""
-    title = "What the models were given"
+    """Return the first training batch of each model: the stored images and the network's input."""
+    title = "First training batch"
     if dataset is None:
-        return Section(title, "The images are no longer where the study found them.")
+        return Section(title, "The images of the study are missing or have changed, so no batch is shown.")
     if not tested:
-        return Section(title, "No trial has been tested, so that no batch is shown.")
+        return Section(title, "No trial was tested, so no batch is shown.")
     first = {trial.plan.recipe.model: trial.plan for trial in reversed(tested)}
     pictures = []
     for model, plan in first.items():
-        pictures.append(draw_picture(f"images for {model}, as stored", draw_originals(plan, dataset)))
-        pictures.append(draw_picture(f"images for {model}, as it sees them", draw_batch(plan, dataset)))
-    return Section(title, "The first training batch, as stored and as the network sees it.", [], pictures)
+        pictures.append(draw_picture(f"first training batch of {model}, stored images", draw_originals(plan, dataset)))
+        pictures.append(draw_picture(f"first training batch of {model}, network input", draw_batch(plan, dataset)))
+    return Section(title, "Each model's first training batch, as stored and as network input.", [], pictures)
 
 
 def _all_trials(record: Record) -> Section:
-    shown = ("unfreeze_depth", "lr", "batch_size")  # of every study; a search's further fields follow behind
+    shown = ("unfreeze_depth", "lr", "batch_size")  # in every study; other searched fields come last
     searched = [name for name in record.space.domains if name not in shown] if record.space else []
     rows = [
         (
@@ -101,8 +102,9 @@ def _all_trials(record: Record) -> Section:
         for trial in record.all_trials()
     ]
     headings = ["planned epochs" if name == "epochs" else name.replace("_", " ") for name in searched]
-    columns = ("trial", "model", "depth", "lr", "batch", "state", "epochs", "validation %", "test %", "s", *headings)
-    return Section("Every trial", "", [Table((*columns, "reason"), rows, sortable=True)])
+    columns = ("trial", "model", "unfreeze depth", "lr", "batch size", "state", "epochs")
+    measured = ("validation accuracy (%)", "test accuracy (%)", "device time (s)")
+    return Section("All trials", "", [Table((*columns, *measured, *headings, "reason"), rows, sortable=True)])
 
 
 def _value(value: object) -> str:
@@ -110,24 +112,24 @@ def _value(value: object) -> str:
 
 
 def _time(record: Record) -> Section:
-    """Where the device's time went."""
+    """Return the device time by trial state, and the sources of the frozen blocks' outputs."""
     trials = record.all_trials()
     rows = []
     for state in ("complete", "pruned", "failed", "running"):
-        those = [trial for trial in trials if trial.state == state]
-        if those:
-            spent = sum(trial.seconds for trial in those)
-            rows.append((state, str(len(those)), f"{spent:,.1f}", f"{sum(trial.saved_s for trial in those):,.1f}"))
-    tables = [Table(("trials", "number", "seconds spent", "seconds saved by stopping early"), rows)]
-    shared = sum((trial.features for trial in trials), Counter[str]())
+        group = [trial for trial in trials if trial.state == state]
+        if group:
+            spent = sum(trial.seconds for trial in group)
+            rows.append((state, str(len(group)), f"{spent:,.1f}", f"{sum(trial.saved_s for trial in group):,.1f}"))
+    tables = [Table(("state", "trials", "device time (s)", "saved by pruning (s)"), rows)]
+    sources = sum((trial.features for trial in trials), Counter[str]())
     text = ""
-    if shared:
-        parts = ", ".join(f"{count / shared.total():.0%} {source}" for source, count in shared.most_common())
+    if sources:
+        parts = ", ".join(f"{count / sources.total():.0%} {source}" for source, count in sources.most_common())
         text = (
-            f"The frozen blocks' outputs, by image, those of validation included: {parts}. What reading them saved in"
-            " seconds is not known: reading and computing are not timed apart."
+            f"Sources of the frozen blocks' outputs, counted by training and validation image: {parts}. The time saved"
+            " by reading outputs is not known, because reading and computing are not timed separately."
         )
-    return Section("Where the time went", text, tables)
+    return Section("Device time", text, tables)
 
 
 def _again(record: Record) -> Section:
@@ -141,17 +143,17 @@ def _again(record: Record) -> Section:
             f"python -m study.run --reproduce {record.name}",
             f"python -m study.predict IMAGE … --model {record.name}",
         ]
-    title, recipes = "The recipes, and how to have them again", _recipes(record)
+    title, recipes = "Recipes and commands", _recipes(record)
     fields = [recipe.to_dict() for recipe in recipes.values()]
     table = Table(("field", *recipes), [(name, *(_value(values[name]) for values in fields)) for name in fields[0]])
     return Section(title, "", [table], [], "\n".join(commands))
 
 
 def _recipes(record: Record) -> dict[str, Recipe]:
-    """Return a search's recipe to beat and its best one, or all of a baseline's, by heading."""
+    """Return the recipes by column heading: the baseline and the best one of a search, or all fixed trials."""
     recipes = Design.from_dict(record.manifest).recipes
     if record.space is None:
         return {f"#{number}": recipe for number, recipe in enumerate(recipes)}
     winner = choose(record.trials())
-    chosen = {f"#{winner.plan.key}, the best": winner.plan.recipe} if winner else {}
-    return {"#0, the baseline's": recipes[0]} | {name: best for name, best in chosen.items() if best != recipes[0]}
+    chosen = {f"#{winner.plan.key} (best)": winner.plan.recipe} if winner else {}
+    return {"#0 (baseline)": recipes[0]} | {name: best for name, best in chosen.items() if best != recipes[0]}

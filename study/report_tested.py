@@ -1,6 +1,6 @@
-"""What a report says of tested trials: how right they are, what they mistake, how they train and how fast.
+"""Build the report sections on tested trials: test accuracy, most confused classes, training loss and speed.
 
-Values come from their records, statistics from `statistics.py`, pictures from `figures.py`.
+Values come from the trials' records, statistics from `statistics.py` and figures from `figures.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,17 @@ from study.trials import TrialRecord
 
 
 def tested_trials(record: Record) -> list[TrialRecord]:
-    """Return all that were tested, the verdict's last."""
+    """Return all tested trials; the refits for the verdict come last."""
     return [trial for trial in record.all_trials() if trial.test and trial.epochs]
 
 
-RESULT_COLUMNS = ("trial", "accuracy", "95 % interval", "images/s", "training s", "parameters", "trained")
+RESULT_COLUMNS = (
+    "trial", "test accuracy", "95 % interval", "images/s", "training time (s)", "parameters", "trainable parameters",
+)  # fmt: skip
 
 
 def result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
-    """Return a tested trial's cells under RESULT_COLUMNS."""
+    """Return a tested trial's cells in the order of RESULT_COLUMNS."""
     assert trial.test
     counts = np.asarray(trial.test.confusion)
     low, high = accuracy_interval(np.arange(counts.sum()) < np.trace(counts))
@@ -44,21 +46,21 @@ def result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
 
 
 def starred(figure: str, trial: TrialRecord) -> str:
-    """Mark a speed that the store helped to; the table says below what the star means."""
+    """Mark a time or speed with a star if the feature store helped; a note below the table explains the star."""
     return f"{figure}*" if is_helped(trial) and figure != "–" else figure
 
 
 def is_helped(trial: TrialRecord) -> bool:
-    """Tell whether it trained on outputs from the store.
+    """Return whether a trial trained on outputs that were read from the feature store.
 
-    Each trial reads there, from its second epoch on, what it has itself made of the validation images; its seconds are
-    of training alone.
+    From its second epoch on, each trial reads the outputs for validation images that it stored itself. These reads do
+    not count: times and speeds cover training only.
     """
     return any((result.features or {}).get("read", 0) > np.sum(result.val_confusion or 0) for result in trial.epochs)
 
 
 def results(tested: Sequence[TrialRecord], told: dict[str, Any]) -> Section | None:
-    """Accuracy with its interval, and the confusion matrix of each."""
+    """Return the section with the accuracy, its interval, the speed and the confusion matrix of each trial."""
     if not tested:
         return None
     pictures = []
@@ -67,68 +69,69 @@ def results(tested: Sequence[TrialRecord], told: dict[str, Any]) -> Section | No
         drawn = figures.confusion_matrix(np.asarray(trial.test.confusion), told["classes"], trial.plan.title)
         pictures.append(draw_picture(f"confusion matrix of {trial.plan.title}", drawn))
     table = Table(RESULT_COLUMNS, [result_row(trial, told) for trial in tested], sortable=True)
-    text = "Each was trained on all training images and tested once. The interval is Wilson's, over test images alone."
-    return Section("How right they are", text, [table], pictures)
+    text = "Each trial trained on all training images and was tested once. Wilson's interval covers images, not seeds."
+    return Section("Test accuracy", text, [table], pictures)
 
 
 def hardest(tested: Sequence[TrialRecord], told: dict[str, Any], dataset: Dataset | None) -> Section | None:
-    """The two classes that are hardest to tell apart, over all tests, and the images mistaken most often."""
+    """Return the two classes that are confused most often over all tests, and the images confused most often."""
     if not tested:
         return None
     pair, text = hardest_pair_of(tested, told)
     pictures = []
     if dataset:
-        mistaken = np.zeros(len(dataset.test), dtype=int)
+        errors = np.zeros(len(dataset.test), dtype=int)
         for trial in tested:
             assert trial.test
             seen, true = np.asarray(trial.test.predictions), dataset.test.labels
-            mistaken += ((true == pair.first) & (seen == pair.second)) | ((true == pair.second) & (seen == pair.first))
-        often = np.argsort(-mistaken, kind="stable")[:16]
-        often = often[mistaken[often] > 0]
-        if len(often):
-            chosen = dataset.test.take(often)
+            errors += ((true == pair.first) & (seen == pair.second)) | ((true == pair.second) & (seen == pair.first))
+        worst = np.argsort(-errors, kind="stable")[:16]
+        worst = worst[errors[worst] > 0]
+        if len(worst):
+            chosen = dataset.test.take(worst)
             labels = [told["classes"][label] for label in chosen.labels]
-            names = [f"{name} ({times}×)" for name, times in zip(labels, mistaken[often], strict=True)]
+            names = [f"{name} ({times}×)" for name, times in zip(labels, errors[worst], strict=True)]
             colours = chosen.pixels.astype(np.float32) / 255
-            drawn = figures.samples(colours, range(len(often)), names, "mistaken most often, with their class")
-            pictures.append(draw_picture("the images that were mistaken most often", drawn))
-    return Section("Hardest to tell apart", text, [], pictures)
+            title = "Images of these classes that are confused most often: true class (number of errors)"
+            drawn = figures.samples(colours, range(len(worst)), names, title)
+            pictures.append(draw_picture("test images that are confused most often", drawn))
+    return Section("Most confused classes", text, [], pictures)
 
 
 def hardest_pair_of(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> tuple[ClassPair, str]:
-    """Return the pair that all tests together confuse most, and a sentence of it."""
+    """Return the two classes that are confused most often in all tests together, and a text on them."""
     pair = hardest_pair(np.sum([trial.test.confusion for trial in tested if trial.test], axis=0))
     first, second = told["classes"][pair.first], told["classes"][pair.second]
     tests = "one test" if len(tested) == 1 else f"{len(tested)} tests"
-    said = f"{first} and {second}: over {tests}, {first} was taken for {second} {pair.first_as_second} times"
-    return pair, f"{said}, and {second} for {first} {pair.second_as_first} times."
+    text = f"Classes: {first} and {second}. Wrong predictions over {tests}: {pair.first_as_second} of class {first} as"
+    return pair, f"{text} {second}, {pair.second_as_first} of class {second} as {first}."
 
 
 def training(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> Section | None:
-    """Curves, seconds to given losses, and where the difference in speed comes from."""
+    """Return the loss curves, the training time to given losses, and the operation counts that explain the speed."""
     if not tested:
         return None
     curves, different = draw_curves({trial.plan.title: trial for trial in tested})
     marks = [] if different else _loss_marks(tested)
     digits = next(digits for digits in range(3, 18) if len({f"{mark:.{digits}g}" for mark in marks}) == len(marks))
-    seconds = "Seconds of training until an epoch's mean loss was that low, and one" if marks else "One"
+    start = "Training time until an epoch's mean loss reached the value; multiply-adds" if marks else "Multiply-adds"
     speed = Table(
-        ("trial", *(f"s to loss {mark:.{digits}g}" for mark in marks), "million multiply-adds", "of them frozen"),
+        ("trial", *(f"seconds to loss {mark:.{digits}g}" for mark in marks), "million multiply-adds", "frozen share"),
         [
             (trial.plan.title, *(_seconds_to(trial, mark) for mark in marks), *_operations(trial, told))
             for trial in tested
         ],
-        caption=f"{seconds} image's forward pass",
+        caption=f"{start} of one image's forward pass",
     )
     text = (
-        "What is frozen is passed through forward alone, and in a search once for all trials; what is trained is passed"
-        f" through forward and backward, about three times the work. {different}"
+        "Frozen blocks need the forward pass only; in a search, their outputs are computed once for all trials. Trained"
+        f" blocks also need the backward pass, in total about three times the work. {different}"
     )
-    return Section("How they train", text.strip(), [speed], [curves])
+    return Section("Training loss and speed", text.strip(), [speed], [curves])
 
 
 def draw_curves(tested: Mapping[str, TrialRecord]) -> tuple[Picture, str]:
-    """Draw training losses by epoch, and say where they are not of one kind."""
+    """Draw the training loss by epoch; also return a warning if the losses are not comparable, or an empty text."""
     curves = {title: [result.train_loss for result in trial.epochs] for title, trial in tested.items()}
     epochs = range(1, max(map(len, curves.values())) + 1)
     padded = {f"{title}_loss": [*losses, *[None] * (len(epochs) - len(losses))] for title, losses in curves.items()}
@@ -138,13 +141,13 @@ def draw_curves(tested: Mapping[str, TrialRecord]) -> tuple[Picture, str]:
         return drawn, ""
     values = ", ".join(f"{value:.3g}" for value in smoothing)
     return drawn, (
-        f"The trials' label smoothing differs ({values}) and is part of their losses: the curves' heights are not to be"
-        " compared, and no seconds to one loss are given."
+        f"The trials' label smoothing differs ({values}) and changes their losses. So the heights of the curves are not"
+        " comparable, and times to a given loss are not shown."
     )
 
 
 def _loss_marks(tested: Sequence[TrialRecord]) -> list[float]:
-    """Return losses a quarter, half and three quarters of the way from the highest first one to the lowest."""
+    """Return the losses at 1/4, 1/2 and 3/4 of the way from the highest first-epoch loss to the lowest loss."""
     highest = max(trial.epochs[0].train_loss for trial in tested)
     lowest = min(result.train_loss for trial in tested for result in trial.epochs)
     return list(dict.fromkeys(highest - share * (highest - lowest) for share in (0.25, 0.5, 0.75)))

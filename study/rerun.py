@@ -1,4 +1,4 @@
-"""The command that runs a recorded study once more: what `flags.py` reads, written."""
+"""Write the command line that runs a recorded study again, with the flags that `flags.py` reads."""
 
 import shlex
 from pathlib import Path
@@ -8,25 +8,25 @@ from study.design import Design
 from study.record import Record
 
 COMMAND_WIDTH = 88
-"""Characters of a command's line, where it can be broken."""
+"""Characters per line of the command; a flag with its value is never split."""
 
 
 def run_command(record: Record) -> str:
-    """Return the command that runs the study once more, with all that makes its results what they are.
+    """Return the command that runs the study again, with all flags that determine its results.
 
-    Machines and records are whoever's who runs it; so is the place of downloads.
+    Flags that do not determine the results are left out: those for hardware, cluster, cache, name and directories.
     """
-    told, space = record.manifest, record.space
-    design = Design.from_dict(told)
+    manifest, space = record.manifest, record.space
+    design = Design.from_dict(manifest)
     recipe = design.recipes[0]
     flags: dict[str, object] = {
-        "data": told["source"],
-        "fraction": told["fraction"],
-        "weights": told["weights"],
-        "seed": told["seed"],
-        "precision": told["precision"],
+        "data": manifest["source"],
+        "fraction": manifest["fraction"],
+        "weights": manifest["weights"],
+        "seed": manifest["seed"],
+        "precision": manifest["precision"],
     }
-    # A flag sets a field in the baseline's recipe and in the space's base alike: where these differ, none was given.
+    # A flag sets a field in both the baseline recipe and the space's base. If these differ, no flag was given.
     for name in ("epochs", "image_size"):
         value = getattr(recipe, name)
         if space is None or (name not in space.domains and getattr(space.base, name) == value):

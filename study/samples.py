@@ -1,4 +1,4 @@
-"""A trial's first training batch in true colours: as its images are, and as its network sees them."""
+"""Draw a trial's first training batch in true colours: the stored images, and the network's input."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from study.training import epoch_order
 
 
 def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
-    """Draw the batch as the network sees it, augmented and brought to its size, in true colours."""
+    """Draw the first training batch as network input: augmented and resized, with the normalisation undone."""
     recipe = plan.recipe
     if plan.stage == "as-written":
         inputs, order = _written_batch(plan, dataset)
@@ -27,14 +27,15 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
         inputs = preprocessing(recipe.model, recipe.image_size)(pixels)
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
-    return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: a training batch")
+    return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: first training batch, network input")
 
 
 def draw_originals(plan: Plan, dataset: Dataset) -> Figure:
-    """Draw the same images as they are stored."""
+    """Draw the images of the first training batch as they are stored."""
     chosen = dataset.train.take(_first_images(plan, dataset).numpy())
     colours = chosen.pixels.astype(np.float32) / 255
-    return figures.samples(colours, chosen.labels, dataset.classes, f"{plan.recipe.model}: the same images as stored")
+    title = f"{plan.recipe.model}: first training batch, stored images"
+    return figures.samples(colours, chosen.labels, dataset.classes, title)
 
 
 def _first_images(plan: Plan, dataset: Dataset) -> torch.Tensor:
@@ -44,6 +45,9 @@ def _first_images(plan: Plan, dataset: Dataset) -> torch.Tensor:
 
 
 def _written_batch(plan: Plan, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first batch as written, and which images it holds: their places take the labels' way through it."""
+    """Return the first batch of the stage 'as-written', and the indices of its images, (n,) int64.
+
+    `first_batch` returns labels but no indices. So each image gets its index as its label.
+    """
     numbered = replace(dataset.train, labels=np.arange(len(dataset.train)))
     return notebook.first_batch(plan.recipe, numbered, seed=plan.seed)

@@ -176,12 +176,12 @@ def test_the_report_opens_from_disk_without_an_error_and_shows_all_its_pictures(
 def test_the_report_sorts_figures_from_the_largest_on_and_back(browser, report):
     browser.get(report)
     assert column(browser, "trial") == [f"#{number}" for number in range(10)]
-    assert press(browser, "validation %") == "descending"
-    found = [float(cell) for cell in column(browser, "validation %")]
+    assert press(browser, "validation accuracy (%)") == "descending"
+    found = [float(cell) for cell in column(browser, "validation accuracy (%)")]
     assert found == sorted(found, reverse=True)
     assert column(browser, "trial")[0] == "#6"
-    assert press(browser, "validation %") == "ascending"
-    assert [float(cell) for cell in column(browser, "validation %")] == sorted(found)
+    assert press(browser, "validation accuracy (%)") == "ascending"
+    assert [float(cell) for cell in column(browser, "validation accuracy (%)")] == sorted(found)
     assert press(browser, "lr") == "descending"
     rates = [float(cell) for cell in column(browser, "lr")]
     assert rates == sorted(rates, reverse=True)

@@ -139,8 +139,8 @@ def baseline(make_record):
 def test_report_of_a_baseline_answers_the_assignments_questions(baseline, dataset):
     page = render([(baseline, dataset)])
     for expected in (
-        "vgg11 is right about 87.50% of the test images, resnet18 about 75.00%", "8,398,858", "Hardest to tell apart",
-        "as it sees them", "as stored", "million multiply-adds", "What the models were given", "95 % interval",
+        "Test accuracy: vgg11 87.50%, resnet18 75.00%.", "8,398,858", "Most confused classes", "network input",
+        "stored images", "million multiply-adds", "First training batch", "95 % interval",
     ):  # fmt: skip
         assert expected in page
     assert page.count("data:image/png;base64,") >= 7
@@ -161,7 +161,7 @@ def test_report_needs_nothing_from_elsewhere_and_runs_nothing_that_it_was_given(
 
 
 def test_report_without_images_says_so(baseline):
-    assert "The images are no longer where the study found them." in render([(baseline, None)])
+    assert "The images of the study are missing or have changed, so no batch is shown." in render([(baseline, None)])
 
 
 def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, make_recipe):
@@ -169,7 +169,7 @@ def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, ma
     record.add([("baseline", make_recipe(), 0)])
     record.fail(record.next_trial(), "train_loss: must stay finite")
     page = render([(record, None)])
-    assert "No trial was completed." in page
+    assert "No trial was tested." in page
     assert "train_loss: must stay finite" in page
     record.close()
 
@@ -177,8 +177,8 @@ def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, ma
 def test_report_of_a_study_without_a_test_shows_no_batch_and_says_so(tmp_path, make_recipe, dataset):
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
     record.add([("baseline", make_recipe(), 0)])
-    given = section(record, "What the models were given", dataset)
-    assert given.text == "No trial has been tested, so that no batch is shown."
+    given = section(record, "First training batch", dataset)
+    assert given.text == "No trial was tested, so no batch is shown."
     assert not given.pictures
     record.close()
 
@@ -196,13 +196,13 @@ def begin_search(tmp_path, make_recipe, trials):
 
 def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reached(tmp_path, make_recipe):
     record = begin_search(tmp_path, make_recipe, trials=3)
-    assert describe(record, None).found == "The verdict has not been reached."
+    assert describe(record, None).found == "No verdict yet: the study has not finished."
     for _ in range(2):
         plan = record.next_trial()
         record.epoch(plan, result(2, 1))
         record.complete(plan)
     record.note("importances", {})
-    assert describe(record, None).found == "The verdict has not been reached."
+    assert describe(record, None).found == "No verdict yet: the study has not finished."
     record.close()
 
 
@@ -219,34 +219,34 @@ def test_seconds_to_a_loss_are_those_until_the_first_epoch_that_is_so_low(make_t
         ({}, {"losses": (4.0, 2.5, 1.9, 0.0), "seconds": 10.0}),
         ({"model": "vgg11"}, {"losses": (4.0, 3.5, 3.0, 2.9), "seconds": 2.0}),
     )
-    (table,) = section(record, "How they train").tables
-    assert list(table.columns)[1:4] == ["s to loss 3", "s to loss 2", "s to loss 1"]
+    (table,) = section(record, "Training loss and speed").tables
+    assert list(table.columns)[1:4] == ["seconds to loss 3", "seconds to loss 2", "seconds to loss 1"]
     assert [row[1:4] for row in table.rows] == [("20.0", "30.0", "40.0"), ("6.0", "–", "–")]
 
 
 def test_loss_marks_are_apart_even_where_losses_nearly_agree(make_tested):
     record = make_tested(({}, {"losses": (2.000001, 2.0)}), ({"model": "vgg11"}, {"losses": (2.0000005, 2.0000001)}))
-    (table,) = section(record, "How they train").tables
-    marks = [heading for heading in table.columns if heading.startswith("s to loss")]
+    (table,) = section(record, "Training loss and speed").tables
+    marks = [heading for heading in table.columns if heading.startswith("seconds to loss")]
     assert len(set(marks)) == 3
     assert column(table, marks[-1]) == ["6.0", "6.0"]
 
 
 def test_loss_marks_of_a_single_epoch_are_one(make_tested):
-    (table,) = section(make_tested(({}, {"losses": (2.0,)})), "How they train").tables
-    assert [heading for heading in table.columns if "loss" in heading] == ["s to loss 2"]
-    assert column(table, "s to loss 2") == ["3.0"]
+    (table,) = section(make_tested(({}, {"losses": (2.0,)})), "Training loss and speed").tables
+    assert [heading for heading in table.columns if "loss" in heading] == ["seconds to loss 2"]
+    assert column(table, "seconds to loss 2") == ["3.0"]
 
 
 def test_losses_of_different_label_smoothing_are_not_compared(make_tested):
-    training = section(make_tested(({}, {}), ({"label_smoothing": 0.1}, {})), "How they train")
+    training = section(make_tested(({}, {}), ({"label_smoothing": 0.1}, {})), "Training loss and speed")
     assert not any("loss" in heading for heading in training.tables[0].columns)
     assert "label smoothing differs (0, 0.1)" in training.text
 
 
 def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
     ours, imagenets = (
-        section(make_tested(({}, {}), name=name, classes=classes), "How they train").tables[0]
+        section(make_tested(({}, {}), name=name, classes=classes), "Training loss and speed").tables[0]
         for name, classes in (("two", ["cat", "dog"]), ("thousand", [str(index) for index in range(10_000)]))
     )
     two, thousand = (int(column(table, "million multiply-adds")[0]) for table in (ours, imagenets))
@@ -255,12 +255,12 @@ def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
 
 def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(make_tested):
     record = make_tested(({}, {"computed": 16}), ({"unfreeze_depth": 2}, {"read": 16}))
-    (table,) = section(record, "How right they are").tables
-    assert column(table, "training s") == ["6.0", "6.0*"]
+    (table,) = section(record, "Test accuracy").tables
+    assert column(table, "training time (s)") == ["6.0", "6.0*"]
     assert column(table, "images/s") == ["10.0", "10.0*"]
-    assert table.numeric[list(table.columns).index("training s")]
+    assert table.numeric[list(table.columns).index("training time (s)")]
     assert table.note.startswith("* Frozen blocks' outputs were read")
-    assert column(section(record, "Every trial").tables[0], "s") == ["6.0", "6.0*"]
+    assert column(section(record, "All trials").tables[0], "device time (s)") == ["6.0", "6.0*"]
     assert html.escape(table.note, quote=False) in render([(record, None)]).replace("&#39;", "'")
 
 
@@ -274,7 +274,7 @@ def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path
     record.add(("search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
     for features in ({"stored": 16, "read": 4}, {"stored": 15, "read": 5}):
         record.epoch(record.next_trial(), replace(result(1, 1), features=features))
-    assert column(section(record, "Every trial").tables[0], "s") == ["3.0", "3.0*"]
+    assert column(section(record, "All trials").tables[0], "device time (s)") == ["3.0", "3.0*"]
     record.close()
 
 
@@ -284,19 +284,19 @@ def test_best_recipe_of_a_depth_is_a_complete_one(make_record):
     plan = record.next_trial()
     record.epoch(plan, result(1, 2))
     record.prune(plan, "pruned")
-    (table,) = section(record, "What helps, by the search itself").tables
+    (table,) = section(record, "Search results").tables
     assert [tuple(row) for row in table.rows] == [("1", record.trials()[1].plan.title, "100.00%")]
 
 
 def test_a_table_without_a_mark_explains_none(baseline):
-    assert section(baseline, "How right they are").tables[0].note == ""
+    assert section(baseline, "Test accuracy").tables[0].note == ""
 
 
 def test_time_is_told_by_state_and_shares_by_image(make_tested, make_record):
-    (table,) = section(make_record("search"), "Where the time went").tables
+    (table,) = section(make_record("search"), "Device time").tables
     assert [tuple(row) for row in table.rows] == [("complete", "4", "24.0", "0.0"), ("pruned", "1", "3.0", "3.0")]
-    told = section(make_tested(({}, {"computed": 10}), ({"lr": 0.1}, {"read": 30}), name="two"), "Where the time went")
-    assert "by image, those of validation included: 75% read, 25% computed." in told.text
+    told = section(make_tested(({}, {"computed": 10}), ({"lr": 0.1}, {"read": 30}), name="two"), "Device time")
+    assert "counted by training and validation image: 75% read, 25% computed." in told.text
 
 
 def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accuracy(tmp_path, make_recipe):
@@ -311,7 +311,7 @@ def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accura
         record.epoch(plan, result(1, right))
         record.epoch(plan, result(2, right))
         record.complete(plan)
-    (table,) = section(record, "What helps, by the search itself").tables
+    (table,) = section(record, "Search results").tables
     titles = [record.trials()[number].plan.title for number in (1, 2)]
     assert [tuple(row) for row in table.rows] == [("1", titles[0], "100.00%"), ("2", titles[1], "100.00%")]
     record.close()
@@ -324,7 +324,7 @@ def test_images_mistaken_most_often_come_first_with_how_often(baseline, dataset,
     monkeypatch.setattr(
         matplotlib.axes.Axes, "imshow", lambda ax, data, **more: (drawn.append(data), original(ax, data, **more))[1]
     )
-    section(baseline, "Hardest to tell apart", dataset)
+    section(baseline, "Most confused classes", dataset)
     images = dataset.test.pixels.transpose(0, 2, 3, 1).astype(np.float32) / 255
     assert len([data for data in drawn if data.shape == images[0].shape]) >= 2
     np.testing.assert_array_equal(drawn[0], images[3])
@@ -337,8 +337,8 @@ def test_every_trial_shows_every_searched_field(tmp_path, make_recipe):
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
     record.add([("search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
-    (table,) = section(record, "Every trial").tables
-    assert list(table.columns)[9:] == ["s", "weight decay", "optimizer", "reason"]
+    (table,) = section(record, "All trials").tables
+    assert list(table.columns)[9:] == ["device time (s)", "weight decay", "optimizer", "reason"]
     assert column(table, "weight decay") == ["0.123"]
     assert column(table, "optimizer") == ["sgd"]
     record.close()
@@ -405,19 +405,19 @@ def test_command_names_the_file_of_a_space_that_is_not_shipped(tmp_path, make_re
 
 
 def test_recipes_of_all_models_stand_beside_each_other(baseline):
-    (table,) = section(baseline, "The recipes, and how to have them again").tables
+    (table,) = section(baseline, "Recipes and commands").tables
     assert tuple(table.columns) == ("field", "#0", "#1")
     assert table.rows[0] == ("model", "resnet18", "vgg11")
 
 
 def test_recipe_of_a_search_stands_beside_the_baselines(make_record):
-    (table,) = section(make_record("search"), "The recipes, and how to have them again").tables
-    assert tuple(table.columns) == ("field", "#0, the baseline's", "#1, the best")
+    (table,) = section(make_record("search"), "Recipes and commands").tables
+    assert tuple(table.columns) == ("field", "#0 (baseline)", "#1 (best)")
 
 
 def test_optunas_plots_leave_the_style_of_the_process_alone(make_record):
     before = dict(matplotlib.rcParams)
-    pictures = section(make_record("search"), "What helps, by the search itself").pictures
+    pictures = section(make_record("search"), "Search results").pictures
     assert [picture.title for picture in pictures] == [
         "optimization history",
         "parallel coordinates",
@@ -434,8 +434,8 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
     record.add(("search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
-    helps = section(record, "What helps, by the search itself")
-    assert helps.text == f"Beyond {MOST_PLOTTED} trials the search's plots would be blots, so there are none."
+    helps = section(record, "Search results")
+    assert helps.text == f"Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
     assert not helps.pictures
     record.close()
 
@@ -449,7 +449,7 @@ def comparison(*records):
 
 def test_several_studies_are_compared_before_each_is_told(make_record, dataset):
     page = render([(make_record("baseline"), dataset), (make_record("search", "two"), dataset)])
-    assert page.index("Side by side") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+    assert page.index("Comparison of studies") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
 
 
 def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
@@ -457,14 +457,15 @@ def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
     two = make_tested(({"model": "vgg13"}, {"wrong": 1, "seconds": 2.0}), name="two")
     view = comparison(one, two)
     best = one.trials()[1].plan.title
-    assert f"On pets, {best} of one is right about 100.00% of 8 test images, the best of 3 tested trials." in view.found
+    highest = f"On pets, the highest test accuracy is 100.00% of 8 images, by {best} of one (tested trials: 3)."
+    assert highest in view.found
     assert "resnet18 trains fastest: 30.0 images/s, 2.0 times vgg13, 4.0 times vgg11." in view.found
     right, hardest, training = view.sections
     (table,) = right.tables
     assert [(row[0], row[2], row[4]) for row in table.rows] == [
         ("one", "75.00%", "30.0"), ("one", "100.00%", "7.5"), ("two", "87.50%", "15.0"),
     ]  # fmt: skip
-    assert "over 3 tests, cat was taken for <script>alert(1)</script> 3 times" in hardest.text
+    assert "over 3 tests: 3 of class cat as <script>alert(1)</script>, 0 of class <script>" in hardest.text
     assert len(training.pictures) == 1
 
 
@@ -480,7 +481,7 @@ def test_comparison_puts_trials_of_other_images_into_another_table(make_tested):
     view = comparison(one, two)
     tables = [table for section in view.sections for table in section.tables]
     assert [column(table, "study") for table in tables] == [["one"], ["two"]]
-    assert "The studies were not run on the same images: accuracies are ranked for each set alone." in view.found
+    assert "The studies used different images, so trials are ranked within each set of images only." in view.found
 
 
 def test_comparison_of_studies_without_a_test_says_so(tmp_path, make_recipe):
@@ -515,7 +516,7 @@ def test_the_command_compares_several_studies_in_a_file_of_its_own(make_record, 
     file = one.directory / "comparison.html"
     assert capsys.readouterr().out.strip() == str(file)
     page = file.read_text()
-    assert page.index("Side by side") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+    assert page.index("Comparison of studies") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
 
 
 def test_the_command_ends_in_a_line_when_interrupted(baseline, tmp_path, monkeypatch, capsys):
@@ -525,7 +526,7 @@ def test_the_command_ends_in_a_line_when_interrupted(baseline, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(optuna, "load_study", interrupt)
     assert main(["one"]) == 130
-    assert capsys.readouterr().err == "study: interrupted; the page is as it was before.\n"
+    assert capsys.readouterr().err == "study: interrupted; the page was not changed.\n"
 
 
 def test_find_images_returns_those_that_the_study_was_run_on(make_tested, image_folder):
