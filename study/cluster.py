@@ -1,4 +1,7 @@
-"""Ray for the time of one study: our own local one, or an existing cluster; and what of it a trial gets."""
+"""Start Ray for one study, or join an existing cluster, and divide its CPUs and GPUs among trials.
+
+Knows no trial and no record. `share_resources` needs a Ray that `ray_session` has joined.
+"""
 
 import contextlib
 import logging
@@ -15,57 +18,57 @@ from study.errors import ConfigError, StudyError, first_line
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # of 15 by default: beside any other load a trial would starve
+    "RAY_worker_niceness": "0",  # Ray's default is 15: a trial would starve beside any other load
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that was given no GPU sees none
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # what a person sees is ours to print
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # with their tracebacks; a process that died is told of in a line
+    "RAY_AIR_NEW_OUTPUT": "0",  # `study` prints its own output
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # Ray prints tracebacks; `study` reports a dead process in one line
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record keeps the results
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `study` handles Ctrl-C itself
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is never read
 }
 
 TRIAL_ENVIRONMENT = {
-    # glibc keeps the memory of freed activations instead of giving it back to the system, which would have to clear it
-    # anew for each batch: 32 % more images/s through ResNet18's prefix on two cores.
+    # Let glibc keep the memory of freed activations. Otherwise glibc returns it to the system, which clears it again
+    # for each batch. Keeping it gives 32 % more images/s through ResNet18's prefix on two cores.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without which CUDA's matrix products do not repeat themselves
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes CUDA's matrix products reproducible
     "PYTHONWARNINGS": "ignore",
 }
-"""Of the processes that run trials."""
+"""Environment variables of the processes that run trials."""
 PLAIN_ENVIRONMENT = {key: TRIAL_ENVIRONMENT[key] for key in ("CUBLAS_WORKSPACE_CONFIG", "PYTHONWARNINGS")}
-"""Of those that run the assignment's solution as it was written: nothing that would make it faster than it is."""
+"""The same for the assignment's solution as it was written, without the settings that make it faster."""
 
 
 @dataclass(frozen=True)
 class Allotment:
-    """What a trial gets and how many run at once."""
+    """CPU cores and GPUs of one trial, and the number of concurrent trials."""
 
     cpus_per_trial: float
     gpus_per_trial: float
     concurrent: int
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Describe the allotment in words."""
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
-        return f"{self.cpus_per_trial:g} CPU cores{gpus} a trial, {self.concurrent} at a time"
+        return f"{self.cpus_per_trial:g} CPU cores{gpus} per trial, {self.concurrent} at a time"
 
 
 @contextlib.contextmanager
 def ray_session(
     address: str | None, *, verbose: bool, environment: Mapping[str, str] = TRIAL_ENVIRONMENT
 ) -> Iterator[Path]:
-    """Start a local Ray, or join the cluster at `address`, and leave it at the end; yields a scratch directory.
+    """Start a local Ray, or join the cluster at `address`; yield a scratch directory, and leave Ray at the end.
 
-    A local Ray has no dashboard and ends with this process. Its ports listen on all interfaces, so it asks for a token
-    (Ray's default from 2.60 on), which is its own and stands in no file.
+    A local Ray has no dashboard and ends with this process. Its ports listen on all interfaces, so it requires a token
+    (Ray's default since 2.60). The token is created for this Ray and is written to no file.
 
     Args:
-        address: of an existing cluster; None for a Ray of our own.
-        verbose: let Ray speak.
-        environment: of the processes that run trials.
+        address: address of an existing cluster; None to start a local Ray.
+        verbose: whether Ray prints its log.
+        environment: environment variables of the processes that run trials.
 
     Raises:
         StudyError: Ray does not start, or the cluster does not answer.
@@ -76,7 +79,7 @@ def ray_session(
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads the environment when imported
 
-    if not verbose:  # of files that nobody reads, and of processes that died, which is told of in a line
+    if not verbose:  # warnings about unread files, and about dead processes, which `study` reports
         for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     scratch = Path(tempfile.mkdtemp(prefix="study-"))
@@ -92,8 +95,8 @@ def ray_session(
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = f"--ray-address {address}" if address else "local Ray"
-            raise StudyError(f"{place}: must start and answer, but {first_line(error)}") from error
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would abort without a word to the record
+            raise StudyError(f"{place}: must start and answer, but got: {first_line(error)}") from error
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would exit before the record is closed
         yield scratch
     finally:
         ray.shutdown()
@@ -101,11 +104,13 @@ def ray_session(
 
 
 def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Allotment:
-    """Divide the joined Ray among trials; what is None is chosen: a whole GPU where there is one, else all cores.
+    """Divide the CPU cores and GPUs of the joined Ray among trials.
+
+    A value of None is chosen here: a whole GPU per trial if a node has one, else all cores of a node.
 
     Raises:
-        ConfigError: no node has what a trial is to get.
-        StudyError: no node has anything to give.
+        ConfigError: no node has the CPU cores or GPUs that a trial needs.
+        StudyError: no node has CPU cores.
     """
     import ray
 

@@ -1,7 +1,8 @@
-"""MLflow's model registry: a kept classifier as a model that is served, compared with its forerunner, and had again.
+"""Register classifiers in MLflow's model registry, choose the champion among their versions, and download them.
 
-The model is torch's exported graph (pt2), so that serving it unpickles nothing and needs no code of ours. `study`
-itself never reads that, but the weights and the card beside it.
+The registered model is torch's exported graph (pt2), so serving it unpickles nothing and needs no code of `study`.
+`study` itself reads only the weights and the model card beside the graph. Knows no record: `log_model` needs a saved
+classifier, and a client from `tracking.connect`.
 """
 
 import json
@@ -25,26 +26,26 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
-"""The alias of the best version so far."""
+"""Alias of the best version so far."""
 FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
-"""Tags of a version, which versions are compared by."""
+"""Tags by which the versions of a model are compared."""
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What became of a model in the registry."""
+    """The result of registering a model."""
 
     name: str
     version: str
     champion: bool
-    """Whether it is the champion now."""
+    """Whether this version is now the champion."""
     note: str
-    """Why, or why not, for people."""
+    """Reason why this version is or is not the champion, for the user."""
 
 
 class _Served(nn.Module):
-    """Images as most programs hold them, (n, height, width, 3) uint8, to probabilities (n, classes) float32."""
+    """Map images in the usual layout, (n, height, width, 3) uint8, to probabilities (n, classes) float32."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -56,25 +57,25 @@ class _Served(nn.Module):
 
 
 def registered_name(card: ModelCard) -> str:
-    """Return `<data>-<model>`, with a hyphen for what a name in the registry may not hold."""
+    """Return `<data>-<model>`, with hyphens for characters that a name in the registry may not have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{card.data}-{card.recipe.model}").strip("-")
 
 
 def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: NDArray[np.uint8]) -> Registration:
-    """Log a classifier as a model of a run and register it; it becomes the champion if it beats the one before it.
+    """Log a classifier as a model of a run, register it, and make it the champion if it beats the present champion.
 
-    It beats it where both were tested on the same images and it was right more often. What was registered before is not
-    registered again.
+    It beats the champion if both were tested on the same images and its test accuracy is higher. A classifier that is
+    already registered is not registered again.
 
     Args:
-        client: from `connect`.
-        run_id: of the run that made it.
-        saved: on the CPU.
-        example: (n, 3, height, width) uint8, two images of the stored size or more: the graph is traced with them, and
-            they become the model's input example.
+        client: MLflow client from `connect`.
+        run_id: id of the run that trained the classifier.
+        saved: classifier, on the CPU.
+        example: images (n, 3, height, width) uint8, at least two, of the stored size; they trace the graph and become
+            the model's input example.
 
     Raises:
-        TrackingError: MLflow does not take it.
+        TrackingError: MLflow cannot be reached, or refuses the model.
     """
     name = registered_name(saved.card)
     try:
@@ -90,21 +91,21 @@ def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: N
         wins, note = _judge(mine, champion)
         if wins:
             client.set_registered_model_alias(name, CHAMPION, str(mine.version))
-    except Exception as error:  # of requests, SQLAlchemy, torch.export and MLflow: no common base
+    except Exception as error:  # requests, SQLAlchemy, torch.export and MLflow have no common base class
         raise TrackingError(f"{name}: must be registered with MLflow, but got: {first_line(error)}") from error
     return Registration(name, str(mine.version), wins, note)
 
 
 def download_model(reference: str, uri: str, directory: Path) -> None:
-    """Bring weights and card of a registered model into `directory`; nothing else of it is read.
+    """Download only the weights and the card of a registered model into `directory`.
 
     Args:
         reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
-        uri: MLflow's store, which exists.
-        directory: exists.
+        uri: URI of MLflow's store, which must exist.
+        directory: destination, which must exist.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: the reference has another form, or the registry has no such model.
         TrackingError: the store does not answer, or the model was not made by `log_model`.
     """
     parts = REFERENCE.fullmatch(reference)
@@ -120,10 +121,10 @@ def download_model(reference: str, uri: str, directory: Path) -> None:
             download_artifacts(artifact_uri=f"{location}/{file}", dst_path=str(directory), tracking_uri=uri)
     except ConfigError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # any error, as in `log_model`
         files = f"{WEIGHTS_FILE} and {CARD_FILE}"
         raise TrackingError(
-            f"{reference}: must hold {files}, as a study's models do, but got: {first_line(error)}"
+            f"{reference}: must hold {files}, like every model of a study, but got: {first_line(error)}"
         ) from error
 
 
@@ -141,39 +142,39 @@ def _find_version(client: "MlflowClient", name: str, alias: str | None, version:
         if alias not in aliases:
             raise ConfigError(f"--model: {unknown_name('alias', alias, aliases)}")
         return str(aliases[alias])
-    versions = [str(found.version) for found in client.search_model_versions(f"name = '{name}'")]
+    versions = [str(entry.version) for entry in client.search_model_versions(f"name = '{name}'")]
     if version not in versions:
         raise ConfigError(f"--model: {unknown_name('version', str(version), versions)}")
     return version
 
 
 def _judge(mine: "ModelVersion", champion: "ModelVersion | None") -> tuple[bool, str]:
-    """Tell whether a version is the champion from now on, and why."""
+    """Decide whether a version is the champion from now on, and return the reason."""
     if champion is None:
-        return True, "the first champion of its name"
+        return True, "first champion of this name"
     if champion.version == mine.version:
-        return True, "it is the champion already"
+        return True, "already the champion"
     before = f"version {champion.version}"
     if champion.tags.get(FINGERPRINT) != mine.tags[FINGERPRINT]:
-        return False, f"{before} stays champion: it was tested on other images, so that the two cannot be compared"
+        return False, f"{before} stays champion: it was tested on other images, so the two cannot be compared"
     held, reached = (float(version.tags[ACCURACY]) for version in (champion, mine))
-    both = f"{reached:.2%} against {held:.2%} on the same test images"
+    both = f"test accuracy {reached:.2%} against {held:.2%} on the same images"
     if reached > held:
-        return True, f"it beats {before}: {both}"
+        return True, f"beats {before}: {both}"
     return False, f"{before} stays champion: {both}"
 
 
 def _register(
     client: "MlflowClient", name: str, run_id: str, saved: SavedModel, example: NDArray[np.uint8]
 ) -> "ModelVersion":
-    """Log the model and make a version of it."""
+    """Log the model and create a version of the registered model from it."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     tags = _tags(saved.card)
     params = {key: str(value) for key, value in saved.card.recipe.to_dict().items()}
     experiment = client.get_run(run_id).info.experiment_id
     for left in client.search_logged_models([experiment], f"tags.`study.uid` = '{saved.card.uid}'"):
-        client.delete_logged_model(left.model_id)  # of a session that died before it had a version
+        client.delete_logged_model(left.model_id)  # left by a session that died before it created a version
     logged = client.create_logged_model(experiment, name, run_id, tags, params, "image-classifier")
     status = LoggedModelStatus.FAILED
     try:
@@ -185,17 +186,17 @@ def _register(
     finally:
         client.finalize_logged_model(logged.model_id, status)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    made = client.create_model_version(  # not from models:/…, which MLflow would look for in its default store
+    made = client.create_model_version(  # no models:/… URI: MLflow would look it up in its default store
         name, logged.artifact_location, run_id, tags, description=_describe(saved.card), model_id=logged.model_id
     )
-    # A server does this itself; without one the model's page would not lead to its version.
+    # A server sets this tag itself. In a local store, the model's page would otherwise not link to its version.
     link = json.dumps([{"name": name, "version": made.version}])
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
     return made
 
 
 def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model_id: str, run_id: str) -> None:
-    """Write MLflow's pytorch flavour, with weights and card beside it."""
+    """Write the model in MLflow's pytorch flavour, with the weights and the card beside it."""
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -215,7 +216,7 @@ def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model
         pip_requirements=mlflow.pytorch.get_default_pip_requirements(),
         serialization_format="pt2",
     )
-    # A graph stays on the device that it was traced on; MLflow would ask for a GPU wherever there is one, and fail.
+    # A graph runs only on the device on which it was traced. MLflow would choose a GPU if there is one, and fail.
     flavour = Model.load(directory)
     flavour.flavors["python_function"]["config"] = {"device": "cpu"}
     flavour.save(str(directory / "MLmodel"))
@@ -236,7 +237,7 @@ def _tags(card: ModelCard) -> dict[str, str]:
 def _describe(card: ModelCard) -> str:
     width, height = card.stored_size
     return (
-        f"Study {card.study}, trial {card.trial}: {card.test_accuracy:.2%} of {sum(map(sum, card.confusion)):,} test"
-        f" images. Takes images (n, {height}, {width}, 3) uint8, gives probabilities of {len(card.classes)} classes;"
-        f" {CARD_FILE} names them, and holds the recipe."
+        f"Study {card.study}, trial {card.trial}: test accuracy {card.test_accuracy:.2%} on"
+        f" {sum(map(sum, card.confusion)):,} images. Input: images (n, {height}, {width}, 3) uint8."
+        f" Output: probabilities of {len(card.classes)} classes. {CARD_FILE} holds the class names and the recipe."
     )

@@ -1,6 +1,7 @@
-"""The study's record ↔ Ray Tune: a searcher and a scheduler, both thin adapters, and the run that joins them.
+"""Connect a study's record to Ray Tune: a searcher and a scheduler, both thin adapters, and `run_trials`.
 
-The record decides what is run next and when a trial ends; Ray Tune only places, watches and restarts.
+The record decides which trial runs next and when a trial stops. Ray Tune only places trials and watches processes.
+Needs a Ray that this process has joined. Knows no data set, no model and no MLflow.
 """
 
 import tempfile
@@ -24,24 +25,24 @@ from study.trainable import Facts, Failure, Inputs, OpensTest, trainable
 from study.training import EpochResult, Evaluation, Progress
 
 RETRIES = 2
-"""How often a trial is started again after its process died."""
+"""How often a trial is restarted after its process died."""
 
 
 class Listener(Protocol):
-    """Whoever wants to know that a trial has changed; called by the driver's main thread, so it must be quick."""
+    """Callbacks for changes of trials; they block the driver's main thread, so they must be quick."""
 
     def on_start(self, plan: Plan) -> None:
-        """A trial was handed to Ray Tune, for the first time or because its process died."""
+        """Called when a trial is handed to Ray Tune, for the first time or to be run again."""
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
-        """An epoch of a trial goes on."""
+        """Called while an epoch of a trial is in progress."""
 
     def on_change(self, plan: Plan) -> None:
-        """The record of a trial has changed."""
+        """Called after the record of a trial has changed."""
 
 
 class _PastTune(BaseException):
-    """Carries an error of the study out of Ray Tune, which would take any Exception for a trial's own and go on."""
+    """Carry a study's error out of Ray Tune, which would treat any Exception as a trial's error and go on."""
 
     def __init__(self, error: StudyError) -> None:
         self.error = error
@@ -56,7 +57,7 @@ def _past_tune() -> Iterator[None]:
 
 
 class RecordSearcher(Searcher):
-    """Gives Ray Tune what the record wants next, and tells the record how it ended."""
+    """Give Ray Tune the record's next trial, and write into the record how a trial ended."""
 
     def __init__(self, record: Record, listeners: Sequence[Listener]) -> None:
         """Serve the trials of `record`."""
@@ -70,11 +71,11 @@ class RecordSearcher(Searcher):
         self._repeated: set[str] = set()
 
     @_past_tune()
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's hint forgets FINISHED
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's type omits FINISHED
         """Return the next trial's configuration, FINISHED, or None to be asked again later."""
         plan = self._next()
         if plan is None:
-            # A running trial may yet have to be repeated, which Ray Tune would not ask for once it is FINISHED.
+            # A running trial may have to run again, but after FINISHED Ray Tune asks for no more trials.
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = plan
         for listener in self._listeners:
@@ -82,7 +83,7 @@ class RecordSearcher(Searcher):
         return {"plan": plan}
 
     def _next(self) -> Plan | None:
-        """Return what is to be run now: a repeated trial only when no other runs, and no other beside it."""
+        """Return the plan to run now, if any; a repeated trial runs only while no other trial runs."""
         if any(plan.key in self._repeated for plan in self._running.values()):
             return None
         if self._to_restart:
@@ -92,7 +93,7 @@ class RecordSearcher(Searcher):
         return self._record.next_trial()
 
     def repeat_alone(self, plan: Plan) -> bool:
-        """Run a trial that lacked memory once more when no other runs; False if that was tried already."""
+        """Queue a trial that ran out of memory to run again alone; return False if it was queued before."""
         if plan.key in self._repeated:
             return False
         self._repeated.add(plan.key)
@@ -101,7 +102,7 @@ class RecordSearcher(Searcher):
 
     @_past_tune()
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """End the trial in the record, unless it has ended there already or is to be run once more."""
+        """End the trial in the record, unless it has already ended there or will run again."""
         plan = self._running.pop(trial_id)
         if not self._record.trial(plan).finished and plan not in self._to_repeat:
             if error:
@@ -112,9 +113,9 @@ class RecordSearcher(Searcher):
             listener.on_change(plan)
 
     def _bury(self, plan: Plan) -> None:
-        """Let a trial whose process has died start again, or fail if that did not help.
+        """Queue a trial whose process died to run again; after RETRIES restarts, let the trial fail.
 
-        Ray Tune's own retries count a process that dies between two trials as the death of a retry.
+        Ray Tune's own retries are not used: they count a process that dies between two trials as a failed retry.
         """
         self._deaths[plan.key] += 1
         if self._deaths[plan.key] > RETRIES:
@@ -131,27 +132,27 @@ class RecordSearcher(Searcher):
         """Restore nothing: the record is the only state."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave nothing in the pickles that Ray Tune writes, and that nobody reads."""
+        """Keep all state out of Ray Tune's pickles, which nobody reads."""
         return {}
 
 
 class RecordScheduler(FIFOScheduler):
-    """Writes each report of a trial into the record, before Ray Tune lets the trial go on, and asks it when to stop."""
+    """Write each report of a trial into the record before the trial goes on; stop a trial if the record decides so."""
 
     def __init__(self, record: Record, searcher: RecordSearcher, listeners: Sequence[Listener]) -> None:
-        """Write into `record`; `searcher` repeats what lacked memory."""
-        super().__init__()  # type: ignore[no-untyped-call]  # Ray's own
+        """Write into `record`; `searcher` repeats trials that ran out of memory."""
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's __init__ has no types
         self._record = record
         self._searcher = searcher
         self._listeners = listeners
 
     @_past_tune()
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Keep one report; stop the trial if the record says so."""
+        """Write one report into the record, and return whether the trial goes on."""
         plan = trial.config["plan"]
         report = result["report"]
         decision = TrialScheduler.CONTINUE
-        if self._record.trial(plan).finished:  # its process died before Ray Tune heard that it had ended
+        if self._record.trial(plan).finished:  # its process died before Ray Tune noticed the trial's end
             return TrialScheduler.STOP
         match report:
             case Progress():
@@ -179,7 +180,7 @@ class RecordScheduler(FIFOScheduler):
         return decision
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave nothing in the pickles that Ray Tune writes, and that nobody reads."""
+        """Keep all state out of Ray Tune's pickles, which nobody reads."""
         return {}
 
 
@@ -192,18 +193,18 @@ def run_trials(
     scratch: Path,
     function: Callable[..., None] = trainable,
 ) -> None:
-    """Run all that the record has to run on the Ray that is joined.
+    """Run all trials that the record has waiting or proposes, on the Ray that this process has joined.
 
     Args:
-        record: gives the trials and takes what comes of them.
-        inputs: shared by all trials through Ray's object store.
-        listeners: told of every change, after the record.
-        resources: reserved for a trial, and how many run at once.
-        scratch: for Ray Tune's own files, which nobody reads.
-        function: run for each trial, with its configuration and `inputs`.
+        record: source of the trials and store of their results.
+        inputs: images and weights that all trials share through Ray's object store.
+        listeners: receivers of callbacks, called after the record is written.
+        resources: CPUs and GPUs of one trial, and the number of concurrent trials.
+        scratch: directory for Ray Tune's own files, which nobody reads.
+        function: trainable that runs each trial, with the trial's configuration and `inputs`.
 
     Raises:
-        RecordError: the record, or the weights that a trial has to leave, cannot be written any more.
+        RecordError: the record, or a checkpoint that must be kept, can no longer be written.
     """
     searcher = RecordSearcher(record, listeners)
     tuner = tune.Tuner(

@@ -1,8 +1,8 @@
-"""MLflow as a window on the record: experiments and runs. Models are `registry.py`'s.
+"""Show a study's record in MLflow: one experiment per data set, one run per study and one child run per trial.
 
-A Tracker projects trials from the record into runs: it derives what is missing and sends that, so that sending again
-does no harm and a run exists once a trial. It works in a thread of its own: a slow or absent server never delays a
-trial. Nothing of MLflow's stands in the record; runs are found again by their tags.
+A Tracker sends only the data that MLflow lacks, so sending twice does no harm and each trial has exactly one run. It
+works in its own thread, so a slow or absent server never delays a trial. It needs a client from `connect`. It knows no
+registered models (`registry.py`), and the record holds nothing of MLflow: runs are found by their tags.
 """
 
 import json
@@ -30,35 +30,35 @@ from study.training import EpochResult, Progress
 from study.trials import TrialRecord
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient as MlflowClient  # for those who pass on what `connect` returns
+    from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # The tracker itself tries again, without holding anything up, and looks first for what has arrived all the same.
+    # The tracker retries in its own thread, and before that asks MLflow which data has arrived.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 RETRY_S = 5.0
-"""Seconds until what could not be sent is tried again."""
+"""Seconds between a failed send and the next try."""
 EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # opens as a table of runs, not of traces
-    "mlflow.note.content": "One parent run a study, one child run a trial. Select the trials of a study and press "
-    "Compare: parallel coordinates of the recipe against the accuracy, and the learning curves side by side. "
-    "Under Models, the alias champion of `<data>-<model>` is the best so far.",
+    "mlflow.experimentKind": "custom_model_development",  # the UI opens a table of runs, not of traces
+    "mlflow.note.content": "Each study is a parent run, each trial a child run. Select the trials of a study and press "
+    "Compare to see parallel coordinates of recipe and accuracy, and the learning curves side by side. "
+    "Under Models, the alias champion of `<data>-<model>` marks the best model so far.",
 }
 PARENT_NOTE = (
-    "Open report.html among the artifacts first: it says what was found, and shows every trial. The trials are this "
-    "run's children."
+    "Open report.html among the artifacts first: it reports the result and shows every trial. The trials are the child "
+    "runs of this run."
 )
 
 _logger = logging.getLogger(__name__)
 
 
 def ui_command(uri: str) -> str:
-    """Return the command that opens MLflow's UI on `uri`, for this machine alone; the address of a server as it is."""
+    """Return the command that opens MLflow's UI on the store at `uri`; a local store is served to this machine only."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
     if uri == local_uri(Path("mlruns").absolute()):
@@ -67,23 +67,23 @@ def ui_command(uri: str) -> str:
 
 
 def server_command(uri: str, port: int) -> list[str]:
-    """Return the command that serves MLflow's UI on the store at `uri`, to this machine's own browsers alone."""
+    """Return the command that serves MLflow's UI on the store at `uri`, only to browsers on this machine."""
     options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
 
 
 def without_credentials(uri: str) -> str:
-    """Return the address of a store without a user's name and password, for files and screens."""
+    """Return the URI of a store without user name and password, so that files and screens may show it."""
     parts = urlsplit(uri)
-    _, found, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=host)) if found else uri
+    _, at_sign, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host)) if at_sign else uri
 
 
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":
-    """Open the store at `uri`, creating the database of a local one, and make sure that it answers.
+    """Open the store at `uri`, create the database of a local store, and check that the store answers.
 
     Raises:
-        TrackingError: it does not answer, or cannot be written.
+        TrackingError: the store does not answer or cannot be written.
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -91,24 +91,24 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
 
     if not verbose:
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # an error comes with a traceback; ours to tell
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # `study` reports errors itself, without traceback
     try:
         if uri.startswith(SQLITE):
             _make_database(Path(uri.removeprefix(SQLITE)))
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
-    except Exception as error:  # of requests, SQLAlchemy, sqlite3 and MLflow: no common base
+    except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
         raise TrackingError(
-            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but {first_line(error)} "
-            "Start the server, or leave the flag out for a local file."
+            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
+            "Start the server, or omit the flag to use a local file."
         ) from error
     return client
 
 
 def _make_database(file: Path) -> None:
-    """Make a local store's database where there is none, whole or not at all.
+    """Create a local store's database if it is missing, completely or not at all.
 
-    MLflow's migrations take seconds, and cannot be taken up again where a crash has stopped them.
+    MLflow's migrations take seconds and cannot resume after a crash.
     """
     if file.exists():
         return
@@ -125,18 +125,18 @@ def _make_database(file: Path) -> None:
 
 
 class Tracker:
-    """Keeps the runs of one study in step with its record."""
+    """Keep the MLflow runs of one study in step with its record."""
 
     def __init__(
         self, client: "MlflowClient", record: Record, *, artifacts: Path | None, samples: Callable[[Plan], bytes | None]
     ) -> None:
-        """Start the thread that sends.
+        """Start the thread that sends data to MLflow.
 
         Args:
-            client: from `connect`.
-            record: of the study; its manifest names data, classes and split.
-            artifacts: where a local store keeps them; None for a server, which knows better.
-            samples: draws the first training batch of a plan as the model sees it, as a PNG; None if it cannot.
+            client: MLflow client from `connect`.
+            record: record of the study; its manifest names the data, the classes and the split.
+            artifacts: artifact directory of a local store; None for a server, which has its own.
+            samples: function that draws a plan's first training batch as the model sees it, as a PNG, or returns None.
         """
         self.client = client
         self._record = record
@@ -154,14 +154,14 @@ class Tracker:
         self._thread.start()
 
     def on_start(self, plan: Plan) -> None:
-        """Send a trial that has started."""
+        """Queue a trial that has started."""
         self.on_change(plan)
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
-        """Send nothing: MLflow gets whole epochs."""
+        """Do nothing: MLflow gets the results of whole epochs only."""
 
     def on_change(self, plan: Plan) -> None:
-        """Send what is new of a trial, soon."""
+        """Queue a trial whose record has changed."""
         with self._wake:
             self._changed[plan.key] = plan
             self._wake.notify()
@@ -174,14 +174,14 @@ class Tracker:
         found: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> int:
-        """Send what is left and end all runs; return how many runs could not be sent.
+        """Send all remaining data, end all runs, and return the number of runs that could not be sent.
 
         Args:
-            status: of the parent run, and of trials that have not finished: FINISHED, FAILED or KILLED.
+            status: status of the parent run and of unfinished trials: FINISHED, FAILED or KILLED.
             files: artifacts of the parent run by name.
-            metrics: of the parent run by name.
-            found: what the study has found, in a sentence, for the parent's description.
-            tags: of the parent run.
+            metrics: metrics of the parent run by name.
+            found: result of the study in one sentence, for the description of the parent run.
+            tags: tags of the parent run by name.
         """
         with self._wake:
             self._closing = True
@@ -201,14 +201,14 @@ class Tracker:
                 self.client.set_tag(parent, key, text)
             self._send_files(parent, files)
             self.client.set_terminated(parent, status)
-        except Exception:  # as in `connect`; the record has it all, so nothing is lost
+        except Exception:  # any error, as in `connect`; nothing is lost, since the record has all data
             _logger.debug("the parent run could not be sent", exc_info=True)
             unsent += 1
         return unsent
 
     @property
     def parent(self) -> str | None:
-        """The id of the study's own run, as far as it is known."""
+        """Id of the study's parent run; None before the first contact with MLflow."""
         return self._runs.get("parent")
 
     def _work(self) -> None:
@@ -217,10 +217,10 @@ class Tracker:
         while not last:
             with self._wake:
                 self._wake.wait_for(lambda: self._changed or self._closing)
-                last = self._closing  # nothing changes any more: what cannot be sent now stays unsent
+                last = self._closing  # no trial changes any more: a trial that cannot be sent now stays unsent
                 changed, self._changed = self._changed, {}
             unsent = self._send_all(changed)
-            if unsent and last:  # of a server that has just come back, or of a slip
+            if unsent and last:  # one more try: the server may have just come back
                 unsent = self._send_all(unsent)
             with self._wake:
                 self._changed = unsent | self._changed
@@ -228,9 +228,9 @@ class Tracker:
                     self._wake.wait_for(lambda: self._closing, timeout=RETRY_S)
 
     def _send_all(self, changed: Mapping[str, Plan]) -> dict[str, Plan]:
-        """Send what is new of these trials and return those that could not be sent.
+        """Send the new data of these trials and return the trials that could not be sent.
 
-        A store that does not answer is asked once, not once a trial: each question may take its whole timeout.
+        If the store does not answer, the remaining trials are not tried: each request may take its whole timeout.
         """
         unsent: dict[str, Plan] = {}
         for number, (key, plan) in enumerate(changed.items(), start=1):
@@ -243,16 +243,16 @@ class Tracker:
     def _answers(self) -> bool:
         try:
             self.client.search_experiments(max_results=1)
-        except Exception:  # as in `connect`
+        except Exception:  # any error, as in `connect`
             return False
         return True
 
     def _try_to_send(self, plan: Plan) -> bool:
         try:
             self._send(self._record.trial(plan))
-        except Exception:  # as in `connect`: whatever it is, training must go on
+        except Exception:  # any error, as in `connect`: training must go on
             _logger.debug("trial %s could not be sent", plan.key, exc_info=True)
-            self._forget()  # what has arrived all the same is to be asked for
+            self._forget()  # some of the data may have arrived: ask MLflow again
             return False
         return True
 
@@ -260,15 +260,15 @@ class Tracker:
         self._experiment, self._runs, self._ended, self._epochs_sent = "", {}, {}, {}
 
     def _send(self, trial: TrialRecord) -> None:
-        """Send what MLflow does not have of a trial."""
+        """Send the data of a trial that MLflow lacks."""
         from mlflow.entities import Metric
 
         run = self._run_of(trial)
         key = trial.plan.key
         if self._ended.get(key) == trial.state:
             return
-        if key not in self._epochs_sent:  # the first time since this tracker exists, or since it failed
-            if key in self._ended:  # as killed, when its study was interrupted
+        if key not in self._epochs_sent:  # the tracker's first send of this trial, or the first after a failed send
+            if key in self._ended:  # its run was ended when the study was interrupted
                 self.client.update_run(run, "RUNNING")
             self._log_params(run, {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed})
             self._log_dataset(run)
@@ -283,7 +283,7 @@ class Tracker:
             self._send_end(run, trial)
 
     def _send_end(self, run: str, trial: TrialRecord) -> None:
-        """Send what is known once a trial has finished, and end its run."""
+        """Send the final results of a finished trial, and end its run."""
         from mlflow.entities import Metric, RunTag
 
         assert trial.ended_ms
@@ -305,7 +305,7 @@ class Tracker:
         if drawn := self._samples(trial.plan):
             files["samples.png"] = drawn
         self._send_files(run, files)
-        self.client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last: then all is there
+        self.client.set_terminated(run, STATUS[trial.state], trial.ended_ms)  # last, so that an ended run is complete
         self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
@@ -315,7 +315,7 @@ class Tracker:
             self.client.log_artifacts(run, folder)
 
     def _parent(self) -> str:
-        """Return the study's own run, creating it, and the experiment, where there is none."""
+        """Return the study's parent run; create the run and the experiment if they are missing."""
         if not self._experiment:
             experiment = self._open_experiment()
             self._find_runs(experiment)
@@ -328,12 +328,12 @@ class Tracker:
                 key: value if isinstance(value, str) else json.dumps(value) for key, value in self._manifest.items()
             }
             self._log_params(self._runs["parent"], facts)
-            if self._record.space:  # what holds now: a parameter could not change
+            if self._record.space:  # a tag, since the budget may change and a parameter cannot
                 self.client.set_tag(self._runs["parent"], "study.budget", json.dumps(asdict(self._record.space.budget)))
         return self._runs["parent"]
 
     def _run_of(self, trial: TrialRecord) -> str:
-        """Return the run of a trial, creating it where there is none."""
+        """Return the run of a trial; create the run if it is missing."""
         parent = self._parent()
         plan = trial.plan
         if plan.key not in self._runs:
@@ -351,19 +351,19 @@ class Tracker:
         self.client.log_batch(run, params=[Param(key, str(value)) for key, value in values.items()])
 
     def _open_experiment(self) -> str:
-        """Return the id of the data set's experiment, creating it where there is none."""
+        """Return the id of the data set's experiment; create the experiment if it is missing."""
         name = self._manifest["data"]
-        if found := self.client.get_experiment_by_name(name):
-            if found.lifecycle_stage == "deleted":  # its name stays taken until it is purged
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+        if experiment := self.client.get_experiment_by_name(name):
+            if experiment.lifecycle_stage == "deleted":  # MLflow reserves the name until the experiment is purged
+                self.client.restore_experiment(experiment.experiment_id)
+            return str(experiment.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
         return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))
 
     def _find_runs(self, experiment: str) -> None:
-        """Find the study's runs that MLflow has, by 'parent' or the trial's key, and how those have ended that have.
+        """Read the study's runs in MLflow, by 'parent' or the trial's key, and the states of the ended runs.
 
-        A request that was answered too late, and sent again, has made a run twice: the second is deleted.
+        A request that was answered too late was sent again and may have created a second run, which is deleted here.
         """
         token = None
         while True:
@@ -403,7 +403,7 @@ class Tracker:
 
 
 def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
-    """Return the artifacts of a finished trial by file name; none of what it did not reach."""
+    """Return the artifacts of a finished trial by file name; a trial that failed early has fewer or none."""
     files: dict[str, bytes] = {}
     title = trial.plan.title
     if trial.epochs:
@@ -430,7 +430,7 @@ def _epoch_metrics(result: EpochResult) -> dict[str, float | None]:
 
 
 def _classification_report(confusion: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Return scikit-learn's report for counts: each cell stands for that many equal pairs."""
+    """Return scikit-learn's classification report of a confusion matrix: a count of n stands for n equal pairs."""
     from sklearn.metrics import classification_report
 
     true, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)

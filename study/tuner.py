@@ -1,4 +1,7 @@
-"""Run a study from its configuration to its result: data, weights, Ray, record, tracking, in one straight line."""
+"""Run a study from its configuration to its result, in order: data, weights, MLflow, Ray, record, trials.
+
+Needs a checked StudyConfig and a Design. Knows neither how a trial trains nor which trial runs next.
+"""
 
 import subprocess
 import tempfile
@@ -31,35 +34,35 @@ if TYPE_CHECKING:
     from study.tracking import MlflowClient
 
 VALIDATION_FRACTION = 0.1
-"""Of the training images, held out of a search's trials for its objective."""
+"""Fraction of the training images that a search holds out to measure its objective."""
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
 
 
 class Observer(Listener, Protocol):
-    """Whoever watches a study: besides its trials, how it begins."""
+    """Callbacks for a study's setup, besides those for its trials."""
 
     def on_data(self, dataset: Dataset, manifest: Mapping[str, Any]) -> None:
-        """The images are there."""
+        """Called when the images are loaded."""
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
-        """A model's weights are there."""
+        """Called when a model's weights are loaded."""
 
     def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
-        """Ray is there; a search's space has been read."""
+        """Called when Ray has started; `space` is None for fixed trials."""
 
     def on_record(self, record: Record) -> None:
-        """The study has begun."""
+        """Called when the record is open and holds the first trials."""
 
 
 @dataclass(frozen=True)
 class _Desk:
-    """All that trials need, for the time of one study."""
+    """Everything that the trials of one study need."""
 
     config: StudyConfig
     design: Design
     dataset: Dataset
     parts: Sequence[Images]
-    """The training images; in a search, what its trials train on and what is held out for validation."""
+    """The training images; in a search, first those that its trials train on, then those held out for validation."""
     pretrained: Mapping[str, Pretrained]
     record: Record
     tracker: Tracker
@@ -70,16 +73,16 @@ class _Desk:
     def run(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
     ) -> None:
-        """Run what the record has to run on these images; `share` what their prefixes have in common."""
+        """Run the record's waiting trials on these images; `share` caches the outputs of their common prefixes."""
         for images in (train, validation):
             if images is not None:
-                assert images.fingerprint  # computed here once, it goes to the trials with the images
+                assert images.fingerprint  # computed once, here, and sent to the trials with the images
         inputs = Inputs(
             train=train,
             validation=validation,
             test=test,
             classes=len(self.dataset.classes),
-            pretrained={model: found.arrays for model, found in self.pretrained.items()},
+            pretrained={model: weights.arrays for model, weights in self.pretrained.items()},
             precision=self.config.precision,
             cache_gb=self.config.cache_gb if share else 0.0,
             study=self.record.manifest["uid"],
@@ -95,19 +98,19 @@ class _Desk:
 
 
 def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:
-    """Run what a study is designed to be: fixed trials, or a search that ends in a verdict.
+    """Run a study: fixed trials, or a search that ends in a verdict.
 
-    Nothing is written below `config.mlruns/studies` before data, weights, the tracking store and Ray are there.
+    Nothing is written below `config.mlruns/studies` before data, weights, the tracking store and Ray are ready.
 
     Args:
-        config: what it needs.
-        design: what it is.
-        observer: told of all that happens.
-        record: of a study that has begun before, to go on with; closed at the end.
+        config: data, weights, machines and stores of the study.
+        design: recipes or search space of the study.
+        observer: receiver of all callbacks.
+        record: record of the study to resume, closed at the end; None to begin a new study.
 
     Raises:
-        StudyError: the study cannot begin, or not go on as it began.
-        KeyboardInterrupt: the user stopped it; its runs end as KILLED.
+        StudyError: the study cannot begin, or cannot resume as it began.
+        KeyboardInterrupt: the user stopped the study; its runs end as KILLED.
     """
     if record and has_ended(record):
         return _rebuild(config, observer, record)
@@ -120,7 +123,7 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
 
 
 def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
-    """Send a study that has ended to MLflow, from its record alone: its images, if they are there, illustrate."""
+    """Conclude an ended study again from its record; its images, if present, only illustrate the result."""
     with closing(record):
         client = connect(_store(config), verbose=config.verbose)
         observer.on_record(record)
@@ -132,12 +135,12 @@ def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyRe
 def _search(desk: _Desk, space: SearchSpace) -> None:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
-    No trial of the search is given the test images; the verdict's are, once each.
+    No trial of the search gets the test images. Each trial of the verdict opens them once.
     """
     record, dataset, design = desk.record, desk.dataset, desk.design
     baseline = design.recipes[0]
     rest, held_out = desk.parts
-    if not record.judging:  # else the record has the verdict's trials to run, which need other images
+    if not record.judging:  # else the search has ended, and the verdict's trials need other images
         desk.run(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
     winner = choose(record.trials())
@@ -153,7 +156,7 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
 
 @contextmanager
 def _begin(config: StudyConfig, design: Design, observer: Observer, record: Record | None) -> Iterator[_Desk]:
-    """Make ready all that trials need, what fails cheaply first, and end the runs of what breaks off."""
+    """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs."""
     with ExitStack() as stack:
         if record:
             stack.callback(record.close)
@@ -172,12 +175,11 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         for model in design.models:
             pretrained[model] = load_pretrained(model, config.weights, classes=len(dataset.classes))
             observer.on_weights(model, pretrained[model])
-        facts["weights_digests"] = {model: found.digest for model, found in pretrained.items()}
+        facts["weights_digests"] = {model: weights.digest for model, weights in pretrained.items()}
         if record:
             _check_same(record, facts)
-        client = connect(
-            _store(config), verbose=config.verbose
-        )  # makes a local database, hence after all that may be missing
+        # This creates a local database, so it comes after every check for missing data and weights.
+        client = connect(_store(config), verbose=config.verbose)
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
         scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
@@ -197,7 +199,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
 def _tracking(
     config: StudyConfig, record: Record, dataset: Dataset | None, client: "MlflowClient"
 ) -> Iterator[Tracker]:
-    """Keep MLflow in step with the record, from what the record has already; end the runs of what breaks off."""
+    """Keep MLflow in step with the record, beginning with its present trials; on an error, end the runs."""
     images = {"search": _parts(dataset, record.manifest["seed"])[0]} if dataset and record.space else {}
 
     def draw(plan: Plan) -> bytes | None:
@@ -222,32 +224,34 @@ def _store(config: StudyConfig) -> str:
 
 
 def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
-    """Return what a search's trials train on, and what is held out for validation."""
+    """Split the training images: those that a search's trials train on, and those held out for validation."""
     return split(dataset.train, fraction=VALIDATION_FRACTION, seed=seed)
 
 
 def _check_same(record: Record, facts: Mapping[str, Any]) -> None:
-    """Make sure that a study goes on with what it began with.
+    """Check that a resumed study has the images and the weights that it began with.
 
     Raises:
-        RecordError: images or weights are others.
+        RecordError: images, split or weights differ.
     """
     for key in ("data_fingerprint", "split_fingerprint", "weights_digests"):
         if facts[key] != record.manifest[key]:
             raise RecordError(
                 f"{record.directory}: {key.replace('_', ' ')} must stay {record.manifest[key]}, but got {facts[key]}."
-                " Put the files back that the study began with, or begin a new one."
+                " Restore the original files, or begin a new study."
             )
 
 
 def _make_writable(mlruns: Path) -> None:
-    """Make the directory of all runs, and make sure of it before anything slow."""
+    """Create the directory of all runs, and check that it is writable before any slow step."""
     try:
         mlruns.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=mlruns):
             pass
     except OSError as error:
-        raise RecordError(f"{mlruns}: must be writable, but {error.strerror}. Run where you may write.") from None
+        raise RecordError(
+            f"{mlruns}: must be writable, but got: {error.strerror}. Run in a writable directory."
+        ) from None
 
 
 def _describe_data(config: StudyConfig, dataset: Dataset, parts: Sequence[Images]) -> dict[str, Any]:
@@ -280,9 +284,9 @@ def _describe_study(config: StudyConfig, design: Design) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that the command was run in, if any."""
+    """Return the commit of the git checkout in the current directory; None if there is none."""
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return asked.stdout.strip()
+    return done.stdout.strip()

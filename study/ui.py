@@ -1,6 +1,7 @@
-"""MLflow's UI on the store of this directory's studies, for this machine alone: `python -m study.ui`.
+"""Serve MLflow's UI on the store of this directory's studies, to this machine only: `python -m study.ui`.
 
-Exit codes: 130 ended by Ctrl-C, 2 usage or nothing to show, 1 it does not start, 0 it is served elsewhere.
+Exit codes: 0 a server already serves the UI, 1 the UI does not start, 2 wrong usage or no runs, 130 ended by Ctrl-C.
+Needs a store that has a run. Knows no record: the UI shows only MLflow's data.
 """
 
 import argparse
@@ -22,9 +23,9 @@ from study.config import HOST, PORT, existing_store
 from study.errors import ConfigError, StudyError
 
 START_S = 90.0
-"""Seconds until a server that does not answer is given up; a cold one takes ten or so."""
+"""Seconds that the server has to answer; a cold start takes about ten."""
 END_S = 10.0
-"""Seconds that it has to end by itself."""
+"""Seconds that the server has to end after a signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,22 +50,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study.ui", description="Open MLflow's UI on the studies of this directory.", allow_abbrev=False
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (default: mlruns/mlflow.db)")
-    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"of {HOST} (default: {PORT})")
+    parser.add_argument("--tracking-uri", metavar="URI", help="URI of MLflow's store (default: mlruns/mlflow.db)")
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port on {HOST} (default: {PORT})")
     return parser
 
 
 def choose_port(wanted: int) -> int:
-    """Return `wanted` if this machine's loopback has it free, else another that is.
+    """Return the port `wanted` if it is free on this machine's loopback interface, else another free port.
 
     Raises:
-        ConfigError: it is no port.
+        ConfigError: `wanted` is not a port number.
+        StudyError: no port is free.
     """
     if not 0 <= wanted <= 65535:
         raise ConfigError(f"--port: must be 0 to 65535, but got {wanted}.")
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: closed ones linger
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the server: closed connections linger
             probe.bind((HOST, port))
             free: int = probe.getsockname()[1]
             return free
@@ -72,31 +74,31 @@ def choose_port(wanted: int) -> int:
 
 
 def _show(tracking_uri: str | None, wanted: int) -> int:
-    """Serve the UI until interrupted."""
+    """Serve the UI until the user interrupts it."""
     port = choose_port(wanted)
     from study.tracking import connect, server_command
 
     uri = existing_store(tracking_uri, Path("mlruns").absolute())
     client = connect(uri, verbose=False)
-    if not client.search_runs([found.experiment_id for found in client.search_experiments()], max_results=1):
-        raise ConfigError(f"{uri}: must hold a run, but holds none yet. Run a study first.")
+    if not client.search_runs([experiment.experiment_id for experiment in client.search_experiments()], max_results=1):
+        raise ConfigError(f"{uri}: must hold a run, but has none yet. Run a study first.")
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow   {uri} serves its UI itself")
+        print(f"MLflow   {uri} already serves its UI")
         return 0
     command = [*server_command(uri, port), "--workers", "1"]
     with tempfile.TemporaryFile() as log, _server(command, log) as server:
         _await(server, port, log)
         if port != wanted:
-            print(f"port     {wanted} is taken, so it is {port}")
-        print(f"MLflow   http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
+            print(f"port     {wanted} is in use, so the UI uses {port}")
+        print(f"MLflow   http://{HOST}:{port}  (stop with Ctrl-C)", flush=True)
         server.wait()
         raise StudyError(f"mlflow: must keep running, but ended: {_last_line(log)}")
 
 
 @contextlib.contextmanager
 def _server(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own, and leave no process of it behind."""
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts workers for judges
+    """Run a server in its own process group, and leave no process of the group behind."""
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no workers for LLM judges
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
     )
@@ -123,7 +125,7 @@ def _await(server: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
 def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing."
+    return lines[-1] if lines else "the server printed nothing."
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

@@ -235,7 +235,7 @@ def test_a_search_is_announced_with_its_space_its_budget_and_what_a_trial_gets(s
     assert output.getvalue().splitlines() == [
         "space    small: lr 1e-05 … 0.1 (log), unfreeze_depth 0 … 3, optimizer adam | sgd",
         "budget   9 trials or 1h00m, pruner asha",
-        "machine  2 CPU cores and 0.5 GPU a trial, 3 at a time",
+        "machine  2 CPU cores and 0.5 GPU per trial, 3 at a time",
     ]
 
 

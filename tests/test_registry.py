@@ -80,8 +80,16 @@ def test_the_first_model_of_its_name_becomes_champion(one_model):
 @pytest.mark.parametrize(
     ("changes", "champion", "note"),
     [
-        ({"confusion": [[4, 0, 0], [0, 4, 0], [0, 0, 4]]}, True, "it beats version 1: 100.00% against 83.33%"),
-        ({"confusion": [[3, 1, 0], [0, 4, 0], [1, 0, 3]]}, False, "version 1 stays champion: 83.33% against 83.33%"),
+        (
+            {"confusion": [[4, 0, 0], [0, 4, 0], [0, 0, 4]]},
+            True,
+            "beats version 1: test accuracy 100.00% against 83.33%",
+        ),
+        (
+            {"confusion": [[3, 1, 0], [0, 4, 0], [1, 0, 3]]},
+            False,
+            "version 1 stays champion: test accuracy 83.33% against 83.33%",
+        ),
         (
             {"confusion": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "test_fingerprint": "o" * 16},
             False,

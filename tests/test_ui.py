@@ -64,7 +64,7 @@ def test_ui_answers_on_a_free_port_to_this_machine_alone_and_leaves_no_process(r
             first, second = process.stdout.readline(), process.stdout.readline()
             address = second.split()[1]
             port = address.rpartition(":")[2]
-            assert first == f"port     {taken} is taken, so it is {port}\n"
+            assert first == f"port     {taken} is in use, so the UI uses {port}\n"
             assert address == f"http://127.0.0.1:{port}" != f"http://127.0.0.1:{taken}"
             assert status_of(f"{address}/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=pets") == 200
             assert status_of(f"{address}/ajax-api/2.0/mlflow/experiments/get-by-name", Host="elsewhere.org") == 403
