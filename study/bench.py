@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from study.bench_training import Figure, measure_augmentation, measure_training
-from study.search_space import load_baseline
+from study.config.load_toml import load_baseline
 from study.training import Hardware, choose_hardware
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")

@@ -16,12 +16,14 @@ from ray import tune
 from study import notebook
 from study.bench_training import CLASSES, ROUNDS, Figure, make_images
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.config import Plan, Recipe, local_uri
+from study.config.load_toml import baseline_recipe
+from study.config.paths import local_uri
+from study.config.plan import Plan
+from study.config.recipe import Recipe
 from study.data import Images
 from study.models import build
 from study.record import Record
 from study.search import Listener, run_trials
-from study.search_space import baseline_recipe
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
 from study.training import EpochResult, Progress

@@ -25,12 +25,12 @@ from torchvision.transforms import v2
 from study import notebook
 from study.augment import augment, draw
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
-from study.config import Recipe
+from study.config.load_toml import baseline_recipe, load_baseline
+from study.config.recipe import Recipe
 from study.data import Images
 from study.features import WINDOW, autocast, epoch_outputs, rebatch
 from study.memory import release_memory
 from study.models import Classifier, build
-from study.search_space import baseline_recipe, load_baseline
 from study.store import FeatureStore
 from study.training import batch_sizes, build_optimizer, choose_hardware, train
 

@@ -1,4 +1,4 @@
-"""What there is to choose from: the models that `families.py` cuts, with the figures that torchvision's own code gives.
+"""List the models that `architectures.py` cuts, with the figures that torchvision's own code gives.
 
 Builds shapes alone, on torch's meta device, so that listing all of them takes no memory and no weights.
 """
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
-from study.families import FAMILIES, FLATTEN
+from study.config.architectures import FAMILIES, FLATTEN
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classe
     """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in all that is trained.
 
     Args:
-        model: as `families.py` names it.
+        model: as `architectures.py` names it.
         image_size: side in pixels.
         unfreeze_depth: blocks trained besides the head.
         classes: outputs of the last layer.

@@ -12,11 +12,12 @@ from rich.table import Table
 from study.cluster import Allotment
 from study.comparison import Row, faster
 from study.conclusion import StudyResult
-from study.config import Plan, Recipe
+from study.config.plan import Plan
+from study.config.recipe import Recipe
+from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.data import Dataset
 from study.models import Pretrained
 from study.record import Record
-from study.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.tracking import ui_command
 from study.training import EpochResult, Progress
 from study.trials import TrialRecord

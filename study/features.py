@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from study.augment import Draws, augment, draw
-from study.config import DEPTHS, Recipe
+from study.config.recipe import DEPTHS, Recipe
 from study.data import Images
 from study.memory import DeviceMemory, device_memory
 from study.models import Classifier, digest_weights, preprocessing

@@ -1,6 +1,6 @@
 """A torchvision classifier cut in two at an unfreeze depth, the weights it starts from and the images it expects.
 
-`families.py` says where the cuts are; what trains the suffix, and who shares the prefix's outputs, is not known here.
+`architectures.py` says where the cuts are; what trains the suffix, and who shares its outputs, is not known here.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.transforms.v2 import functional
 
-from study.config import DEPTHS
+from study.config.architectures import FAMILIES, FLATTEN
+from study.config.recipe import DEPTHS
 from study.errors import WeightsError
-from study.families import FAMILIES, FLATTEN
 from study.seeding import derive_seed
 
 StateDict = dict[str, Tensor]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import VGG16_Weights, get_model
 from torchvision.transforms import v2
 
-from study.config import Recipe
+from study.config.recipe import Recipe
 from study.data import Images
 from study.seeding import derive_seed
 

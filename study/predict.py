@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import DecompressionBombWarning
 
-from study.config import existing_store, find_study
+from study.config.paths import existing_store, find_study
 from study.data import EXTENSIONS, image_files, read_image
 from study.errors import ConfigError, DataError, StudyError
 

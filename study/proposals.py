@@ -8,7 +8,7 @@ import warnings
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study.search_space import Categorical, Domain, Float, Int, SearchSpace
+from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 
 
 def build_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:

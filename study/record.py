@@ -22,11 +22,13 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from study.config import Plan, Recipe, check_new
+from study.config.paths import check_new
+from study.config.plan import Plan
+from study.config.recipe import Recipe
+from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.journal import Journal
 from study.proposals import build_distributions, build_pruner, build_sampler
-from study.search_space import Budget, SearchSpace
 from study.seeding import derive_seed
 from study.training import EpochResult, Evaluation
 from study.trials import PRUNED, TrialRecord, read_trial

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config import find_study
+from study.config.paths import find_study
 from study.errors import ConfigError, RecordError, StudyError
 
 if TYPE_CHECKING:

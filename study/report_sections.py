@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from study.comparison import compare, faster
-from study.config import Recipe
+from study.config.plan import Design
+from study.config.recipe import Recipe
 from study.data import Dataset
-from study.design import Design
 from study.record import Record
 from study.report_page import Section, Table, View, draw_picture
 from study.report_search import search_sections

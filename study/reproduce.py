@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from study.cluster import TRIAL_ENVIRONMENT
-from study.config import Plan
+from study.config.plan import Plan
 from study.data import Dataset, fingerprint, load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from study.config import search_spaces_directory
-from study.design import Design
+from study.config.paths import search_spaces_directory
+from study.config.plan import Design
 from study.record import Record
 
 COMMAND_WIDTH = 88

@@ -15,12 +15,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from study.config import StudyConfig, check_new, find_study
-from study.design import Design
+from study.config.flags import (
+    build_parser,
+    change_budget,
+    configure,
+    fill_in,
+    read_space,
+    recipe_changes,
+    with_resources,
+)
+from study.config.load_toml import baseline_recipe, load_baseline
+from study.config.paths import check_new, find_study
+from study.config.plan import Design, StudyConfig
+from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.errors import ConfigError, StudyError
-from study.flags import build_parser, change_budget, configure, fill_in, read_space, recipe_changes, with_resources
-from study.resume import check_flags, check_space, recorded_config
-from study.search_space import baseline_recipe, load_baseline
 
 if TYPE_CHECKING:
     from study.console import Console

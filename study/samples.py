@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from study import figures, notebook
 from study.augment import augment, draw
-from study.config import Plan
+from study.config.plan import Plan
 from study.data import Dataset
 from study.models import preprocessing, to_colours
 from study.training import epoch_order

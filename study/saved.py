@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from study.config import Recipe
+from study.config.architectures import FAMILIES
+from study.config.recipe import Recipe
 from study.errors import ConfigError, RecordError, unknown_name
-from study.families import FAMILIES
 from study.models import Classifier, build, load_pretrained, preprocessing
 from study.training import accuracy
 

@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from study.cluster import Allotment
-from study.config import Plan
+from study.config.plan import Plan
 from study.errors import RecordError, StudyError
 from study.record import Record
 from study.trainable import Facts, Failure, Inputs, OpensTest, trainable

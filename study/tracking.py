@@ -23,7 +23,8 @@ import numpy as np
 from filelock import FileLock
 
 from study import figures
-from study.config import HOST, PORT, SQLITE, Plan, local_uri
+from study.config.paths import HOST, PORT, SQLITE, local_uri
+from study.config.plan import Plan
 from study.errors import TrackingError, first_line
 from study.record import Record
 from study.training import EpochResult, Progress

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study.checkpoint import Checkpoint
-from study.config import Recipe
+from study.config.recipe import Recipe
 from study.data import Images
 from study.errors import TrialError
 from study.features import autocast, epoch_outputs, rebatch

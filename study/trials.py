@@ -11,7 +11,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from study.config import Plan, Recipe
+from study.config.plan import Plan
+from study.config.recipe import Recipe
 from study.training import EpochResult, Evaluation
 
 STATES = {

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from study import figures
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.conclusion import StudyResult, conclude, has_ended
-from study.config import SQLITE, Plan, StudyConfig, local_uri
+from study.config.paths import SQLITE, local_uri
+from study.config.plan import Design, Plan, StudyConfig
+from study.config.search_space import SearchSpace
 from study.data import Dataset, Images, fingerprint, load_dataset, split
-from study.design import Design
 from study.errors import RecordError
 from study.models import Pretrained, load_pretrained
 from study.record import Record
 from study.report import find_images
 from study.samples import draw_batch
 from study.search import Listener, run_trials
-from study.search_space import SearchSpace
 from study.tracking import Tracker, connect, without_credentials
 from study.trainable import Inputs
 from study.verdict import choose, plan_finals, recall_verdict

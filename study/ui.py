@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
-from study.config import HOST, PORT, existing_store
+from study.config.paths import HOST, PORT, existing_store
 from study.errors import ConfigError, StudyError
 
 START_S = 90.0

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from study.config import Recipe
+from study.config.recipe import Recipe
 from study.record import Record
 from study.seeding import derive_seed
 from study.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference

@@ -6,7 +6,7 @@ Which one never depends on the test images. Knows neither MLflow nor where the m
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.config import Recipe
+from study.config.recipe import Recipe
 from study.data import Dataset
 from study.models import Pretrained, build
 from study.record import Record

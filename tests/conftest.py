@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from study.config import Recipe
+from study.config.load_toml import load_baseline
+from study.config.recipe import Recipe
 from study.data import Images
 from study.run import main
-from study.search_space import load_baseline
 
 # Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

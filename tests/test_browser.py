@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.config import local_uri
+from study.config.paths import local_uri
+from study.config.plan import Design
+from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.data import Dataset
-from study.design import Design
 from study.record import Record
 from study.report import main, write_report
-from study.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.tracking import Tracker, connect
 from study.training import EpochResult, Evaluation
 

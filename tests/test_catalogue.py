@@ -4,7 +4,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from study.catalogue import count_operations, format_models, list_models
-from study.families import FAMILIES
+from study.config.architectures import FAMILIES
 
 
 @pytest.fixture(scope="module")

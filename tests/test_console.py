@@ -9,11 +9,11 @@ import pytest
 
 from study.cluster import Allotment
 from study.comparison import Row
-from study.config import local_uri
+from study.config.paths import local_uri
+from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.console import Console, open_screen
 from study.models import Pretrained
 from study.record import Record
-from study.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.training import EpochResult, Evaluation, Progress
 from study.tuner import StudyResult
 

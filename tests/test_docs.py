@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from support.saved_models import make_saved
 
-from study.flags import build_parser, fill_in, read_space
+from study.config.flags import build_parser, fill_in, read_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]

@@ -1,74 +1,122 @@
-"""The house rules that no single module can show: who imports whom, and what a mistake costs."""
+"""The layers that no single module can show: who imports whom, and what `--help` and mistakes cost."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import study
 
-ROOM = Path(study.__file__).parent
-LAYERS = [
-    ["errors", "families", "seeding"],
-    ["config"],
-    ["search_space"],
-    ["design"],
-    ["resume", "flags"],
-    ["data", "augment", "memory", "models", "store", "statistics", "figures"],
-    ["features", "notebook", "checkpoint", "catalogue"],
-    ["training", "journal", "proposals"],
-    ["trials"],
-    ["record"],
-    ["verdict"],
-    ["saved", "cluster", "comparison", "samples", "tracking", "trainable", "report_page", "rerun"],
-    ["search", "winner", "registry", "reproduce", "bench_training", "report_tested", "report_search"],
-    ["report_sections"],
-    ["report_comparison"],
-    ["report"],
-    ["conclusion"],
-    ["tuner", "bench_search"],
-    ["console"],
-    ["run", "predict", "ui", "bench"],
-]
-"""From the ground up: a module imports only modules of layers below its own."""
-HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
-OUTSIDERS = {
-    "mlflow": {"bench_search", "registry", "tracking"},
-    "ray": {"bench_search", "cluster", "search", "trainable"},
-    "optuna": {"bench_search", "journal", "proposals", "record", "report_search", "run", "trials"},
+ROOT = Path(study.__file__).parent
+GROUND = ["errors", "seeding"]
+PACKAGES: dict[str, list[str]] = {
+    "config": [
+        "architectures",
+        "validation",
+        "recipe",
+        "search_space",
+        "paths",
+        "load_toml",
+        "plan",
+        "resume_flags",
+        "flags",
+    ],
 }
-"""Packages that only these modules may import."""
+"""Packages and their modules, both from the ground up: a module imports only what stands before it."""
+COMMANDS = [
+    "data",
+    "augment",
+    "memory",
+    "models",
+    "statistics",
+    "figures",
+    "store",
+    "features",
+    "notebook",
+    "checkpoint",
+    "catalogue",
+    "training",
+    "journal",
+    "proposals",
+    "trials",
+    "record",
+    "verdict",
+    "saved",
+    "cluster",
+    "comparison",
+    "samples",
+    "tracking",
+    "trainable",
+    "report_page",
+    "rerun",
+    "search",
+    "winner",
+    "registry",
+    "reproduce",
+    "bench_training",
+    "report_tested",
+    "report_search",
+    "report_sections",
+    "report_comparison",
+    "report",
+    "conclusion",
+    "tuner",
+    "bench_search",
+    "console",
+    "run",
+    "predict",
+    "ui",
+    "bench",
+]
+"""The modules that are in no package yet, and the commands; from the ground up as well."""
+ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
+
+
+def modules_of(package: str) -> set[str]:
+    return {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
 
 
 def imports(module: str) -> set[str]:
-    """Every module that a module imports, anywhere in it."""
+    """Return every module that a module imports, anywhere in its code; our own without 'study.'."""
     found = set()
-    for node in ast.walk(ast.parse((ROOM / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "study" else {node.module}
-            )
-    return found
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("study.") for name in found if name.startswith("study.")}
+    return {name for name in ours if name in ORDER} | {name for name in found if not name.startswith("study")}
 
 
-def test_every_module_has_its_layer():
-    assert {path.stem for path in ROOM.glob("*.py")} - {"__init__"} == set(HEIGHT)
+def test_every_module_has_its_place():
+    assert modules_of(".") == {*GROUND, *COMMANDS}
+    assert {package: modules_of(package) for package in PACKAGES} == {name: {*held} for name, held in PACKAGES.items()}
+    assert all(len(held) <= 10 for held in PACKAGES.values())
 
 
-@pytest.mark.parametrize("module", HEIGHT)
-def test_imports_go_downward_only(module):
-    ours = {name.split(".")[1] for name in imports(module) if name.startswith("study.")}
-    assert {name for name in ours if HEIGHT[name] >= HEIGHT[module]} == set()
+def test_every_package_is_installed():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    installed = project["tool"]["setuptools"]["packages"]
+    assert {*installed} == {"study", "study.search_spaces", *(f"study.{package}" for package in PACKAGES)}
 
 
-@pytest.mark.parametrize("package", OUTSIDERS)
-def test_only_its_adapters_import_a_package(package):
-    users = {module for module in HEIGHT if any(name.split(".")[0] == package for name in imports(module))}
-    assert users <= OUTSIDERS[package]
+def assert_imports_go_down(modules: list[str]) -> None:
+    for module in modules:
+        above = ORDER[ORDER.index(module) :]
+        assert imports(module).isdisjoint(above), f"{module} imports what stands beside or above it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_go_down(package):
+    assert_imports_go_down([f"{package}.{module}" for module in PACKAGES[package]])
+
+
+def test_ground_and_command_imports_go_down():
+    assert_imports_go_down([*GROUND, *COMMANDS])
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 
-from study.config import DEPTHS
+from study.config.architectures import FAMILIES
+from study.config.recipe import DEPTHS
 from study.errors import WeightsError
-from study.families import FAMILIES
 from study.models import Classifier, StateDict, build, load_pretrained, preprocessing
 
 ONE_OF_EACH = ("vgg11_bn", "resnet18", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")

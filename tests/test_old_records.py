@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from study.config import local_uri
+from study.config.paths import local_uri
 from study.models import build
 from study.record import Record
 from study.report import write_report

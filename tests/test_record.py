@@ -11,9 +11,9 @@ import numpy as np
 import optuna
 import pytest
 
+from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import RecordError
 from study.record import Record
-from study.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.training import EpochResult, Evaluation
 
 EPOCH = EpochResult(1, train_loss=2.0, epoch_s=3.0, images_per_s=10.0)

@@ -13,16 +13,17 @@ import numpy as np
 import optuna
 import pytest
 
+from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
+from study.config.load_toml import load_space
+from study.config.plan import Design
+from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data import Dataset, fingerprint, load_dataset
-from study.design import Design
-from study.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.record import Record
 from study.report import find_images, main, render, write_report
 from study.report_page import Table
 from study.report_search import MOST_PLOTTED
 from study.report_sections import describe
 from study.rerun import run_command
-from study.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace, load_space
 from study.training import EpochResult, Evaluation
 
 MANIFEST = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.saved_models import make_card
 
-from study.config import Plan
+from study.config.plan import Plan
 from study.data import fingerprint, load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from study.config import local_uri
-from study.design import Design
+from study.config.flags import build_parser, configure
+from study.config.paths import local_uri
+from study.config.plan import Design
+from study.config.resume_flags import check_flags, check_space, recorded_config
+from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.errors import ConfigError
-from study.flags import build_parser, configure
 from study.record import Record
-from study.resume import check_flags, check_space, recorded_config
-from study.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back

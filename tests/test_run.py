@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from study.config import local_uri
+from study.config.paths import local_uri
 from study.models import build
 from study.record import Record
 from study.tracking import connect

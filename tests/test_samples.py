@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from study import notebook
-from study.config import Plan
+from study.config.plan import Plan
 from study.data import Dataset
 from study.models import preprocessing, to_colours
 from study.samples import draw_batch, draw_originals

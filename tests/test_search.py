@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from study.config.search_space import Budget, Float, Pruner, Resources, SearchSpace
 from study.record import Record
 from study.search import RecordScheduler, RecordSearcher
-from study.search_space import Budget, Float, Pruner, Resources, SearchSpace
 from study.trainable import Facts, Failure
 from study.training import EpochResult, Evaluation, Progress
 

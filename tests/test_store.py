@@ -559,7 +559,7 @@ def test_trials_of_two_processes_that_need_one_epoch_at_once_give_what_one_alone
     """And leave nothing to be computed alone: what one has stored the other reads."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from study.config import Recipe; from test_store import *\n"
+        "from study.config.recipe import Recipe; from test_store import *\n"
         "here, me, recipe = Path(sys.argv[2]), sys.argv[3], Recipe.from_dict(json.loads(sys.argv[4]))\n"
         "store = FeatureStore(here / 'store', 10**9, tolerance_s=1000)\n"
         "(here / f'ready-{me}').touch()\n"

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 
-from study.config import local_uri
+from study.config.paths import local_uri
 from study.errors import TrackingError
 from study.record import Record
 from study.tracking import Tracker, connect, ui_command, without_credentials

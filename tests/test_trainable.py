@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from study.config import Plan
+from study.config.plan import Plan
 from study.errors import TrialError
 from study.memory import device_memory
 from study.models import build

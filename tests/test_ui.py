@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from study.config import local_uri
+from study.config.paths import local_uri
 from study.errors import ConfigError
 from study.tracking import connect
 from study.ui import choose_port

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from study.config import Plan
-from study.search_space import baseline_recipe
+from study.config.load_toml import baseline_recipe
+from study.config.plan import Plan
 from study.statistics import Difference
 from study.training import Evaluation
 from study.trials import TrialRecord

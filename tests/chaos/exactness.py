@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 
-from study.config import local_uri
+from study.config.paths import local_uri
 from study.record import Record
 from study.saved import MODEL_DIRECTORY, load_model
 from study.tracking import STATUS, connect

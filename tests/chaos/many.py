@@ -18,10 +18,12 @@ from ray import tune
 from study.bench_search import MANIFEST, ONE_PIXEL, own_bytes
 from study.bench_training import make_images
 from study.cluster import ray_session, share_resources
-from study.config import Plan, local_uri
+from study.config.load_toml import load_space
+from study.config.paths import local_uri
+from study.config.plan import Plan
+from study.config.search_space import Budget
 from study.record import Record
 from study.search import run_trials
-from study.search_space import Budget, load_space
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
 from study.training import EpochResult, Progress

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from study.config import Recipe
-from study.families import FAMILIES
+from study.config.architectures import FAMILIES
+from study.config.load_toml import load_baseline
+from study.config.recipe import Recipe
 from study.models import Classifier, build
 from study.saved import ModelCard, SavedModel, load_model, save_model
-from study.search_space import load_baseline
 
 CLASSES = ["cat", "dog", "eel"]
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from study.config import Plan, StudyConfig, check_new
+from study.config.load_toml import baseline_recipe
+from study.config.paths import check_new
+from study.config.plan import Plan, StudyConfig
 from study.errors import ConfigError, RecordError
 from study.record import Record
-from study.search_space import baseline_recipe
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 
+from study.config.flags import build_parser, configure, fill_in
+from study.config.load_toml import load_baseline
 from study.errors import ConfigError
-from study.flags import build_parser, configure, fill_in
-from study.search_space import load_baseline
 
 
 def parse(*arguments):

@@ -12,9 +12,10 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from study.config import StudyConfig
+from study.config.load_toml import load_baseline, load_space, parse_duration
+from study.config.plan import StudyConfig
+from study.config.search_space import Budget, SearchSpace
 from study.errors import ConfigError, unknown_name
-from study.search_space import Budget, SearchSpace, load_baseline, load_space, parse_duration
 
 SOURCES = ("cifar10", "digits")
 """Data sets known by name; any other --data is a folder."""

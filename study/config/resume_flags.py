@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study.config import StudyConfig
-from study.design import Design
+from study.config.plan import Design, StudyConfig
+from study.config.search_space import SearchSpace
 from study.errors import ConfigError
-from study.search_space import SearchSpace
 
 
 def recorded_config(options: Namespace, manifest: Mapping[str, Any], config: StudyConfig) -> StudyConfig:

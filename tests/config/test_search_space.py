@@ -7,22 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from study import search_space
-from study.config import Recipe
+from study.config import load_toml
+from study.config.load_toml import baseline_recipe, load_baseline, load_space, parse_duration
+from study.config.recipe import Recipe
+from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import ConfigError
-from study.search_space import (
-    Budget,
-    Categorical,
-    Float,
-    Int,
-    Pruner,
-    Resources,
-    SearchSpace,
-    baseline_recipe,
-    load_baseline,
-    load_space,
-    parse_duration,
-)
 
 LR = 'model = "vgg16"\n[space]\nlr = { type = "float", low = 1e-5, high = 1e-2, log = true }\n'
 SHIPPED = ["vgg16", "resnet18"]
@@ -91,10 +80,10 @@ def test_baseline_recipe_differs_between_models_in_nothing_else():
 
 
 def test_load_baseline_checks_its_file(tmp_path, monkeypatch):
-    shipped = search_space.search_spaces_directory() / "baseline.toml"
+    shipped = load_toml.search_spaces_directory() / "baseline.toml"
     changed = shipped.read_text(encoding="utf-8").replace("lr = 1e-3", "lr = -1.0")
     (tmp_path / "baseline.toml").write_text(changed, encoding="utf-8")
-    monkeypatch.setattr(search_space, "search_spaces_directory", lambda: tmp_path)
+    monkeypatch.setattr(load_toml, "search_spaces_directory", lambda: tmp_path)
     with pytest.raises(ConfigError, match=r"baseline\.toml: recipe\.lr: must be above 0, but got -1\.0\.$"):
         load_baseline()
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from study.design import Design
-from study.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.config.plan import Design
+from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 
 
 @pytest.mark.parametrize(

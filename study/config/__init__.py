@@ -1,0 +1,1 @@
+"""Turn flags and TOML files into checked values, without importing torch."""

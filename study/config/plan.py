@@ -1,0 +1,150 @@
+"""Define what a study runs: a Plan for each trial, a Design for the whole, a StudyConfig for its surroundings."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from study.config.recipe import Recipe
+from study.config.search_space import Categorical, SearchSpace
+from study.config.validation import check
+from study.errors import ConfigError
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial to run."""
+
+    number: int
+    """Optuna's trial number, from 0; the verdict's trials are counted separately."""
+    stage: str
+    """Part of the study: baseline, as-written, search, or final (a refit for the verdict)."""
+    recipe: Recipe
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Unique name of the trial within its study; the prefix is needed since the verdict counts from 0 again."""
+        return f"final-{self.number}" if self.stage == "final" else str(self.number)
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the trial's checkpoint file."""
+        return f"{self.key}.safetensors"
+
+    @property
+    def title(self) -> str:
+        """Label that distinguishes the trial from the others of its study."""
+        recipe = self.recipe
+        kind = {"as-written": " · as written", "final": f" · seed {self.seed}"}.get(self.stage, "")
+        return (
+            f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {recipe.lr:.2g}"
+            f" · batch {recipe.batch_size}{kind}"
+        )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of a study besides its recipes; paths are absolute, since Ray Tune changes the working directory."""
+
+    name: str
+    """Name of the study and of its directory: at most 64 letters, digits, '.', '_' or '-'."""
+    data: str
+    """Image data set: cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
+    data_dir: Path
+    """Directory of downloaded data sets."""
+    fraction: float
+    """Fraction of the training and of the test images to use, in (0, 1]."""
+    weights: str
+    """Initial weights: imagenet, none (random), or the path of a state dict."""
+    seed: int
+    """Seed from which all others are derived, at least 0."""
+    precision: str
+    """Precision of the arithmetic: auto, bf16 or fp32."""
+    mlruns: Path
+    """Directory for everything that a study writes."""
+    tracking_uri: str | None
+    """URI of MLflow's tracking store; None for a SQLite file in `mlruns`."""
+    ray_address: str | None
+    """Address of an existing Ray cluster; None to start a local Ray."""
+    cpus_per_trial: float | None
+    """CPU cores per trial, above 0; None to choose by the machine."""
+    gpus_per_trial: float | None
+    """GPUs per trial, at least 0; a fraction lets trials share a GPU. None to choose by the machine."""
+    concurrent: int | None
+    """Maximum number of trials at a time, at least 1; None to choose by the machine."""
+    cache_gb: float | None
+    """Maximum size of the feature cache in GB; 0 for no cache, None for a fifth of the free disk, at most 50."""
+    verbose: bool
+    """Show the messages of Ray, Optuna and MLflow."""
+
+    def __post_init__(self) -> None:
+        """Check all that can be checked without loading images or weights.
+
+        Raises:
+            ConfigError: a value breaks its rule.
+        """
+        if not STUDY_NAME.fullmatch(self.name) or self.name == "latest":
+            rule = "must be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
+            raise ConfigError(f"--name: {rule}, but got {self.name!r}.")
+        check(0 < self.fraction <= 1, "--fraction", "must be in (0, 1]", self.fraction)
+        check(self.seed >= 0, "--seed", "must be at least 0", self.seed)
+        for flag, value in (("--cpus-per-trial", self.cpus_per_trial), ("--concurrent", self.concurrent)):
+            check(value is None or 0 < value < math.inf, flag, "must be above 0", value)
+        gpus = self.gpus_per_trial
+        cache_gb = self.cache_gb
+        check(cache_gb is None or 0 <= cache_gb < math.inf, "--cache-gb", "must be at least 0", cache_gb)
+        check(gpus is None or 0 <= gpus < math.inf, "--gpus-per-trial", "must be at least 0", gpus)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Everything about a study's trials that is known before the study begins."""
+
+    stage: str
+    """Stage of `recipes`: baseline, as-written or search."""
+    recipes: tuple[Recipe, ...]
+    """Recipes of the fixed trials; for a search, only the baseline's recipe, which is its first trial."""
+    space: SearchSpace | None = None
+    """Space from which a search proposes recipes; None for fixed trials."""
+    repeats: int = 0
+    """Number of seeds in a search's verdict."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models of the study, each once."""
+        return tuple(dict.fromkeys(recipe.model for recipe in self.recipes))
+
+    @property
+    def image_size(self) -> int:
+        """Largest input side of any trial in pixels, for which the images are stored."""
+        sizes = [recipe.image_size for recipe in self.recipes]
+        if self.space:
+            domain = self.space.domains.get("image_size")
+            searched = () if domain is None else domain.choices if isinstance(domain, Categorical) else (domain.high,)
+            sizes += [self.space.recipe({"image_size": size}).image_size for size in searched]
+            sizes.append(self.space.base.image_size)
+        return max(sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the design as JSON values; `from_dict` is the inverse."""
+        return {
+            "stage": self.stage,
+            "recipes": [recipe.to_dict() for recipe in self.recipes],
+            "space": self.space.to_dict() if self.space else None,
+            "repeats": self.repeats,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a design from the values that `to_dict` returned."""
+        return cls(
+            stage=values["stage"],
+            recipes=tuple(Recipe.from_dict(recipe) for recipe in values["recipes"]),
+            space=SearchSpace.from_dict(values["space"]) if values["space"] else None,
+            repeats=values["repeats"],
+        )
