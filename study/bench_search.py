@@ -22,11 +22,11 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.data import Images
 from study.models import build
-from study.record import Record
+from study.results.metrics import EpochResult, Progress
+from study.results.record import Record
 from study.search import Listener, run_trials
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
-from study.training import EpochResult, Progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

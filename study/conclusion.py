@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from study.comparison import Row, compare, comparison_files, faster, search_files
+from study.comparison import comparison_files, search_files
 from study.data import Dataset
 from study.errors import StudyError
-from study.record import Record
 from study.registry import Registration, log_model
 from study.report import write_report
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
+from study.results.trial_table import Row, compare, faster
+from study.results.verdict import Verdict, choose, recall_verdict, verdict_metrics
+from study.results.wording import sentence
 from study.saved import MODEL_DIRECTORY, load_model
 from study.tracking import Tracker, without_credentials
-from study.trials import TrialRecord
-from study.verdict import Verdict, choose, recall_verdict, sentence, verdict_metrics
 
 _logger = logging.getLogger(__name__)
 

@@ -10,18 +10,19 @@ from rich.live import Live
 from rich.table import Table
 
 from study.cluster import Allotment
-from study.comparison import Row, faster
 from study.conclusion import StudyResult
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.data import Dataset
 from study.models import Pretrained
-from study.record import Record
+from study.results.metrics import EpochResult, Progress
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
+from study.results.trial_table import Row, faster
+from study.results.verdict import choose
+from study.results.wording import details, sentence
 from study.tracking import ui_command
-from study.training import EpochResult, Progress
-from study.trials import TrialRecord
-from study.verdict import choose, details, sentence
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
 

@@ -18,7 +18,7 @@ from study.errors import ConfigError, RecordError, StudyError
 
 if TYPE_CHECKING:
     from study.data import Dataset
-    from study.record import Record
+    from study.results.record import Record
 
 REPORT_FILE = "report.html"
 COMPARISON_FILE = "comparison.html"
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         mlruns = Path("mlruns").absolute()
         directories = [find_study(name, mlruns) for name in dict.fromkeys(options.studies)]
-        from study.record import Record
+        from study.results.record import Record
 
         records = [Record.read(directory) for directory in directories]
         if len(records) == 1:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from study.comparison import compare, faster
-from study.record import Record
 from study.report_page import Section, Table, View
 from study.report_sections import answer
 from study.report_tested import RESULT_COLUMNS, draw_curves, hardest_pair_of, is_helped, result_row, tested_trials
-from study.trials import TrialRecord
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
+from study.results.trial_table import compare, faster
 
 
 def compare_studies(records: Sequence[Record]) -> View:

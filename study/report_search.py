@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 
-from study.record import Record
 from study.report_page import Picture, Section, Table, draw_picture
-from study.verdict import details, recall_verdict, sentence
+from study.results.record import Record
+from study.results.verdict import recall_verdict
+from study.results.wording import details, sentence
 
 MOST_PLOTTED = 500
 """Largest number of trials for which Optuna's plots are readable."""

@@ -7,18 +7,19 @@ the search.
 from collections import Counter
 from collections.abc import Sequence
 
-from study.comparison import compare, faster
 from study.config.plan import Design
 from study.config.recipe import Recipe
 from study.data import Dataset
-from study.record import Record
 from study.report_page import Section, Table, View, draw_picture
 from study.report_search import search_sections
 from study.report_tested import hardest, results, starred, tested_trials, training
 from study.rerun import run_command
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
+from study.results.trial_table import compare, faster
+from study.results.verdict import choose, recall_verdict
+from study.results.wording import sentence
 from study.samples import draw_batch, draw_originals
-from study.trials import TrialRecord
-from study.verdict import choose, recall_verdict, sentence
 
 
 def describe(record: Record, dataset: Dataset | None) -> View:

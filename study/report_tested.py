@@ -12,10 +12,10 @@ import numpy as np
 from study import figures
 from study.catalogue import count_operations
 from study.data import Dataset
-from study.record import Record
 from study.report_page import Picture, Section, Table, draw_picture
-from study.statistics import ClassPair, accuracy_interval, hardest_pair
-from study.trials import TrialRecord
+from study.results.record import Record
+from study.results.statistics import ClassPair, accuracy_interval, hardest_pair
+from study.results.trial_record import TrialRecord
 
 
 def tested_trials(record: Record) -> list[TrialRecord]:

@@ -17,10 +17,11 @@ from study.data import Dataset, fingerprint, load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
 from study.models import Pretrained, load_pretrained
+from study.results.metrics import EpochResult, Evaluation
+from study.results.statistics import CONFIDENCE, accuracy_interval
 from study.saved import CARD_FILE, MODEL_DIRECTORY, ModelCard
-from study.statistics import CONFIDENCE, accuracy_interval
 from study.trainable import Inputs, run_trial
-from study.training import EpochResult, Evaluation, choose_hardware
+from study.training import choose_hardware
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from study.config.paths import search_spaces_directory
 from study.config.plan import Design
-from study.record import Record
+from study.results.record import Record
 
 COMMAND_WIDTH = 88
 """Characters per line of the command; a flag with its value is never split."""

@@ -32,7 +32,7 @@ from study.errors import ConfigError, StudyError
 
 if TYPE_CHECKING:
     from study.console import Console
-    from study.record import Record
+    from study.results.record import Record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +104,7 @@ def _resume(options: argparse.Namespace) -> int:
     spaces = [read_space(name, options) for name in options.search or []]
     with _naming(directory):
         _heavy(config)
-        from study.record import Record
+        from study.results.record import Record
 
         record = Record.open(directory)
     try:

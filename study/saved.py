@@ -21,7 +21,7 @@ from study.config.architectures import FAMILIES
 from study.config.recipe import Recipe
 from study.errors import ConfigError, RecordError, unknown_name
 from study.models import Classifier, build, load_pretrained, preprocessing
-from study.training import accuracy
+from study.results.metrics import accuracy
 
 MODEL_DIRECTORY = "model"
 """Within a study's, where the verdict's winner is kept."""

@@ -20,9 +20,9 @@ from ray.tune.search import Searcher
 from study.cluster import Allotment
 from study.config.plan import Plan
 from study.errors import RecordError, StudyError
-from study.record import Record
+from study.results.metrics import EpochResult, Evaluation, Progress
+from study.results.record import Record
 from study.trainable import Facts, Failure, Inputs, OpensTest, trainable
-from study.training import EpochResult, Evaluation, Progress
 
 RETRIES = 2
 """How often a trial is restarted after its process died."""

@@ -26,9 +26,9 @@ from study import figures
 from study.config.paths import HOST, PORT, SQLITE, local_uri
 from study.config.plan import Plan
 from study.errors import TrackingError, first_line
-from study.record import Record
-from study.training import EpochResult, Progress
-from study.trials import TrialRecord
+from study.results.metrics import EpochResult, Progress
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`

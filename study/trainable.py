@@ -24,18 +24,9 @@ from study.errors import RecordError, StudyError, first_line
 from study.features import describe_arithmetic
 from study.memory import release_memory
 from study.models import StateDict, build
+from study.results.metrics import EpochResult, Evaluation, Progress
 from study.store import FeatureStore, default_directory, default_limit_bytes
-from study.training import (
-    EpochResult,
-    Evaluation,
-    Hardware,
-    Progress,
-    check_finite,
-    choose_hardware,
-    evaluate,
-    summarise,
-    train,
-)
+from study.training import Hardware, check_finite, choose_hardware, evaluate, summarise, train
 
 PROGRESS_S = 2.0
 """Minimum seconds between two progress reports within an epoch."""

@@ -21,13 +21,13 @@ from study.config.search_space import SearchSpace
 from study.data import Dataset, Images, fingerprint, load_dataset, split
 from study.errors import RecordError
 from study.models import Pretrained, load_pretrained
-from study.record import Record
 from study.report import find_images
+from study.results.record import Record
+from study.results.verdict import choose, plan_finals, recall_verdict
 from study.samples import draw_batch
 from study.search import Listener, run_trials
 from study.tracking import Tracker, connect, without_credentials
 from study.trainable import Inputs
-from study.verdict import choose, plan_finals, recall_verdict
 from study.winner import keep_winner
 
 if TYPE_CHECKING:

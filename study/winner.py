@@ -9,10 +9,10 @@ from pathlib import Path
 from study.config.recipe import Recipe
 from study.data import Dataset
 from study.models import Pretrained, build
-from study.record import Record
+from study.results.record import Record
+from study.results.trial_record import TrialRecord
 from study.saved import MODEL_DIRECTORY, ModelCard, save_model
 from study.trainable import open_checkpoint
-from study.trials import TrialRecord
 
 
 def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:

@@ -16,10 +16,10 @@ from study.config.paths import local_uri
 from study.config.plan import Design
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.data import Dataset
-from study.record import Record
 from study.report import main, write_report
+from study.results.metrics import EpochResult, Evaluation
+from study.results.record import Record
 from study.tracking import Tracker, connect
-from study.training import EpochResult, Evaluation
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -24,6 +24,17 @@ PACKAGES: dict[str, list[str]] = {
         "resume_flags",
         "flags",
     ],
+    "results": [
+        "metrics",
+        "journal",
+        "optuna_adapters",
+        "trial_record",
+        "record",
+        "statistics",
+        "verdict",
+        "wording",
+        "trial_table",
+    ],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = [
@@ -31,7 +42,6 @@ COMMANDS = [
     "augment",
     "memory",
     "models",
-    "statistics",
     "figures",
     "store",
     "features",
@@ -39,11 +49,6 @@ COMMANDS = [
     "checkpoint",
     "catalogue",
     "training",
-    "journal",
-    "proposals",
-    "trials",
-    "record",
-    "verdict",
     "saved",
     "cluster",
     "comparison",

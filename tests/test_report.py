@@ -18,13 +18,13 @@ from study.config.load_toml import load_space
 from study.config.plan import Design
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data import Dataset, fingerprint, load_dataset
-from study.record import Record
 from study.report import find_images, main, render, write_report
 from study.report_page import Table
 from study.report_search import MOST_PLOTTED
 from study.report_sections import describe
 from study.rerun import run_command
-from study.training import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation
+from study.results.record import Record
 
 MANIFEST = {
     "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,

@@ -12,9 +12,9 @@ from study.data import fingerprint, load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
 from study.reproduce import Reproduction, describe, reproduce
+from study.results.metrics import Evaluation
 from study.saved import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.trainable import Inputs, run_trial
-from study.training import Evaluation
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from study.config.plan import Design
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.errors import ConfigError
-from study.record import Record
+from study.results.record import Record
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from study.config.paths import local_uri
 from study.models import build
-from study.record import Record
+from study.results.record import Record
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from study.config.search_space import Budget, Float, Pruner, Resources, SearchSpace
-from study.record import Record
+from study.results.metrics import EpochResult, Evaluation, Progress
+from study.results.record import Record
 from study.search import RecordScheduler, RecordSearcher
 from study.trainable import Facts, Failure
-from study.training import EpochResult, Evaluation, Progress
 
 TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)

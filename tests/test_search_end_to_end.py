@@ -15,10 +15,10 @@ from ray import tune
 
 from study.bench_training import make_images
 from study.cluster import Allotment, ray_session
-from study.record import Record
+from study.results.metrics import EpochResult
+from study.results.record import Record
 from study.search import run_trials
 from study.trainable import Inputs
-from study.training import EpochResult
 
 SPACE = """
 model = "resnet18"

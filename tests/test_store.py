@@ -20,8 +20,9 @@ from safetensors import safe_open
 
 from study.data import Images
 from study.models import build
+from study.results.metrics import EpochResult, Evaluation
 from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes
-from study.training import EpochResult, Evaluation, Hardware, choose_hardware, evaluate, train
+from study.training import Hardware, choose_hardware, evaluate, train
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")
 ORDER = torch.arange(SEGMENT + 70)

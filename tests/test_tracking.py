@@ -17,9 +17,9 @@ from sqlalchemy import text
 
 from study.config.paths import local_uri
 from study.errors import TrackingError
-from study.record import Record
+from study.results.metrics import EpochResult, Evaluation
+from study.results.record import Record
 from study.tracking import Tracker, connect, ui_command, without_credentials
-from study.training import EpochResult, Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 

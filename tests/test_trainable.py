@@ -13,8 +13,8 @@ from study.config.plan import Plan
 from study.errors import TrialError
 from study.memory import device_memory
 from study.models import build
+from study.results.metrics import EpochResult, Evaluation
 from study.trainable import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial, trainable
-from study.training import EpochResult, Evaluation
 
 
 @pytest.fixture

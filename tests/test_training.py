@@ -10,8 +10,9 @@ from study import training
 from study.errors import TrialError
 from study.memory import device_memory
 from study.models import build
+from study.results.metrics import Evaluation
 from study.store import FeatureStore
-from study.training import Evaluation, Hardware, batch_sizes, evaluate, train
+from study.training import Hardware, batch_sizes, evaluate, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 GPU_TOLERANCE = 0.01

@@ -22,11 +22,11 @@ from study.config.load_toml import load_space
 from study.config.paths import local_uri
 from study.config.plan import Plan
 from study.config.search_space import Budget
-from study.record import Record
+from study.results.metrics import EpochResult, Progress
+from study.results.record import Record
 from study.search import run_trials
 from study.tracking import Tracker, connect
 from study.trainable import Inputs
-from study.training import EpochResult, Progress
 
 EVERY = 100
 MOST_BYTES = 150_000

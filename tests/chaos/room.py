@@ -10,7 +10,7 @@ from pathlib import Path
 
 from processes import Process, family, trial_processes
 
-from study.record import Record
+from study.results.record import Record
 
 NAME = "chaos"
 

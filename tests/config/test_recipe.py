@@ -9,7 +9,7 @@ from study.config.load_toml import baseline_recipe
 from study.config.paths import check_new
 from study.config.plan import Plan, StudyConfig
 from study.errors import ConfigError, RecordError
-from study.record import Record
+from study.results.record import Record
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
-from study.journal import Journal
-from study.proposals import build_distributions, build_pruner, build_sampler
+from study.results.journal import Journal
+from study.results.metrics import EpochResult, Evaluation
+from study.results.optuna_adapters import build_distributions, build_pruner, build_sampler
+from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
-from study.training import EpochResult, Evaluation
-from study.trials import PRUNED, TrialRecord, read_trial
 
 BEAT_S = 60.0
 """Seconds between two notes that a study is being run: what a killed session may have spent beyond its budget."""

@@ -9,10 +9,11 @@ import pytest
 
 from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
-from study.statistics import Difference
-from study.training import Evaluation
-from study.trials import TrialRecord
-from study.verdict import choose, details, final_seeds, judge, plan_finals, sentence
+from study.results.metrics import Evaluation
+from study.results.statistics import Difference
+from study.results.trial_record import TrialRecord
+from study.results.verdict import choose, final_seeds, judge, plan_finals
+from study.results.wording import details, sentence
 
 BASELINE = baseline_recipe("resnet18")
 WINNER = replace(BASELINE, unfreeze_depth=2, lr=3.1e-4)

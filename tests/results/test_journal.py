@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from study.errors import RecordError
-from study.journal import Journal
+from study.results.journal import Journal
 
 FIRST, SECOND = {"op_code": 0, "text": "é"}, {"op_code": 1, "values": [1, 2]}
 

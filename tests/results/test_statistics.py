@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.statistics import (
+from study.results.statistics import (
     Difference,
     accuracy_interval,
     decide,

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.config.plan import Plan
 from study.config.recipe import Recipe
-from study.training import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation
 
 STATES = {
     TrialState.WAITING: "waiting",

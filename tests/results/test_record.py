@@ -13,8 +13,8 @@ import pytest
 
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import RecordError
-from study.record import Record
-from study.training import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation
+from study.results.record import Record
 
 EPOCH = EpochResult(1, train_loss=2.0, epoch_s=3.0, images_per_s=10.0)
 TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
@@ -407,7 +407,7 @@ def test_open_ends_what_was_only_not_said_to_have_ended(make_search, make_recipe
 
 
 def test_open_counts_the_time_until_a_killed_session_was_last_seen(make_search, monkeypatch):
-    monkeypatch.setattr("study.record.BEAT_S", 0.0)
+    monkeypatch.setattr("study.results.record.BEAT_S", 0.0)
     record = make_search(time_s=0.4)
     record.next_trial()
     time.sleep(0.3)

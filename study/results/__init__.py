@@ -1,0 +1,1 @@
+"""Record what happened in a study, and say what it means, without importing torch."""
