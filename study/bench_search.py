@@ -20,7 +20,7 @@ from study.config.load_toml import baseline_recipe
 from study.config.paths import local_uri
 from study.config.plan import Plan
 from study.config.recipe import Recipe
-from study.data import Images
+from study.data.images import Images
 from study.models import build
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record

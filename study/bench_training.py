@@ -23,11 +23,11 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
 from study import notebook
-from study.augment import augment, draw
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.recipe import Recipe
-from study.data import Images
+from study.data.augment import augment, draw
+from study.data.images import Images
 from study.features import WINDOW, autocast, epoch_outputs, rebatch
 from study.memory import release_memory
 from study.models import Classifier, build

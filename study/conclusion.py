@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from study.comparison import comparison_files, search_files
-from study.data import Dataset
+from study.data.images import Dataset
 from study.errors import StudyError
 from study.registry import Registration, log_model
 from study.report import write_report

@@ -14,7 +14,7 @@ from study.conclusion import StudyResult
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
-from study.data import Dataset
+from study.data.images import Dataset
 from study.models import Pretrained
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record

@@ -15,9 +15,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from study.augment import Draws, augment, draw
 from study.config.recipe import DEPTHS, Recipe
-from study.data import Images
+from study.data.augment import Draws, augment, draw
+from study.data.images import Images
 from study.memory import DeviceMemory, device_memory
 from study.models import Classifier, digest_weights, preprocessing
 from study.store import FeatureStore, Key

@@ -20,7 +20,7 @@ from torchvision.models import VGG16_Weights, get_model
 from torchvision.transforms import v2
 
 from study.config.recipe import Recipe
-from study.data import Images
+from study.data.images import Images
 from study.seeding import derive_seed
 
 TRAINED = {"vgg16": ("features.24", "features.26", "features.28", "classifier"), "resnet18": ("layer4", "fc")}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL.Image import DecompressionBombWarning
 
 from study.config.paths import existing_store, find_study
-from study.data import EXTENSIONS, image_files, read_image
+from study.data.image_files import EXTENSIONS, image_files, read_image
 from study.errors import ConfigError, DataError, StudyError
 
 if TYPE_CHECKING:

@@ -17,10 +17,13 @@ from study.config.paths import find_study
 from study.errors import ConfigError, RecordError, StudyError
 
 if TYPE_CHECKING:
-    from study.data import Dataset
+    from study.data.images import Dataset
     from study.results.record import Record
 
+from study.data.sources import find_images
+
 REPORT_FILE = "report.html"
+
 COMPARISON_FILE = "comparison.html"
 
 
@@ -91,37 +94,6 @@ def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
     )
     title = " · ".join(record.name for record, _ in studies)
     return environment.get_template("report.html.j2").render(title=title, studies=views)
-
-
-def find_images(record: "Record") -> "Dataset | None":
-    """Return the images of a study; None if they are missing or have changed since. Download nothing."""
-    from study.data import fingerprint, load_dataset
-
-    manifest = record.manifest
-    if manifest["source"] == "cifar10" and not _has_cifar10(Path(manifest["data_dir"])):
-        return None
-    try:
-        dataset = load_dataset(
-            manifest["source"],
-            fraction=manifest["fraction"],
-            seed=manifest["seed"],
-            image_size=manifest["image_size"],
-            data_dir=Path(manifest["data_dir"]),
-        )
-    except StudyError:
-        return None
-    return dataset if fingerprint(dataset.train, dataset.test) == manifest["data_fingerprint"] else None
-
-
-def _has_cifar10(data_dir: Path) -> bool:
-    """Return whether `data_dir` holds the complete CIFAR-10, so that `load_dataset` does not download it."""
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped,unused-ignore]
-
-    try:
-        CIFAR10(data_dir, train=False, download=False)
-    except (RuntimeError, OSError):  # torchvision's errors for missing, damaged and unreadable files
-        return False
-    return True
 
 
 def _write(file: Path, page: str) -> Path:

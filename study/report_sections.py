@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from study.config.plan import Design
 from study.config.recipe import Recipe
-from study.data import Dataset
+from study.data.images import Dataset
 from study.report_page import Section, Table, View, draw_picture
 from study.report_search import search_sections
 from study.report_tested import hardest, results, starred, tested_trials, training

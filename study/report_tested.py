@@ -11,7 +11,7 @@ import numpy as np
 
 from study import figures
 from study.catalogue import count_operations
-from study.data import Dataset
+from study.data.images import Dataset
 from study.report_page import Picture, Section, Table, draw_picture
 from study.results.record import Record
 from study.results.statistics import ClassPair, accuracy_interval, hardest_pair

@@ -13,7 +13,8 @@ import torch
 
 from study.cluster import TRIAL_ENVIRONMENT
 from study.config.plan import Plan
-from study.data import Dataset, fingerprint, load_dataset
+from study.data.images import Dataset, fingerprint
+from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
 from study.models import Pretrained, load_pretrained

@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 
 from study import figures, notebook
-from study.augment import augment, draw
 from study.config.plan import Plan
-from study.data import Dataset
+from study.data.augment import augment, draw
+from study.data.images import Dataset
 from study.models import preprocessing, to_colours
 from study.training import epoch_order
 

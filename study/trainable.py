@@ -19,7 +19,7 @@ from ray import tune
 from study import notebook
 from study.checkpoint import Checkpoint
 from study.config.plan import Plan
-from study.data import Images
+from study.data.images import Images
 from study.errors import RecordError, StudyError, first_line
 from study.features import describe_arithmetic
 from study.memory import release_memory

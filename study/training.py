@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from study.checkpoint import Checkpoint
 from study.config.recipe import Recipe
-from study.data import Images
+from study.data.images import Images
 from study.errors import TrialError
 from study.features import autocast, epoch_outputs, rebatch
 from study.models import Classifier

@@ -18,10 +18,11 @@ from study.conclusion import StudyResult, conclude, has_ended
 from study.config.paths import SQLITE, local_uri
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
-from study.data import Dataset, Images, fingerprint, load_dataset, split
+from study.data.images import Dataset, Images, fingerprint
+from study.data.sources import find_images, load_dataset
+from study.data.splits import split
 from study.errors import RecordError
 from study.models import Pretrained, load_pretrained
-from study.report import find_images
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, recall_verdict
 from study.samples import draw_batch

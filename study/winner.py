@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from study.config.recipe import Recipe
-from study.data import Dataset
+from study.data.images import Dataset
 from study.models import Pretrained, build
 from study.results.record import Record
 from study.results.trial_record import TrialRecord

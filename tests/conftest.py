@@ -11,7 +11,7 @@ import pytest
 
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
-from study.data import Images
+from study.data.images import Images
 from study.run import main
 
 # Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.

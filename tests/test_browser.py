@@ -15,7 +15,7 @@ import pytest
 from study.config.paths import local_uri
 from study.config.plan import Design
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
-from study.data import Dataset
+from study.data.images import Dataset
 from study.report import main, write_report
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record

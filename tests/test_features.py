@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from study.augment import draw
+from study.data.augment import draw
 from study.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
 from study.memory import DeviceMemory
 from study.models import build, preprocessing

@@ -35,11 +35,10 @@ PACKAGES: dict[str, list[str]] = {
         "wording",
         "trial_table",
     ],
+    "data": ["images", "splits", "image_files", "augment", "sources"],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = [
-    "data",
-    "augment",
     "memory",
     "models",
     "figures",

@@ -16,7 +16,7 @@ from PIL import Image
 from support.saved_models import CLASSES, make_saved
 
 from study import predict
-from study.data import read_image
+from study.data.image_files import read_image
 
 ORIENTATION = 0x0112
 

@@ -22,7 +22,7 @@ from support.saved_models import CLASSES, make_card, make_saved
 
 from study import predict
 from study.config.paths import existing_store, local_uri
-from study.data import read_image
+from study.data.image_files import read_image
 from study.errors import ConfigError, TrackingError
 from study.registry import download_model, log_model, registered_name
 from study.saved import load_model

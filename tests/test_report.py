@@ -17,8 +17,9 @@ from study.config.flags import build_parser, configure, fill_in, read_space, rec
 from study.config.load_toml import load_space
 from study.config.plan import Design
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
-from study.data import Dataset, fingerprint, load_dataset
-from study.report import find_images, main, render, write_report
+from study.data.images import Dataset, fingerprint
+from study.data.sources import find_images, load_dataset
+from study.report import main, render, write_report
 from study.report_page import Table
 from study.report_search import MOST_PLOTTED
 from study.report_sections import describe

@@ -8,7 +8,8 @@ import torch
 from support.saved_models import make_card
 
 from study.config.plan import Plan
-from study.data import fingerprint, load_dataset
+from study.data.images import fingerprint
+from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
 from study.reproduce import Reproduction, describe, reproduce

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 
-from study.data import Images
+from study.data.images import Images
 from study.models import build
 from study.results.metrics import EpochResult, Evaluation
 from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes

@@ -6,7 +6,7 @@ import optuna
 import pytest
 import torch
 
-from study.data import Dataset
+from study.data.images import Dataset
 from study.models import Pretrained, build
 from study.results.metrics import Evaluation
 from study.results.record import Record

@@ -17,7 +17,10 @@ import pytest
 from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10
 
-from study.data import Dataset, Images, fingerprint, load_dataset, read_image, split
+from study.data.image_files import read_image
+from study.data.images import Dataset, Images, fingerprint
+from study.data.sources import load_dataset
+from study.data.splits import split
 from study.errors import ConfigError, DataError
 
 
@@ -119,7 +122,7 @@ def test_fingerprint_tells_pixels_labels_shape_and_parts_apart() -> None:
 
 def test_data_imports_neither_torch_nor_sklearn() -> None:
     code = "import sys, study.data; print([name for name in ('torch', 'sklearn') if name in sys.modules])"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -1,0 +1,1 @@
+"""Read images into arrays."""

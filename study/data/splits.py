@@ -1,0 +1,61 @@
+"""Draw stratified subsets and hold-out splits from a seed."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from study.data.images import Images
+from study.errors import DataError
+from study.seeding import derive_seed
+
+
+def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
+    """Hold out a stratified fraction of the images; each class has at least one image on both sides.
+
+    Returns:
+        The rest and what is held out: disjoint, together all of `images`, both in their order.
+
+    Raises:
+        DataError: a class has a single image.
+    """
+    sizes = np.bincount(images.labels)
+    if 1 in sizes:
+        raise DataError(
+            f"validation split: every class must have 2 training images or more, but class {sizes.tolist().index(1)}"
+            " (in the order of the classes, from 0) has 1. Add images, or raise --fraction."
+        )
+    counts = np.clip(_quotas(sizes, fraction), 1, np.maximum(sizes - 1, 1))
+    held_out = _draw(images.labels, counts, derive_seed(seed, "split"))
+    rest = np.delete(np.arange(len(images)), held_out)
+    return images.take(rest), images.take(held_out)
+
+
+def _quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """Return how many images of each class to draw, by largest remainder: together exactly the rounded fraction."""
+    exact = fraction * sizes
+    counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    missing = round(fraction * int(sizes.sum())) - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return counts
+
+
+def _draw(labels: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return sorted indices of `counts[label]` images of each class, drawn at random."""
+    random = np.random.default_rng(seed)
+    members = [random.permutation(np.flatnonzero(labels == label))[:count] for label, count in enumerate(counts)]
+    drawn: NDArray[np.int64] = np.sort(np.concatenate(members))
+    return drawn
+
+
+def subset(
+    labels: NDArray[np.int64], classes: tuple[str, ...], *, fraction: float, seed: int, place: str
+) -> NDArray[np.int64]:
+    """Return sorted indices of a stratified fraction in which no class is empty."""
+    sizes = np.bincount(labels, minlength=len(classes))
+    counts = _quotas(sizes, fraction)
+    for name, size, count in zip(classes, sizes, counts, strict=True):
+        if count == 0:
+            raise DataError(
+                f"{place}: every class must keep an image, but --fraction {fraction} leaves none of the {size}"
+                f" of class {name!r}. Raise --fraction."
+            )
+    return _draw(labels, counts, derive_seed(seed, "subset"))
