@@ -21,7 +21,7 @@ from study.config.paths import local_uri
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.data.images import Images
-from study.models import build
+from study.models.classifier import build
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.search import Listener, run_trials

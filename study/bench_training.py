@@ -30,7 +30,7 @@ from study.data.augment import augment, draw
 from study.data.images import Images
 from study.features import WINDOW, autocast, epoch_outputs, rebatch
 from study.memory import release_memory
-from study.models import Classifier, build
+from study.models.classifier import Classifier, build
 from study.store import FeatureStore
 from study.training import batch_sizes, build_optimizer, choose_hardware, train
 

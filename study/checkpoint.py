@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from study.errors import RecordError
-from study.models import Classifier
+from study.models.classifier import Classifier
 
 SAVE_EVERY_S = 60.0
 """Minimum seconds between two saves. Repeating less training than that is cheaper than writing a file."""

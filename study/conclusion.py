@@ -14,6 +14,7 @@ import numpy as np
 from study.comparison import comparison_files, search_files
 from study.data.images import Dataset
 from study.errors import StudyError
+from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.registry import Registration, log_model
 from study.report import write_report
 from study.results.record import Record
@@ -21,7 +22,6 @@ from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
 from study.results.verdict import Verdict, choose, recall_verdict, verdict_metrics
 from study.results.wording import sentence
-from study.saved import MODEL_DIRECTORY, load_model
 from study.tracking import Tracker, without_credentials
 
 _logger = logging.getLogger(__name__)

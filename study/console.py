@@ -15,7 +15,7 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.data.images import Dataset
-from study.models import Pretrained
+from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.results.trial_record import TrialRecord

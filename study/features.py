@@ -19,7 +19,8 @@ from study.config.recipe import DEPTHS, Recipe
 from study.data.augment import Draws, augment, draw
 from study.data.images import Images
 from study.memory import DeviceMemory, device_memory
-from study.models import Classifier, digest_weights, preprocessing
+from study.models.classifier import Classifier, digest_weights
+from study.models.preprocessing import preprocessing
 from study.store import FeatureStore, Key
 
 CHUNK = 64

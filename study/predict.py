@@ -26,7 +26,7 @@ from study.data.image_files import EXTENSIONS, image_files, read_image
 from study.errors import ConfigError, DataError, StudyError
 
 if TYPE_CHECKING:
-    from study.saved import SavedModel
+    from study.models.saved_model import SavedModel
 
 BATCH = 64
 """Images that are read and classified at a time."""
@@ -119,8 +119,8 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
     """
     mlruns = Path("mlruns").absolute()
     if name.startswith(REGISTERED):
+        from study.models.saved_model import load_model
         from study.registry import download_model
-        from study.saved import load_model
 
         uri = existing_store(tracking_uri, mlruns)
         with tempfile.TemporaryDirectory(prefix="study-") as folder:
@@ -130,7 +130,7 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
         raise ConfigError(f"--tracking-uri: goes with a registered model only, {REGISTERED}…, but got {name!r}.")
     study = find_study(name, mlruns)
 
-    from study.saved import MODEL_DIRECTORY, load_model
+    from study.models.saved_model import MODEL_DIRECTORY, load_model
 
     directory = study / MODEL_DIRECTORY
     if not directory.is_dir():

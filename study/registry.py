@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.errors import ConfigError, TrackingError, first_line, unknown_name
-from study.saved import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
+from study.models.saved_model import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
 from study.tracking import connect
 
 if TYPE_CHECKING:

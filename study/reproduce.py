@@ -17,10 +17,10 @@ from study.data.images import Dataset, fingerprint
 from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
-from study.models import Pretrained, load_pretrained
+from study.models.pretrained import Pretrained, load_pretrained
+from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import EpochResult, Evaluation
 from study.results.statistics import CONFIDENCE, accuracy_interval
-from study.saved import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.trainable import Inputs, run_trial
 from study.training import choose_hardware
 

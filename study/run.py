@@ -142,7 +142,7 @@ def _check_budget(options: argparse.Namespace, record: "Record") -> None:
 
 
 def _list_models() -> int:
-    from study.catalogue import format_models, list_models
+    from study.models.list_models import format_models, list_models
 
     print(format_models(list_models()))
     return 0

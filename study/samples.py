@@ -10,7 +10,7 @@ from study import figures, notebook
 from study.config.plan import Plan
 from study.data.augment import augment, draw
 from study.data.images import Dataset
-from study.models import preprocessing, to_colours
+from study.models.preprocessing import preprocessing, to_colours
 from study.training import epoch_order
 
 

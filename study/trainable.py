@@ -23,7 +23,7 @@ from study.data.images import Images
 from study.errors import RecordError, StudyError, first_line
 from study.features import describe_arithmetic
 from study.memory import release_memory
-from study.models import StateDict, build
+from study.models.classifier import StateDict, build
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.store import FeatureStore, default_directory, default_limit_bytes
 from study.training import Hardware, check_finite, choose_hardware, evaluate, summarise, train

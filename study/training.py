@@ -20,7 +20,7 @@ from study.config.recipe import Recipe
 from study.data.images import Images
 from study.errors import TrialError
 from study.features import autocast, epoch_outputs, rebatch
-from study.models import Classifier
+from study.models.classifier import Classifier
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
 from study.store import FeatureStore

@@ -22,7 +22,7 @@ from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.data.splits import split
 from study.errors import RecordError
-from study.models import Pretrained, load_pretrained
+from study.models.pretrained import Pretrained, load_pretrained
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, recall_verdict
 from study.samples import draw_batch

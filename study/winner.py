@@ -8,10 +8,11 @@ from pathlib import Path
 
 from study.config.recipe import Recipe
 from study.data.images import Dataset
-from study.models import Pretrained, build
+from study.models.classifier import build
+from study.models.pretrained import Pretrained
+from study.models.saved_model import MODEL_DIRECTORY, ModelCard, save_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.saved import MODEL_DIRECTORY, ModelCard, save_model
 from study.trainable import open_checkpoint
 
 

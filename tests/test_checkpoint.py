@@ -8,7 +8,7 @@ import torch
 
 from study.checkpoint import Checkpoint
 from study.errors import RecordError
-from study.models import build
+from study.models.classifier import build
 from study.training import Hardware, build_lr_schedule, build_optimizer, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")

@@ -11,7 +11,7 @@ from study.cluster import Allotment
 from study.config.paths import local_uri
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.console import Console, open_screen
-from study.models import Pretrained
+from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
 from study.results.trial_table import Row

@@ -6,7 +6,8 @@ import torch
 from study.data.augment import draw
 from study.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
 from study.memory import DeviceMemory
-from study.models import build, preprocessing
+from study.models.classifier import build
+from study.models.preprocessing import preprocessing
 from study.store import FeatureStore
 from study.training import Hardware, train
 

@@ -36,19 +36,17 @@ PACKAGES: dict[str, list[str]] = {
         "trial_table",
     ],
     "data": ["images", "splits", "image_files", "augment", "sources"],
+    "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = [
     "memory",
-    "models",
     "figures",
     "store",
     "features",
     "notebook",
     "checkpoint",
-    "catalogue",
     "training",
-    "saved",
     "cluster",
     "comparison",
     "samples",

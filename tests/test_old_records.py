@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from study.config.paths import local_uri
-from study.models import build
+from study.models.classifier import build
+from study.models.saved_model import ModelCard
 from study.report import write_report
 from study.results.record import Record
-from study.saved import ModelCard
 from study.tracking import connect
 from study.trainable import open_checkpoint
 

@@ -24,8 +24,8 @@ from study import predict
 from study.config.paths import existing_store, local_uri
 from study.data.image_files import read_image
 from study.errors import ConfigError, TrackingError
+from study.models.saved_model import load_model
 from study.registry import download_model, log_model, registered_name
-from study.saved import load_model
 from study.tracking import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import

@@ -12,9 +12,9 @@ from study.data.images import fingerprint
 from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.features import describe_arithmetic
+from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.reproduce import Reproduction, describe, reproduce
 from study.results.metrics import Evaluation
-from study.saved import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.trainable import Inputs, run_trial
 
 

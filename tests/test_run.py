@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from study.config.paths import local_uri
-from study.models import build
+from study.models.classifier import build
 from study.results.record import Record
 from study.tracking import connect
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from study import notebook
 from study.config.plan import Plan
 from study.data.images import Dataset
-from study.models import preprocessing, to_colours
+from study.models.preprocessing import preprocessing, to_colours
 from study.samples import draw_batch, draw_originals
 from study.training import epoch_order
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors import safe_open
 
 from study.data.images import Images
-from study.models import build
+from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
 from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes
 from study.training import Hardware, choose_hardware, evaluate, train

@@ -12,7 +12,7 @@ import torch
 from study.config.plan import Plan
 from study.errors import TrialError
 from study.memory import device_memory
-from study.models import build
+from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
 from study.trainable import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial, trainable
 

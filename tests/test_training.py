@@ -9,7 +9,7 @@ import torch
 from study import training
 from study.errors import TrialError
 from study.memory import device_memory
-from study.models import build
+from study.models.classifier import build
 from study.results.metrics import Evaluation
 from study.store import FeatureStore
 from study.training import Hardware, batch_sizes, evaluate, train
@@ -200,7 +200,7 @@ def test_train_matches_a_plain_loop(make_recipe, make_images):
 
     from torch.nn.functional import cross_entropy
 
-    from study.models import preprocessing
+    from study.models.preprocessing import preprocessing
     from study.training import epoch_order
 
     classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)

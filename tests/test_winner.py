@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from study.data.images import Dataset
-from study.models import Pretrained, build
+from study.models.classifier import build
+from study.models.pretrained import Pretrained
+from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
-from study.saved import load_model
 from study.trainable import Inputs, open_checkpoint, run_trial
 from study.winner import keep_winner
 

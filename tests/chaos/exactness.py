@@ -9,9 +9,9 @@ from pathlib import Path
 import optuna
 
 from study.config.paths import local_uri
+from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.saved import MODEL_DIRECTORY, load_model
 from study.tracking import STATUS, connect
 
 METRICS = ("train_loss", "val_loss", "val_accuracy", "epoch_s", "images_per_s")

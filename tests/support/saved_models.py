@@ -7,8 +7,8 @@ import torch
 from study.config.architectures import FAMILIES
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
-from study.models import Classifier, build
-from study.saved import ModelCard, SavedModel, load_model, save_model
+from study.models.classifier import Classifier, build
+from study.models.saved_model import ModelCard, SavedModel, load_model, save_model
 
 CLASSES = ["cat", "dog", "eel"]
 

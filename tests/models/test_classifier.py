@@ -25,7 +25,9 @@ from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 from study.config.architectures import FAMILIES
 from study.config.recipe import DEPTHS
 from study.errors import WeightsError
-from study.models import Classifier, StateDict, build, load_pretrained, preprocessing
+from study.models.classifier import Classifier, StateDict, build
+from study.models.preprocessing import preprocessing
+from study.models.pretrained import load_pretrained
 
 ONE_OF_EACH = ("vgg11_bn", "resnet18", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")
 """A small one of each family, and of both kinds of block that a ResNet has."""
@@ -598,7 +600,7 @@ def test_load_pretrained_names_a_damaged_download(served: Path, tmp_path: Path) 
 
 def test_load_pretrained_gives_a_silent_server_up(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves the process's own timeout as it was."""
-    monkeypatch.setattr("study.models.DOWNLOAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("study.models.pretrained.DOWNLOAD_TIMEOUT_S", 0.1)
     before = socket.getdefaulttimeout()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-00000000.pth"

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from study.config.architectures import FAMILIES
 from study.config.recipe import Recipe
 from study.errors import ConfigError, RecordError, unknown_name
-from study.models import Classifier, build, load_pretrained, preprocessing
+from study.models.classifier import Classifier, build
+from study.models.preprocessing import preprocessing
+from study.models.pretrained import load_pretrained
 from study.results.metrics import accuracy
 
 MODEL_DIRECTORY = "model"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from support.saved_models import CLASSES, make_card, make_classifier, make_saved
 
 from study.errors import RecordError, StudyError, WeightsError
-from study.models import preprocessing
-from study.saved import ModelCard, load_model, save_model
+from study.models.preprocessing import preprocessing
+from study.models.saved_model import ModelCard, load_model, save_model
 
 
 class Hostile:

@@ -3,8 +3,8 @@
 import pytest
 from torchvision.models import get_model_weights
 
-from study.catalogue import count_operations, format_models, list_models
 from study.config.architectures import FAMILIES
+from study.models.list_models import count_operations, format_models, list_models
 
 
 @pytest.fixture(scope="module")

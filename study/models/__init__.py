@@ -1,0 +1,1 @@
+"""Build networks that are cut in two, with pretrained weights."""

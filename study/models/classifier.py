@@ -1,0 +1,144 @@
+"""Build a torchvision classifier that is cut in two at an unfreeze depth.
+
+`architectures.py` says where the cuts are. Does not know who trains the suffix or shares the prefix's outputs.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from study.config.architectures import FAMILIES, FLATTEN
+from study.config.recipe import DEPTHS
+from study.seeding import derive_seed
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network cut in two: `suffix(prefix(x))` are the logits (n, classes) of preprocessed images x."""
+
+    name: str
+    network: nn.Module
+    """torchvision's module; owns the parameters, under torchvision's names."""
+    prefix: nn.Sequential
+    """The frozen blocks; empty where all five are trained. Where none is, it ends at the head's first weights."""
+    suffix: nn.Sequential
+    """The trained blocks and the head."""
+
+    @cached_property
+    def prefix_digest(self) -> str:
+        """Names the prefix's weights in caches: 16 hexadecimal digits."""
+        return digest_weights(self.prefix)
+
+    def shorter_prefix(self, unfreeze_depth: int) -> nn.Sequential:
+        """Return the frozen blocks that a classifier of this larger unfreeze depth would have."""
+        return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
+
+    def trainable_parameters(self) -> int:
+        """Count the values that training changes."""
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def set_training(self) -> None:
+        """Put the suffix into training mode; the prefix stays as it is, or its BatchNorm would drift."""
+        self.prefix.eval()
+        self.suffix.train()
+
+    def set_evaluation(self) -> None:
+        """Put both parts into evaluation mode."""
+        self.prefix.eval()
+        self.suffix.eval()
+
+
+def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
+    """Build a classifier in evaluation mode whose last `unfreeze_depth` blocks and head are to be trained.
+
+    With `pretrained`, from `load_pretrained`, only the layers that its head lacks are initialised, by torch's defaults;
+    the frozen tensors are shared with `pretrained`, the others are copies, so its memory may be read-only. Without, the
+    whole network is initialised as torchvision does. Either depends on `seed` alone; global generators stay untouched.
+    """
+    if pretrained is None:
+        with _seeded(seed, "weights"):
+            network = get_model(model, num_classes=classes)
+    else:
+        network = build_on_meta(model, classes)
+    architecture = FAMILIES[model]
+    parts = [*(_chain(network, paths) for paths in architecture.blocks), *_chain(network, architecture.head)]
+    cut = len(architecture.blocks) - unfreeze_depth
+    while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
+        cut += 1  # pooling learns nothing, and what it leaves is smaller
+    prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
+    if pretrained is not None:
+        given = {name.rpartition(".")[0] for name in pretrained}
+        new = [layer for layer in head_layers(model, network.state_dict()) if layer not in given]
+        frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
+        state = {**_new_layers(network, new, seed), **pretrained}
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            if id(tensor) not in frozen:
+                state[name] = state[name].clone()
+        network.load_state_dict(state, assign=True)
+    prefix.requires_grad_(False)
+    classifier = Classifier(model, network, prefix, suffix)
+    classifier.set_evaluation()
+    return classifier
+
+
+def digest_weights(module: nn.Module) -> str:
+    """Name a module's weights in caches: 16 hexadecimal digits."""
+    return digest_state(module.state_dict())
+
+
+def build_on_meta(model: str, classes: int) -> nn.Module:
+    """Build the network's shapes and names without memory for its tensors."""
+    with torch.device("meta"):
+        network: nn.Module = get_model(model, num_classes=classes)
+    return network
+
+
+def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
+    return nn.Sequential(*(nn.Flatten() if path == FLATTEN else network.get_submodule(path) for path in paths))
+
+
+def head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the layers outside the five blocks, the last one first, with their tensors among these names."""
+    blocks = tuple(f"{path}." for paths in FAMILIES[model].blocks for path in paths)
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        if not name.startswith(blocks):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return dict(reversed(layers.items()))
+
+
+def _new_layers(network: nn.Module, layers: Iterable[str], seed: int) -> StateDict:
+    """Initialise layers of a network without memory, in this order: the last one's values depend on no other."""
+    state: StateDict = {}
+    with _seeded(seed, "head"):
+        for layer in layers:
+            fresh = network.get_submodule(layer).to_empty(device="cpu")
+            assert isinstance(fresh, nn.Linear | nn.LayerNorm)
+            fresh.reset_parameters()
+            state |= {f"{layer}.{name}": tensor for name, tensor in fresh.state_dict().items()}
+    return state
+
+
+@contextmanager
+def _seeded(seed: int, purpose: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the generators of all GPUs too.
+        torch.default_generator.manual_seed(derive_seed(seed, purpose))
+        yield
+
+
+def digest_state(state: StateDict) -> str:
+    """Digest a state dict: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""Load pretrained weights: torchvision's, or a file of the user's, without running code in it."""
+
+import re
+import socket
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from study.config.architectures import FAMILIES
+from study.errors import WeightsError
+from study.models.classifier import StateDict, build_on_meta, digest_state, head_layers
+from study.models.preprocessing import default_weights
+
+DOWNLOAD_TIMEOUT_S = 30.0
+"""Of silence, after which a download is given up; torch.hub by itself would wait for ever."""
+
+SHOWN_MISMATCHES = 20
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights to start from, and what is to be said about them."""
+
+    state: StateDict | None
+    """Contiguous float32 (and int64) tensors under torchvision's names; without the head's layers that are to be new.
+    None where every layer is."""
+    digest: str
+    """Names `state` in caches and records: 16 hexadecimal digits, or 'none'."""
+    note: str
+    """What becomes of the head, for people."""
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        """`state` in the form that processes share without a copy."""
+        return None if self.state is None else {name: tensor.numpy() for name, tensor in self.state.items()}
+
+
+def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
+    """Load what `build` starts from: 'imagenet' (torchvision's default weights), 'none', or the path of a file.
+
+    A file is a state dict under torchvision's names, as `.safetensors` or by `torch.save`. ImageNet's last layer is
+    left out; a file's stays if it has `classes` outputs, and the other layers of its head if they have the network's
+    shapes. What a head lacks is left out.
+
+    Raises:
+        WeightsError: the weights cannot be had or read, would run code, or do not cover the model's backbone.
+    """
+    if weights == "none":
+        return Pretrained(None, "none", "no pretrained weights: every layer is new")
+    if weights == "imagenet":
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(default_weights(model).url).name)
+        found = _download(model, file)
+    else:
+        file = Path(weights)
+        found = _read(file)
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise WeightsError(f"{file}: must hold a state dict alone, but is something else. Save model.state_dict().")
+    if mismatches := _mismatches(model, found):
+        raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
+
+    last = FAMILIES[model].last_layer
+    expected = build_on_meta(model, classes).state_dict()
+    new = [
+        layer
+        for layer, names in head_layers(model, expected).items()
+        if (layer == last and weights == "imagenet")
+        or not all(name in found and found[name].shape == expected[name].shape for name in names)
+    ]
+    if last in new:
+        outputs = found[f"{last}.bias"].numel() if f"{last}.bias" in found else "none"
+        note = f"last layer {last} is new ({classes} outputs; the file has {outputs})"
+    else:
+        note = f"last layer {last} is the file's own ({classes} outputs)"
+    if others := [layer for layer in new if layer != last]:
+        note += f"; new as well, since the file has none of that shape: {', '.join(others)}"
+    expected = {name: tensor for name, tensor in expected.items() if name.rpartition(".")[0] not in new}
+    # Files older than torch 0.4.1 lack BatchNorm's counters, which nothing reads at a fixed momentum.
+    state = {
+        name: found.get(name, torch.zeros(())).detach().to(tensor.dtype).contiguous()
+        for name, tensor in expected.items()
+    }
+    return Pretrained(state, digest_state(state), note)
+
+
+def _download(model: str, file: Path) -> object:
+    """Load ImageNet weights, downloaded to `file` unless they are there."""
+    timeout_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        return default_weights(model).get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # the network, the disk, the hash and the reader each have several of their own
+        if file.exists():
+            raise WeightsError(f"{file}: must hold weights, but is damaged. Delete it to download it again.") from error
+        cause = str(getattr(error, "reason", error)).partition("\n")[0] or type(error).__name__
+        raise WeightsError(
+            f"{model}: ImageNet weights must be downloaded once, but got {cause!r}. Put {file.name} into {file.parent},"
+            " or give --weights FILE, --weights none or --demo."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout_s)
+
+
+def _read(file: Path) -> object:
+    if not file.is_file():
+        raise WeightsError(f"{file}: must be a file of weights, but there is none.")
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        with warnings.catch_warnings(action="ignore"):  # the reader guesses aloud about what it cannot read
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except PermissionError as error:
+        raise WeightsError(f"{file}: must be readable, but got {error.strerror!r}.") from error
+    except Exception as error:  # damage can make the readers raise almost anything
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise WeightsError(
+                f"{file}: must hold tensors alone, but loading it would run code ({code[1]}), which is refused."
+                " Save model.state_dict() instead."
+            ) from error
+        raise WeightsError(
+            f"{file}: must hold a state dict, as .safetensors or by torch.save, but is something else or damaged."
+            " No code in it was run."
+        ) from error
+
+
+def _mismatches(model: str, found: Mapping[str, Tensor]) -> list[str]:
+    """Say what keeps `found` from being the weights of `model`, its head aside."""
+    expected = build_on_meta(model, classes=1).state_dict()
+    head = {name for names in head_layers(model, expected).values() for name in names}
+    mismatches = []
+    for name in dict.fromkeys((*expected, *found)):
+        if name in head:
+            continue
+        if name not in expected:
+            mismatches.append(f"{name} is unknown")
+        elif name not in found:
+            if not name.endswith(".num_batches_tracked"):
+                mismatches.append(f"{name} is missing")
+        elif found[name].shape != expected[name].shape:
+            mismatches.append(f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}")
+    return mismatches
+
+
+def _shorten(mismatches: list[str]) -> str:
+    shown = ", ".join(mismatches[:SHOWN_MISMATCHES])
+    hidden = len(mismatches) - SHOWN_MISMATCHES
+    return f"{shown} and {hidden} more" if hidden > 0 else shown
+
+
+def _likeness(found: Mapping[str, Tensor]) -> str:
+    """Name the model whose weights these are, if it is one of ours."""
+    model = next((model for model in FAMILIES if not _mismatches(model, found)), None)
+    return f" It looks like weights of another model, {model}." if model else " Is it of another model?"
