@@ -21,7 +21,7 @@ import torch
 
 from study.bench_training import Figure, measure_augmentation, measure_training
 from study.config.load_toml import load_baseline
-from study.training import Hardware, choose_hardware
+from study.training.hardware import Hardware, choose_hardware
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 QUICK_MODEL = "resnet18"

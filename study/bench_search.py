@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from optuna.logging import WARNING, set_verbosity
 from ray import tune
 
-from study import notebook
 from study.bench_training import CLASSES, ROUNDS, Figure, make_images
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.config.load_toml import baseline_recipe
@@ -26,7 +25,8 @@ from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.search import Listener, run_trials
 from study.tracking import Tracker, connect
-from study.trainable import Inputs
+from study.training import reference
+from study.training.run_trial import Inputs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,10 +245,10 @@ def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotm
 def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
     """Run the assignment's loop with a recipe, as a user of Ray Tune would write it."""
     recipe = Recipe.from_dict(config["recipe"])
-    device = notebook.choose_device()
+    device = reference.choose_device()
     network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network
-    for epoch in notebook.train(network, recipe, train, seed=0, device=device):
-        scores = notebook.evaluate(network, recipe, validation, seed=0, device=device)
+    for epoch in reference.train(network, recipe, train, seed=0, device=device):
+        scores = reference.evaluate(network, recipe, validation, seed=0, device=device)
         right = scores.argmax(1).cpu().numpy() == validation.labels
         tune.report({"train_loss": epoch.loss, "val_accuracy": float(right.mean())})
 

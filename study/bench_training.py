@@ -22,17 +22,18 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from study import notebook
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.recipe import Recipe
 from study.data.augment import augment, draw
 from study.data.images import Images
-from study.features import WINDOW, autocast, epoch_outputs, rebatch
-from study.memory import release_memory
 from study.models.classifier import Classifier, build
-from study.store import FeatureStore
-from study.training import batch_sizes, build_optimizer, choose_hardware, train
+from study.training import reference
+from study.training.feature_store import FeatureStore
+from study.training.features import WINDOW, epoch_outputs, rebatch
+from study.training.gpu_cache import release_memory
+from study.training.hardware import autocast, choose_hardware
+from study.training.loop import batch_sizes, build_optimizer, train
 
 ROUNDS = 3
 CLASSES = 10
@@ -130,8 +131,8 @@ def serve() -> None:
 
 def _as_written(images: Images, asked: Asked) -> float:
     recipe = Recipe.from_dict(asked["recipe"])
-    network = notebook.build(recipe.model, classes=CLASSES, pretrained=None, seed=0)
-    epochs = notebook.train(network, recipe, images, seed=0, device=notebook.choose_device())
+    network = reference.build(recipe.model, classes=CLASSES, pretrained=None, seed=0)
+    epochs = reference.train(network, recipe, images, seed=0, device=reference.choose_device())
     return len(images) / _seconds(lambda: list(epochs))
 
 

@@ -16,13 +16,12 @@ from study.config.plan import Plan
 from study.data.images import Dataset, fingerprint
 from study.data.sources import load_dataset
 from study.errors import RecordError
-from study.features import describe_arithmetic
 from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import EpochResult, Evaluation
 from study.results.statistics import CONFIDENCE, accuracy_interval
-from study.trainable import Inputs, run_trial
-from study.training import choose_hardware
+from study.training.hardware import choose_hardware, describe_arithmetic
+from study.training.run_trial import Inputs, run_trial
 
 
 @dataclass(frozen=True)

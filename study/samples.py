@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from study import figures, notebook
+from study import figures
 from study.config.plan import Plan
 from study.data.augment import augment, draw
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
-from study.training import epoch_order
+from study.training import reference
+from study.training.loop import epoch_order
 
 
 def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
@@ -50,4 +51,4 @@ def _written_batch(plan: Plan, dataset: Dataset) -> tuple[torch.Tensor, torch.Te
     `first_batch` returns labels but no indices. So each image gets its index as its label.
     """
     numbered = replace(dataset.train, labels=np.arange(len(dataset.train)))
-    return notebook.first_batch(plan.recipe, numbered, seed=plan.seed)
+    return reference.first_batch(plan.recipe, numbered, seed=plan.seed)

@@ -22,7 +22,8 @@ from study.config.plan import Plan
 from study.errors import RecordError, StudyError
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
-from study.trainable import Facts, Failure, Inputs, OpensTest, trainable
+from study.trainable import trainable
+from study.training.run_trial import Facts, Failure, Inputs, OpensTest
 
 RETRIES = 2
 """How often a trial is restarted after its process died."""

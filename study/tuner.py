@@ -28,7 +28,7 @@ from study.results.verdict import choose, plan_finals, recall_verdict
 from study.samples import draw_batch
 from study.search import Listener, run_trials
 from study.tracking import Tracker, connect, without_credentials
-from study.trainable import Inputs
+from study.training.run_trial import Inputs
 from study.winner import keep_winner
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import MODEL_DIRECTORY, ModelCard, save_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.trainable import open_checkpoint
+from study.training.run_trial import open_checkpoint
 
 
 def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:

@@ -12,7 +12,7 @@ from study import bench, bench_search
 from study.bench import build_parser, describe_machine, format_tables, judge
 from study.bench_search import DEPTHS, make_recipes
 from study.bench_training import ROUNDS, Figure
-from study.training import choose_hardware
+from study.training.hardware import choose_hardware
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 

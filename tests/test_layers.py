@@ -37,16 +37,21 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "data": ["images", "splits", "image_files", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
+    "training": [
+        "hardware",
+        "gpu_cache",
+        "feature_file",
+        "feature_store",
+        "features",
+        "reference",
+        "checkpoint",
+        "loop",
+        "run_trial",
+    ],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = [
-    "memory",
     "figures",
-    "store",
-    "features",
-    "notebook",
-    "checkpoint",
-    "training",
     "cluster",
     "comparison",
     "samples",

@@ -15,7 +15,7 @@ from study.models.saved_model import ModelCard
 from study.report import write_report
 from study.results.record import Record
 from study.tracking import connect
-from study.trainable import open_checkpoint
+from study.training.run_trial import open_checkpoint
 
 RECORDS = Path(__file__).parent / "records"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and of Optuna's plots

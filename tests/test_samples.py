@@ -5,12 +5,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from study import notebook
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.samples import draw_batch, draw_originals
-from study.training import epoch_order
+from study.training import reference
+from study.training.loop import epoch_order
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_batch_and_originals_are_of_the_same_images(stage, make_recipe, dataset)
 
 def test_originals_as_written_are_those_that_the_solution_begins_with(make_recipe, dataset):
     recipe = make_recipe(batch_size=8)
-    _, labels = notebook.first_batch(recipe, dataset.train, seed=3)
+    _, labels = reference.first_batch(recipe, dataset.train, seed=3)
     figure = draw_originals(Plan(0, "as-written", recipe, 3), dataset)
     assert names(figure) == [f"n{label}" for label in labels]
     np.testing.assert_allclose(shown(figure), dataset.train.pixels[labels.numpy()] / 255, atol=1e-6)
@@ -44,7 +44,7 @@ def test_originals_as_written_are_those_that_the_solution_begins_with(make_recip
 
 def test_batch_as_written_is_what_the_solution_sees(make_recipe, dataset):
     recipe = make_recipe(batch_size=8)
-    inputs, _ = notebook.first_batch(recipe, dataset.train, seed=3)
+    inputs, _ = reference.first_batch(recipe, dataset.train, seed=3)
     figure = draw_batch(Plan(0, "as-written", recipe, 3), dataset)
     expected = np.clip(to_colours("resnet18", inputs).numpy(), 0, 1)
     np.testing.assert_allclose(shown(figure), expected, atol=1e-6)

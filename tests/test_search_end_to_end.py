@@ -18,7 +18,7 @@ from study.cluster import Allotment, ray_session
 from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.search import run_trials
-from study.trainable import Inputs
+from study.training.run_trial import Inputs
 
 SPACE = """
 model = "resnet18"

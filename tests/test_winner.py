@@ -12,7 +12,7 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
-from study.trainable import Inputs, open_checkpoint, run_trial
+from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.winner import keep_winner
 
 MANIFEST = {

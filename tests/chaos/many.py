@@ -26,7 +26,7 @@ from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.search import run_trials
 from study.tracking import Tracker, connect
-from study.trainable import Inputs
+from study.training.run_trial import Inputs
 
 EVERY = 100
 MOST_BYTES = 150_000

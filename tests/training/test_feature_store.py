@@ -21,8 +21,10 @@ from safetensors import safe_open
 from study.data.images import Images
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
-from study.store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, Key, default_limit_bytes
-from study.training import Hardware, choose_hardware, evaluate, train
+from study.training.feature_file import Key
+from study.training.feature_store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, default_limit_bytes
+from study.training.hardware import Hardware, choose_hardware
+from study.training.loop import evaluate, train
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")
 ORDER = torch.arange(SEGMENT + 70)
@@ -374,7 +376,7 @@ def test_store_and_its_default_limit_survive_a_directory_that_cannot_be_looked_a
 def test_store_turns_itself_off_where_files_may_not_grow(tmp_path):
     code = (
         "import resource, warnings, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from test_store import *\n"
+        "from pathlib import Path; from test_feature_store import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "store = FeatureStore(Path(sys.argv[2]), 10**9)\n"
         "with pytest.warns(RuntimeWarning, match='must be writable and have room, but got .File too large.'):\n"
@@ -411,7 +413,7 @@ def test_store_leaves_nothing_of_what_failed(store):
 def test_store_removes_what_a_dead_process_left(store):
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from test_store import *\n"
+        "from pathlib import Path; from test_feature_store import *\n"
         "def die(order):\n"
         "    yield next(compute(order))\n"
         "    os._exit(9)\n"
@@ -430,7 +432,7 @@ def test_processes_that_need_one_entry_compute_it_once(tmp_path):
     """Each process writes down what it computes; together that is every segment once."""
     code = (
         "import sys, time, torch; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from test_store import *\n"
+        "from pathlib import Path; from test_feature_store import *\n"
         "here, me = Path(sys.argv[2]), sys.argv[3]\n"
         "(here / f'ready-{me}').touch()\n"
         "while not all((here / f'ready-{other}').exists() for other in '12'): time.sleep(0.01)\n"
@@ -560,7 +562,7 @@ def test_trials_of_two_processes_that_need_one_epoch_at_once_give_what_one_alone
     """And leave nothing to be computed alone: what one has stored the other reads."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from study.config.recipe import Recipe; from test_store import *\n"
+        "from study.config.recipe import Recipe; from test_feature_store import *\n"
         "here, me, recipe = Path(sys.argv[2]), sys.argv[3], Recipe.from_dict(json.loads(sys.argv[4]))\n"
         "store = FeatureStore(here / 'store', 10**9, tolerance_s=1000)\n"
         "(here / f'ready-{me}').touch()\n"

@@ -8,53 +8,22 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from study.checkpoint import Checkpoint
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.errors import TrialError
-from study.features import autocast, epoch_outputs, rebatch
 from study.models.classifier import Classifier
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
-from study.store import FeatureStore
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The device and the numerical precision of a trial."""
-
-    device: torch.device
-    precision: str
-    """bf16 (autocast) or fp32."""
-
-
-def choose_hardware(precision: str) -> Hardware:
-    """Choose the GPU if this process may use one, else the CPU, and make CUDA deterministic.
-
-    Args:
-        precision: bf16, fp32, or auto for bf16 on hardware that computes faster with it and fp32 elsewhere.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":  # same seed, same numbers; torch warns about operations that cannot be deterministic
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling new memory costs time, and no code here reads memory before writing to it.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's types lack it
-    if precision == "auto":
-        precision = "bf16" if _gains_from_bf16(device) else "fp32"
-    return Hardware(device, precision)
-
-
-def _gains_from_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from study.training.checkpoint import Checkpoint
+from study.training.feature_store import FeatureStore
+from study.training.features import epoch_outputs, rebatch
+from study.training.hardware import Hardware, autocast
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:

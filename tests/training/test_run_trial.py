@@ -11,10 +11,11 @@ import torch
 
 from study.config.plan import Plan
 from study.errors import TrialError
-from study.memory import device_memory
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
-from study.trainable import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial, trainable
+from study.trainable import trainable
+from study.training.gpu_cache import device_memory
+from study.training.run_trial import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 
-from study.checkpoint import Checkpoint
 from study.errors import RecordError
 from study.models.classifier import build
-from study.training import Hardware, build_lr_schedule, build_optimizer, train
+from study.training.checkpoint import Checkpoint
+from study.training.hardware import Hardware
+from study.training.loop import build_lr_schedule, build_optimizer, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 

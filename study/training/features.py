@@ -6,33 +6,29 @@ trial has stored. This module does not know how the suffix is trained.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from study.config.recipe import DEPTHS, Recipe
 from study.data.augment import Draws, augment, draw
 from study.data.images import Images
-from study.memory import DeviceMemory, device_memory
 from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
-from study.store import FeatureStore, Key
+from study.training.feature_file import Key
+from study.training.feature_store import FeatureStore
+from study.training.gpu_cache import DeviceMemory, device_memory
+from study.training.hardware import autocast, describe_arithmetic
 
 CHUNK = 64
 """Images per forward pass of the prefix."""
+
 WINDOW = 2048
 """Images augmented at once: enough for large groups that get the same operation, and at most a few hundred MB for
 images of 256 px."""
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context for forward passes at `precision`, 'bf16' or 'fp32'."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def epoch_outputs(
@@ -117,16 +113,6 @@ def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Te
         kept = [pixels.to(device)]
         memory.keep(images.fingerprint, kept)
     return kept[0]
-
-
-def describe_arithmetic(device: torch.device) -> str:
-    """Name the hardware and software versions, which may change the last bit of a result."""
-    software = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
-    cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
-    kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
-    return f"{kind}, {torch.get_num_threads()} threads, {software}"
 
 
 def prefix_outputs(

@@ -5,9 +5,7 @@ models: the caller gives a key, an order of images, and a function that computes
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 import secrets
 import shutil
@@ -17,92 +15,45 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import platformdirs
 import torch
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 from torch import Tensor
 
-FORMAT = 2
-"""Version of the files and of the code that computes their contents. Raise it with any change to either."""
+from study.training.feature_file import (
+    DTYPES,
+    HEADER_BYTES,
+    Key,
+    Loaded,
+    Span,
+    Unreadable,
+    checksum_of,
+    load_segment,
+    make_header,
+    memory_layout,
+)
+
 SEGMENT = 256
 """Images per file, a multiple of the caller's chunk size. A trial waits for one segment before its first step. Trials
 that need the same epoch at the same time divide its segments among them. The next segment is read during training."""
+
 PATIENCE_S = 300.0
 """Seconds to wait for a segment from another process, which may be suspended, before it is computed here as well."""
+
 MAX_LIMIT_BYTES = 50 * 10**9
 """Upper bound on the default size limit."""
-_HEADER_BYTES = 4096
-"""Size of a file's header: one page, so that the values after it are aligned like the memory of a torch tensor."""
-_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 Source = Literal["read", "stored", "computed", "unstored"]
 """Source of outputs: read from the store; computed and stored; only computed, since storing is not worthwhile; not
 stored, since the store does not work."""
+
 Compute = Callable[[Tensor], Iterator[Tensor]]
 """Function from an order of images to their outputs, in chunks of equal size except for the last chunk."""
 
-
-@dataclass(frozen=True)
-class Key:
-    """Everything on which the prefix's outputs for one epoch of one set of images depend."""
-
-    model: str
-    weights: str
-    """Digest of the prefix's tensors."""
-    unfreeze_depth: int
-    image_size: int
-    images: str
-    """Fingerprint of the set of images."""
-    order: str
-    """Digest of the order of the images in the epoch."""
-    augmentation: str
-    seed: int
-    """Seed of the augmentation. Without augmentation, seed and epoch are 0, so that one entry serves all epochs."""
-    epoch: int
-    precision: str
-    machine: str
-    """Hardware and software that computed the outputs."""
-    format: int = FORMAT
-
-    @property
-    def digest(self) -> str:
-        """Return the 64 hexadecimal digits with which the names of the key's files begin."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
-
-    @property
-    def kind(self) -> "Key":
-        """Return the part that the keys of all epochs of a trial share. Timings of one epoch apply to all of them."""
-        return dataclasses.replace(self, order="", seed=0, epoch=0)
-
-
-class _Span(NamedTuple):
-    """A segment of an epoch: the images [start, stop), whose outputs are in one file."""
-
-    path: Path
-    start: int
-    stop: int
-
-    @property
-    def lock(self) -> Path:
-        """Lock file, which exists and is locked while a process computes the segment."""
-        return self.path.with_suffix(".lock")
-
-
-class _Loaded(NamedTuple):
-    """A segment that was read from its file."""
-
-    chunks: Sequence[Tensor]
-    compute_s: float
-    """Seconds that computing the segment had taken."""
-
-
-_Ahead = Future[_Loaded | None] | None
+_Ahead = Future[Loaded | None] | None
 """A segment that is being read ahead; None if there is no further segment or the store is no longer used."""
 
 
@@ -184,7 +135,7 @@ class FeatureStore:
         return self._stream(key, spans, _Outputs(order, compute), self._read_ahead(key, spans), counted=counted)
 
     def _stream(
-        self, key: Key, spans: Sequence[_Span], outputs: _Outputs, ahead: _Ahead, *, counted: bool
+        self, key: Key, spans: Sequence[Span], outputs: _Outputs, ahead: _Ahead, *, counted: bool
     ) -> Iterator[Tensor]:
         for index, span in enumerate(spans):
             later = spans[index + 1 :]
@@ -198,15 +149,15 @@ class FeatureStore:
         """Return whether all outputs for the images `order` are stored, judged by the files' names alone."""
         return self._pays(key) and all(os.path.exists(span.path) for span in self._spans(key, order))
 
-    def _spans(self, key: Key, order: Tensor) -> list[_Span]:
+    def _spans(self, key: Key, order: Tensor) -> list[Span]:
         stem = key.digest
         return [
-            _Span(self.directory / f"{stem}-{start}.safetensors", start, min(start + SEGMENT, len(order)))
+            Span(self.directory / f"{stem}-{start}.safetensors", start, min(start + SEGMENT, len(order)))
             for start in range(0, len(order), SEGMENT)
         ]
 
     def _obtain(
-        self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs, ahead: _Ahead
+        self, key: Key, span: Span, later: Sequence[Span], outputs: _Outputs, ahead: _Ahead
     ) -> tuple[Source, Iterator[Tensor]]:
         """Return a segment's source and chunks."""
         if self._pays(key):
@@ -216,7 +167,7 @@ class FeatureStore:
                 source = self._share(key, span, later, outputs)
                 if source and (chunks := self._read(key, span)):
                     return source, iter(chunks)
-            except _Unreadable:
+            except Unreadable:
                 pass
             except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
                 self._turn_off(error)
@@ -229,7 +180,7 @@ class FeatureStore:
         """Sum up the seconds by which files were slower than computing. A gain reduces this sum, but never below 0."""
         self._lost_s[key.kind] = max(0.0, self._lost_s.get(key.kind, 0.0) + file_s - compute_s)
 
-    def _share(self, key: Key, span: _Span, later: Sequence[_Span], outputs: _Outputs) -> Source | None:
+    def _share(self, key: Key, span: Span, later: Sequence[Span], outputs: _Outputs) -> Source | None:
         """Store a segment if possible. While another process computes the segment, compute later ones."""
         while (source := self._ensure(key, span, outputs, timeout_s=0)) is None and self._pays(key):
             missing = (ahead for ahead in later if not ahead.path.exists())
@@ -237,7 +188,7 @@ class FeatureStore:
                 return self._ensure(key, span, outputs, timeout_s=self._patience_s)
         return source
 
-    def _ensure(self, key: Key, span: _Span, outputs: _Outputs, *, timeout_s: float) -> Source | None:
+    def _ensure(self, key: Key, span: Span, outputs: _Outputs, *, timeout_s: float) -> Source | None:
         """Store a missing segment; 'computed' if there is no room for it, None if another process holds its lock."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -253,26 +204,26 @@ class FeatureStore:
         except Timeout:
             return None
 
-    def _store(self, key: Key, span: _Span, outputs: _Outputs) -> bool:
+    def _store(self, key: Key, span: Span, outputs: _Outputs) -> bool:
         """Compute a segment into its file; return False if it does not fit or was removed meanwhile."""
         started, computed_before_s = time.perf_counter(), outputs.compute_s
         chunks = outputs.between(span.start, span.stop, to_host=True)
         first = next(chunks)
         image_bytes = first[0].numel() * first.element_size()
-        if (image_bytes + 1) * outputs.images + _HEADER_BYTES > self.limit_bytes:
+        if (image_bytes + 1) * outputs.images + HEADER_BYTES > self.limit_bytes:
             self._lost_s[key.kind] = float("inf")
             return False
-        layout = _layout(first)
+        layout = memory_layout(first)
         checksum = 0
         partial = span.path.with_suffix(f".{secrets.token_hex(4)}.partial")
         try:
-            if not self._reserve(partial, _HEADER_BYTES + image_bytes * (span.stop - span.start)):
+            if not self._reserve(partial, HEADER_BYTES + image_bytes * (span.stop - span.start)):
                 return False
             with open(partial, "r+b") as file:
-                file.seek(_HEADER_BYTES)
+                file.seek(HEADER_BYTES)
                 for chunk in itertools.chain([first], chunks):
                     values = chunk.permute(layout).contiguous()
-                    checksum += _checksum(values)
+                    checksum += checksum_of(values)
                     file.write(values.view(torch.uint8).numpy().data)
                 compute_s = outputs.compute_s - computed_before_s
                 shape = (span.stop - span.start, *values.shape[1:])
@@ -284,7 +235,7 @@ class FeatureStore:
                     "compute_s": compute_s,
                 }
                 file.seek(0)  # last: without its header the file is no entry
-                file.write(_header(shape, _DTYPES[first.dtype], image_bytes, facts))
+                file.write(make_header(shape, DTYPES[first.dtype], image_bytes, facts))
             os.replace(partial, span.path)
         except FileNotFoundError:  # somebody has emptied the directory
             return False
@@ -293,19 +244,19 @@ class FeatureStore:
         self._judge(key, compute_s=compute_s, file_s=time.perf_counter() - started - compute_s)
         return True
 
-    def _read_ahead(self, key: Key, spans: Sequence[_Span]) -> _Ahead:
+    def _read_ahead(self, key: Key, spans: Sequence[Span]) -> _Ahead:
         """Start to read the first of the segments in the thread, if there is one and reading is worthwhile."""
-        return self._reader.submit(_load, key, spans[0]) if spans and self._pays(key) else None
+        return self._reader.submit(load_segment, key, spans[0]) if spans and self._pays(key) else None
 
-    def _read(self, key: Key, span: _Span, ahead: _Ahead = None) -> Sequence[Tensor] | None:
+    def _read(self, key: Key, span: Span, ahead: _Ahead = None) -> Sequence[Tensor] | None:
         """Return a segment's chunks from its file, or None. Only the seconds spent waiting here count as file time.
 
         Raises:
-            _Unreadable: the file cannot be read for the moment, here or in the thread; see `_load`.
+            Unreadable: the file cannot be read for the moment, here or in the thread; see `load_segment`.
         """
         started = time.perf_counter()
         # A segment that was missing when read ahead may have been stored since by another process.
-        loaded = (ahead.result() if ahead else None) or _load(key, span)
+        loaded = (ahead.result() if ahead else None) or load_segment(key, span)
         if loaded is None:
             return None
         self._judge(key, compute_s=loaded.compute_s, file_s=time.perf_counter() - started)
@@ -356,46 +307,6 @@ class FeatureStore:
         warnings.warn(f"{self.failure} Features are now computed without the store.", RuntimeWarning, stacklevel=2)
 
 
-class _Unreadable(Exception):
-    """A file cannot be read for the moment, although it may be intact."""
-
-
-def _load(key: Key, span: _Span) -> _Loaded | None:
-    """Map a segment's file and verify its checksum; return None if it is missing, or damaged and thus removed.
-
-    Raises:
-        _Unreadable: memory or file handles have run out, or the disk fails. The file itself may be intact.
-    """
-    if not os.path.lexists(span.path):
-        return None
-    try:
-        if not span.path.is_file():
-            raise ValueError("neither a file nor a link to one")
-        # This raises the true OSError, where safetensors would report a missing file. It also waits for the disk
-        # without blocking other threads, as safetensors would.
-        with open(span.path, "rb") as opened:
-            opened.read(_HEADER_BYTES)
-        with safe_open(span.path, framework="pt") as file:
-            facts = json.loads(file.metadata()["study"])
-            values = file.get_tensor("features")
-        if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
-            raise ValueError("another key")
-        if facts["checksum"] != _checksum(values) % 2**64:
-            raise ValueError("other values than were written")
-        chunks = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
-        loaded = _Loaded(chunks, facts["compute_s"])
-    except FileNotFoundError:  # evicted just now
-        return None
-    except (OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it cannot map a file
-        raise _Unreadable from error
-    except Exception:  # for a damaged file, the readers raise almost any other exception
-        span.path.unlink(missing_ok=True)
-        return None
-    with suppress(OSError):  # the file may be gone, or belong to another user
-        os.utime(span.path)
-    return loaded
-
-
 def default_directory() -> Path:
     """Return the directory of the features of all studies of this user."""
     return platformdirs.user_cache_path("study") / "features"
@@ -412,31 +323,3 @@ def default_limit_bytes(directory: Path) -> int:
     except OSError:  # for instance no access to a parent: the store will warn and turn itself off
         return MAX_LIMIT_BYTES
     return min(room // 5, MAX_LIMIT_BYTES)
-
-
-def _layout(outputs: Tensor) -> list[int]:
-    """Return the dimensions in memory order, the images' dimension first; channels-last is 0, 2, 3, 1."""
-    return [0, *sorted(range(1, outputs.dim()), key=outputs.stride().__getitem__, reverse=True)]
-
-
-def _inverse(layout: Sequence[int]) -> list[int]:
-    return [layout.index(dimension) for dimension in range(len(layout))]
-
-
-def _checksum(values: Tensor) -> int:
-    """Sum the bytes eight at a time, at memory speed. A lost page or a flipped bit changes the sum.
-
-    NumPy sums in the calling thread. torch would start a second thread pool for the thread that reads ahead.
-    """
-    data = values.flatten().view(torch.uint8).numpy()
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(np.int64).sum()) + int(data[whole:].sum(dtype=np.int64))
-
-
-def _header(shape: tuple[int, ...], dtype: str, image_bytes: int, facts: dict[str, Any]) -> bytes:
-    """Return the header of a safetensors file, padded with spaces to _HEADER_BYTES."""
-    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, image_bytes * shape[0]]}
-    text = json.dumps({"__metadata__": {"study": json.dumps(facts)}, "features": tensor}).encode()
-    length = _HEADER_BYTES - 8
-    assert len(text) <= length
-    return length.to_bytes(8, "little") + text.ljust(length)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from study.data.augment import draw
-from study.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
-from study.memory import DeviceMemory
 from study.models.classifier import build
 from study.models.preprocessing import preprocessing
-from study.store import FeatureStore
-from study.training import Hardware, train
+from study.training.feature_store import FeatureStore
+from study.training.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
+from study.training.gpu_cache import DeviceMemory
+from study.training.hardware import Hardware
+from study.training.loop import train
 
 
 def outputs(images, order, *, precision="fp32", draws=None):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from study import training
 from study.errors import TrialError
-from study.memory import device_memory
 from study.models.classifier import build
 from study.results.metrics import Evaluation
-from study.store import FeatureStore
-from study.training import Hardware, batch_sizes, evaluate, train
+from study.training import loop
+from study.training.feature_store import FeatureStore
+from study.training.gpu_cache import device_memory
+from study.training.hardware import Hardware
+from study.training.loop import batch_sizes, evaluate, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 GPU_TOLERANCE = 0.01
@@ -182,8 +183,8 @@ def test_train_runs_every_optimizer_with_every_schedule(make_recipe, make_images
 
 def test_build_lr_schedule_cosine_ends_at_zero(make_recipe):
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = training.build_optimizer(make_recipe(lr_schedule="cosine"), [parameter])
-    schedule = training.build_lr_schedule(make_recipe(lr_schedule="cosine"), optimizer, 10)
+    optimizer = loop.build_optimizer(make_recipe(lr_schedule="cosine"), [parameter])
+    schedule = loop.build_lr_schedule(make_recipe(lr_schedule="cosine"), optimizer, 10)
     rates = []
     for _ in range(10):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -201,7 +202,7 @@ def test_train_matches_a_plain_loop(make_recipe, make_images):
     from torch.nn.functional import cross_entropy
 
     from study.models.preprocessing import preprocessing
-    from study.training import epoch_order
+    from study.training.loop import epoch_order
 
     classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
     classifier.network.to(memory_format=torch.channels_last)

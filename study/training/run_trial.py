@@ -1,0 +1,197 @@
+"""Run one trial: a plan in, reports out, as a plain generator that needs no Ray."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from study.config.plan import Plan
+from study.data.images import Images
+from study.errors import first_line
+from study.models.classifier import StateDict, build
+from study.results.metrics import EpochResult, Evaluation, Progress
+from study.training import reference
+from study.training.checkpoint import Checkpoint
+from study.training.feature_store import FeatureStore, default_directory, default_limit_bytes
+from study.training.hardware import Hardware, choose_hardware, describe_arithmetic
+from study.training.loop import check_finite, evaluate, summarise, train
+
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, cuDNN
+    "status_alloc_failed",  # cuBLAS, cuDNN
+    "not enough memory",  # torch's allocator on a CPU, like the next line
+    "can't allocate memory",
+    "cannot allocate memory",  # the operating system
+)
+"""Texts, in lower case, of out-of-memory errors that have no exception class of their own."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Read-only inputs that all trials of a study share through Ray's object store."""
+
+    train: Images
+    validation: Images | None
+    test: Images | None
+    """None in a search, so that nothing can be selected on test images."""
+    classes: int
+    pretrained: Mapping[str, Mapping[str, np.ndarray] | None]
+    """State dict of each model, as arrays because Ray shares arrays without a copy; None for untrained weights."""
+    precision: str
+    """auto, bf16 or fp32."""
+    cache_gb: float | None = 0.0
+    """Size limit of the user's feature store on each node, in GB; None for its default, 0 for no store."""
+    study: str = ""
+    """Identifier of the study, different from that of every other study."""
+    checkpoints: Path | None = None
+    """Directory of the checkpoints, one file per trial; None for no checkpoints. If the nodes do not share the
+    directory, a trial whose node dies starts again from the first epoch on another node."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about a trial's process and network, reported before training."""
+
+    device: str
+    precision: str
+    parameters: int
+    trainable_parameters: int
+    threads: int
+    """Number of CPU threads that torch uses."""
+    arithmetic: str
+    """Hardware and software that determine the last bits of the results."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial failed, where an immediate retry would not help."""
+
+    reason: str
+    out_of_memory: bool = False
+    """Whether memory ran out. The trial may fit if it has the device to itself."""
+    stops_study: bool = False
+    """Whether the cause would also stop every other trial. The trial runs again once the user has removed the cause."""
+
+
+@dataclass(frozen=True)
+class OpensTest:
+    """Notice that a trial is about to see the test images. It counts even if the trial then fails."""
+
+
+Report = Facts | Progress | EpochResult | OpensTest | Evaluation | Failure
+
+
+def describe_failure(error: Exception) -> Failure:
+    """Build the Failure for an exception. Host, CUDA and its libraries report a lack of memory in different ways."""
+    message = first_line(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(text in message.lower() for text in OUT_OF_MEMORY)
+    ):
+        return Failure(f"out of memory: {message}", out_of_memory=True)
+    return Failure(f"{type(error).__name__}: {error}")
+
+
+def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
+    """Train one recipe. Yield facts, one result per epoch and, if there is a test set, the evaluation on it.
+
+    With checkpoints, epochs that were saved are not trained again, and the verdict's trials save their last weights.
+
+    Raises:
+        TrialError: a loss is not finite.
+        RecordError: the disk has no room for the last weights.
+    """
+    arrays = inputs.pretrained[plan.recipe.model]
+    pretrained = None if arrays is None else {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if plan.stage == "as-written":
+        yield from _run_as_written(plan, inputs, pretrained, watch)
+        return
+    hardware = choose_hardware(inputs.precision)
+    classifier = build(
+        plan.recipe.model,
+        classes=inputs.classes,
+        unfreeze_depth=plan.recipe.unfreeze_depth,
+        pretrained=pretrained,
+        seed=plan.seed,
+    )
+    yield _facts(classifier.network, hardware)
+    store = None if inputs.cache_gb == 0 else _open_store(inputs.cache_gb)
+    checkpoint = None
+    if inputs.checkpoints:
+        checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
+    yield from train(
+        classifier,
+        plan.recipe,
+        inputs.train,
+        classes=inputs.classes,
+        seed=plan.seed,
+        hardware=hardware,
+        validation=inputs.validation,
+        watch=watch,
+        features=store,
+        checkpoint=checkpoint,
+    )
+    if checkpoint and plan.stage == "final":
+        checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
+    if inputs.test is not None:
+        yield OpensTest()
+        test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
+        check_finite("test_loss", test.loss, plan.recipe.epochs)
+        yield test
+
+
+def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
+    """Return the checkpoint of a trial; `study` is the identifier that `Inputs.study` describes."""
+    return Checkpoint(directory / plan.checkpoint, f"{study} {plan}")
+
+
+@cache
+def _open_store(cache_gb: float | None) -> FeatureStore:
+    """Return the process's only store, which remembers whether storing is worthwhile and whether the disk works."""
+    directory = default_directory()
+    return FeatureStore(directory, default_limit_bytes(directory) if cache_gb is None else round(cache_gb * 1e9))
+
+
+def _run_as_written(
+    plan: Plan, inputs: Inputs, pretrained: StateDict | None, watch: Callable[[Progress], None] | None
+) -> Iterator[Report]:
+    """Train like the assignment's solution, on the GPU or CPU, in fp32, without feature store and checkpoints."""
+    hardware = Hardware(reference.choose_device(), "fp32")
+    network = reference.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
+    yield _facts(network, hardware)
+    images = len(inputs.train)
+    started = time.perf_counter()
+
+    def send(epoch: int, done: int) -> None:
+        if watch:
+            watch(Progress(epoch, done, images, done / (time.perf_counter() - started)))
+
+    for epoch in reference.train(
+        network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device, watch=send
+    ):
+        epoch_s = time.perf_counter() - started
+        check_finite("train_loss", epoch.loss, epoch.number)
+        yield EpochResult(epoch.number, epoch.loss, epoch_s, images / epoch_s, train_accuracy=epoch.accuracy)
+        started = time.perf_counter()
+    if inputs.test is not None:
+        yield OpensTest()
+        scores = reference.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, device=hardware.device)
+        test = summarise(scores, inputs.test.labels, classes=inputs.classes, started=started)
+        check_finite("test_loss", test.loss, plan.recipe.epochs)
+        yield test
+
+
+def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    on_gpu = hardware.device.type == "cuda"
+    return Facts(
+        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        precision=hardware.precision,
+        parameters=sum(count for count, _ in counts),
+        trainable_parameters=sum(count for count, trained in counts if trained),
+        threads=torch.get_num_threads(),
+        arithmetic=describe_arithmetic(hardware.device),
+    )
