@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from study import figures
+from study.report import figures
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row
 from study.results.verdict import Verdict

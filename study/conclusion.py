@@ -16,7 +16,7 @@ from study.data.images import Dataset
 from study.errors import StudyError
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.registry import Registration, log_model
-from study.report import write_report
+from study.report.render import write_report
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from filelock import FileLock
 
-from study import figures
 from study.config.paths import HOST, PORT, SQLITE, local_uri
 from study.config.plan import Plan
 from study.errors import TrackingError, first_line
+from study.report import figures
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.results.trial_record import TrialRecord

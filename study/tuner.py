@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from study import figures
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.conclusion import StudyResult, conclude, has_ended
 from study.config.paths import SQLITE, local_uri
@@ -23,9 +22,10 @@ from study.data.sources import find_images, load_dataset
 from study.data.splits import split
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
+from study.report import figures
+from study.report.sample_batch import draw_batch
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, recall_verdict
-from study.samples import draw_batch
 from study.search import Listener, run_trials
 from study.tracking import Tracker, connect, without_credentials
 from study.training.run_trial import Inputs

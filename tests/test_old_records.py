@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from study.config.paths import local_uri
 from study.models.classifier import build
 from study.models.saved_model import ModelCard
-from study.report import write_report
+from study.report.render import write_report
 from study.results.record import Record
 from study.tracking import connect
 from study.training.run_trial import open_checkpoint

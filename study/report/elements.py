@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from study import figures
+from study.report import figures
 
 FIGURE = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?( to [\d.]+| ?%)?\*?|–")
 """Matches a table cell that holds a number, an interval, or a dash for a missing value."""

@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 
-from study.report_page import Section, Table, View
-from study.report_sections import answer
-from study.report_tested import RESULT_COLUMNS, draw_curves, hardest_pair_of, is_helped, result_row, tested_trials
+from study.report.elements import Section, Table, View
+from study.report.study_page import answer
+from study.report.trial_sections import (
+    RESULT_COLUMNS,
+    draw_curves,
+    hardest_pair_of,
+    is_helped,
+    result_row,
+    tested_trials,
+)
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 
-from study.report_page import Picture, Section, Table, draw_picture
+from study.report.elements import Picture, Section, Table, draw_picture
 from study.results.record import Record
 from study.results.verdict import recall_verdict
 from study.results.wording import details, sentence

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
-from study.samples import draw_batch, draw_originals
+from study.report.sample_batch import draw_batch, draw_originals
 from study.training import reference
 from study.training.loop import epoch_order
 

@@ -16,7 +16,8 @@ from study.config.paths import local_uri
 from study.config.plan import Design
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
-from study.report import main, write_report
+from study.report.__main__ import main
+from study.report.render import write_report
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 from study.tracking import Tracker, connect

@@ -19,11 +19,11 @@ from study.config.plan import Design
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data.images import Dataset, fingerprint
 from study.data.sources import find_images, load_dataset
-from study.report import main, render, write_report
-from study.report_page import Table
-from study.report_search import MOST_PLOTTED
-from study.report_sections import describe
-from study.rerun import run_command
+from study.report.__main__ import main
+from study.report.elements import Table
+from study.report.render import render, write_report
+from study.report.search_sections import MOST_PLOTTED
+from study.report.study_page import describe, run_command
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 
@@ -444,7 +444,7 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
 
 def comparison(*records):
     """The view that several studies have in common."""
-    from study.report_comparison import compare_studies
+    from study.report.compare_studies import compare_studies
 
     return compare_studies(records)
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from study import figures
 from study.config.plan import Plan
 from study.data.augment import augment, draw
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
+from study.report import figures
 from study.training import reference
 from study.training.loop import epoch_order
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from study import figures
 from study.data.images import Dataset
 from study.models.list_models import count_operations
-from study.report_page import Picture, Section, Table, draw_picture
+from study.report import figures
+from study.report.elements import Picture, Section, Table, draw_picture
 from study.results.record import Record
 from study.results.statistics import ClassPair, accuracy_interval, hardest_pair
 from study.results.trial_record import TrialRecord

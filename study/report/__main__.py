@@ -5,8 +5,6 @@ Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
 import argparse
-import os
-import secrets
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,17 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.config.paths import find_study
-from study.errors import ConfigError, RecordError, StudyError
+from study.errors import ConfigError, StudyError
 
 if TYPE_CHECKING:
-    from study.data.images import Dataset
-    from study.results.record import Record
+    pass
 
 from study.data.sources import find_images
-
-REPORT_FILE = "report.html"
-
-COMPARISON_FILE = "comparison.html"
+from study.report.render import COMPARISON_FILE, render, write_page, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file = write_report(records[0], find_images(records[0]))
         else:
             file = directories[0] / COMPARISON_FILE
-            _write(file, render([(record, find_images(record)) for record in records]))
+            write_page(file, render([(record, find_images(record)) for record in records]))
         print(file)
         return 0
     except ConfigError as error:
@@ -64,48 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("studies", nargs="+", metavar="NAME", help="name of a study, or 'latest' for the last one")
     return parser
-
-
-def write_report(record: "Record", dataset: "Dataset | None") -> Path:
-    """Write the report of a study into the study's directory and return the path of the file.
-
-    Args:
-        record: record of the study.
-        dataset: images of the study; None if they are missing, which the page then states.
-
-    Raises:
-        RecordError: the page cannot be written.
-    """
-    return _write(record.directory / REPORT_FILE, render([(record, dataset)]))
-
-
-def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
-    """Return the HTML page of one study, or of several studies one after the other with a comparison before them."""
-    import jinja2
-
-    from study.report_comparison import compare_studies
-    from study.report_sections import describe
-
-    views = [describe(record, dataset) for record, dataset in studies]
-    if len(views) > 1:
-        views.insert(0, compare_studies([record for record, _ in studies]))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("study"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    title = " · ".join(record.name for record, _ in studies)
-    return environment.get_template("report.html.j2").render(title=title, studies=views)
-
-
-def _write(file: Path, page: str) -> Path:
-    partial = file.with_suffix(f".{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, file)
-    except OSError as error:
-        raise RecordError(f"{file}: must be writable and have room, but got: {error.strerror}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return file
 
 
 if __name__ == "__main__":

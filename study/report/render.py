@@ -1,0 +1,61 @@
+"""Render the report of one study, or of several side by side, as one HTML page that needs nothing else."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study.errors import RecordError
+
+if TYPE_CHECKING:
+    from study.data.images import Dataset
+    from study.results.record import Record
+
+
+REPORT_FILE = "report.html"
+
+COMPARISON_FILE = "comparison.html"
+
+
+def write_report(record: "Record", dataset: "Dataset | None") -> Path:
+    """Write the report of a study into the study's directory and return the path of the file.
+
+    Args:
+        record: record of the study.
+        dataset: images of the study; None if they are missing, which the page then states.
+
+    Raises:
+        RecordError: the page cannot be written.
+    """
+    return write_page(record.directory / REPORT_FILE, render([(record, dataset)]))
+
+
+def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
+    """Return the HTML page of one study, or of several studies one after the other with a comparison before them."""
+    import jinja2
+
+    from study.report.compare_studies import compare_studies
+    from study.report.study_page import describe
+
+    views = [describe(record, dataset) for record, dataset in studies]
+    if len(views) > 1:
+        views.insert(0, compare_studies([record for record, _ in studies]))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("study.report"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    title = " · ".join(record.name for record, _ in studies)
+    return environment.get_template("report.html.j2").render(title=title, studies=views)
+
+
+def write_page(file: Path, page: str) -> Path:
+    """Write a page, whole or not at all."""
+    partial = file.with_suffix(f".{secrets.token_hex(4)}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, file)
+    except OSError as error:
+        raise RecordError(f"{file}: must be writable and have room, but got: {error.strerror}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
