@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from study.comparison import comparison_files, search_files
 from study.data.images import Dataset
 from study.errors import StudyError
 from study.models.saved_model import MODEL_DIRECTORY, load_model
-from study.registry import Registration, log_model
 from study.report.render import write_report
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
 from study.results.verdict import Verdict, choose, recall_verdict, verdict_metrics
 from study.results.wording import sentence
-from study.tracking import Tracker, without_credentials
+from study.tracking.artifacts import comparison_files, search_files
+from study.tracking.client import without_credentials
+from study.tracking.registry import Registration, log_model
+from study.tracking.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 

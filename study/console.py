@@ -22,7 +22,7 @@ from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, faster
 from study.results.verdict import choose
 from study.results.wording import details, sentence
-from study.tracking import ui_command
+from study.tracking.client import ui_command
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
 

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import DecompressionBombWarning
 
-from study.config.paths import existing_store, find_study
+from study.config.paths import find_study
 from study.data.image_files import EXTENSIONS, image_files, read_image
 from study.errors import ConfigError, DataError, StudyError
+from study.tracking.client import existing_store
 
 if TYPE_CHECKING:
     from study.models.saved_model import SavedModel
@@ -120,7 +121,7 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
     mlruns = Path("mlruns").absolute()
     if name.startswith(REGISTERED):
         from study.models.saved_model import load_model
-        from study.registry import download_model
+        from study.tracking.registry import download_model
 
         uri = existing_store(tracking_uri, mlruns)
         with tempfile.TemporaryDirectory(prefix="study-") as folder:

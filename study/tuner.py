@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.conclusion import StudyResult, conclude, has_ended
-from study.config.paths import SQLITE, local_uri
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
@@ -27,12 +26,13 @@ from study.report.sample_batch import draw_batch
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, recall_verdict
 from study.search import Listener, run_trials
-from study.tracking import Tracker, connect, without_credentials
+from study.tracking.client import SQLITE, connect, local_uri, without_credentials
+from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.winner import keep_winner
 
 if TYPE_CHECKING:
-    from study.tracking import MlflowClient
+    from study.tracking.client import MlflowClient
 
 VALIDATION_FRACTION = 0.1
 """Fraction of the training images that a search holds out to measure its objective."""

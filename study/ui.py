@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
-from study.config.paths import HOST, PORT, existing_store
 from study.errors import ConfigError, StudyError
+from study.tracking.client import HOST, PORT, existing_store
 
 START_S = 90.0
 """Seconds that the server has to answer; a cold start takes about ten."""
@@ -76,7 +76,7 @@ def choose_port(wanted: int) -> int:
 def _show(tracking_uri: str | None, wanted: int) -> int:
     """Serve the UI until the user interrupts it."""
     port = choose_port(wanted)
-    from study.tracking import connect, server_command
+    from study.tracking.client import connect, server_command
 
     uri = existing_store(tracking_uri, Path("mlruns").absolute())
     client = connect(uri, verbose=False)

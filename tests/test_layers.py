@@ -59,16 +59,14 @@ PACKAGES: dict[str, list[str]] = {
         "render",
         "__main__",
     ],
+    "tracking": ["client", "artifacts", "tracker", "registry"],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = [
     "cluster",
-    "comparison",
-    "tracking",
     "trainable",
     "search",
     "winner",
-    "registry",
     "reproduce",
     "bench_training",
     "conclusion",

@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from study.config.paths import local_uri
 from study.models.classifier import build
 from study.models.saved_model import ModelCard
 from study.report.render import write_report
 from study.results.record import Record
-from study.tracking import connect
+from study.tracking.client import connect, local_uri
 from study.training.run_trial import open_checkpoint
 
 RECORDS = Path(__file__).parent / "records"

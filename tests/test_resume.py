@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from study.config.flags import build_parser, configure
-from study.config.paths import local_uri
 from study.config.plan import Design
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.errors import ConfigError
 from study.results.record import Record
-from study.tracking import connect
+from study.tracking.client import connect, local_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
 

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from study.config.paths import local_uri
 from study.models.classifier import build
 from study.results.record import Record
-from study.tracking import connect
+from study.tracking.client import connect, local_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
 

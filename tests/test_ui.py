@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from study.config.paths import local_uri
 from study.errors import ConfigError
-from study.tracking import connect
+from study.tracking.client import connect, local_uri
 from study.ui import choose_port
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import

@@ -1,16 +1,8 @@
-"""Find studies, the tracking store and the shipped search spaces on disk."""
+"""Find studies and the shipped search spaces on disk."""
 
 from pathlib import Path
 
 from study.errors import ConfigError, RecordError, unknown_name
-
-SQLITE = "sqlite:///"
-
-HOST = "127.0.0.1"
-"""Address of the MLflow UI: only this machine can open the UI."""
-
-PORT = 5000
-"""Default port of the MLflow UI."""
 
 
 def find_study(name: str, mlruns: Path) -> Path:
@@ -40,27 +32,6 @@ def check_new(directory: Path) -> None:
         raise RecordError(
             f"{directory}: a study named {directory.name!r} exists. Choose another --name, or --resume it."
         )
-
-
-def local_uri(mlruns: Path) -> str:
-    """Return the URI of MLflow's default tracking store: a SQLite file in `mlruns`."""
-    return f"{SQLITE}{mlruns / 'mlflow.db'}"
-
-
-def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
-    """Return `tracking_uri`, or the URI of the default store in `mlruns` if it is None.
-
-    Raises:
-        ConfigError: the store is a SQLite file that does not exist.
-    """
-    uri = tracking_uri or local_uri(mlruns)
-    file = Path(uri.removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and not file.is_file():
-        raise ConfigError(
-            f"{file}: must be MLflow's database, but there is none."
-            " Run a study first, or change to the directory where one was run."
-        )
-    return uri
 
 
 def search_spaces_directory() -> Path:

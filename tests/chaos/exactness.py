@@ -8,11 +8,11 @@ from pathlib import Path
 
 import optuna
 
-from study.config.paths import local_uri
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.tracking import STATUS, connect
+from study.tracking.client import connect, local_uri
+from study.tracking.tracker import STATUS
 
 METRICS = ("train_loss", "val_loss", "val_accuracy", "epoch_s", "images_per_s")
 """Of each epoch."""

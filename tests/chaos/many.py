@@ -19,13 +19,13 @@ from study.bench_search import MANIFEST, ONE_PIXEL, own_bytes
 from study.bench_training import make_images
 from study.cluster import ray_session, share_resources
 from study.config.load_toml import load_space
-from study.config.paths import local_uri
 from study.config.plan import Plan
 from study.config.search_space import Budget
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.search import run_trials
-from study.tracking import Tracker, connect
+from study.tracking.client import connect, local_uri
+from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 
 EVERY = 100

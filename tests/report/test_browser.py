@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.config.paths import local_uri
 from study.config.plan import Design
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
@@ -20,7 +19,8 @@ from study.report.__main__ import main
 from study.report.render import write_report
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.tracking import Tracker, connect
+from study.tracking.client import connect, local_uri
+from study.tracking.tracker import Tracker
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -21,12 +21,11 @@ from PIL import Image
 from support.saved_models import CLASSES, make_card, make_saved
 
 from study import predict
-from study.config.paths import existing_store, local_uri
 from study.data.image_files import read_image
 from study.errors import ConfigError, TrackingError
 from study.models.saved_model import load_model
-from study.registry import download_model, log_model, registered_name
-from study.tracking import connect
+from study.tracking.client import connect, existing_store, local_uri
+from study.tracking.registry import download_model, log_model, registered_name
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 

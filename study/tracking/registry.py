@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from study.errors import ConfigError, TrackingError, first_line, unknown_name
 from study.models.saved_model import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
-from study.tracking import connect
+from study.tracking.client import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

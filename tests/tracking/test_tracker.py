@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 
-from study.config.paths import local_uri
 from study.errors import TrackingError
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.tracking import Tracker, connect, ui_command, without_credentials
+from study.tracking.client import connect, local_uri, ui_command, without_credentials
+from study.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
@@ -344,7 +344,7 @@ def test_connect_makes_a_database_anew_that_a_crash_left_half_made(tmp_path):
     """As a driver leaves it that is killed while MLflow migrates: killed as soon as there are tables."""
     mlruns = tmp_path / "mlruns"
     mlruns.mkdir()
-    code = f"from study.tracking import connect; connect({local_uri(mlruns)!r}, verbose=False)"
+    code = f"from study.tracking.client import connect; connect({local_uri(mlruns)!r}, verbose=False)"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         while process.poll() is None and not any(path.stat().st_size > 10_000 for path in mlruns.iterdir()):
             time.sleep(0.001)

@@ -7,122 +7,41 @@ registered models (`registry.py`), and the record holds nothing of MLflow: runs 
 
 import json
 import logging
-import os
-import secrets
-import shlex
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
-import numpy as np
-from filelock import FileLock
-
-from study.config.paths import HOST, PORT, SQLITE, local_uri
 from study.config.plan import Plan
-from study.errors import TrackingError, first_line
-from study.report import figures
-from study.results.metrics import EpochResult, Progress
+from study.results.metrics import Progress
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
 
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # The tracker retries in its own thread, and before that asks MLflow which data has arrived.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-}
+from study.tracking.artifacts import epoch_metrics, trial_files
+
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+
 RETRY_S = 5.0
 """Seconds between a failed send and the next try."""
+
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # the UI opens a table of runs, not of traces
     "mlflow.note.content": "Each study is a parent run, each trial a child run. Select the trials of a study and press "
     "Compare to see parallel coordinates of recipe and accuracy, and the learning curves side by side. "
     "Under Models, the alias champion of `<data>-<model>` marks the best model so far.",
 }
+
 PARENT_NOTE = (
     "Open report.html among the artifacts first: it reports the result and shows every trial. The trials are the child "
     "runs of this run."
 )
 
 _logger = logging.getLogger(__name__)
-
-
-def ui_command(uri: str) -> str:
-    """Return the command that opens MLflow's UI on the store at `uri`; a local store is served to this machine only."""
-    if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
-    if uri == local_uri(Path("mlruns").absolute()):
-        return shlex.join([sys.executable, "-m", "study.ui"])
-    return shlex.join(server_command(uri, PORT))
-
-
-def server_command(uri: str, port: int) -> list[str]:
-    """Return the command that serves MLflow's UI on the store at `uri`, only to browsers on this machine."""
-    options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
-    return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
-
-
-def without_credentials(uri: str) -> str:
-    """Return the URI of a store without user name and password, so that files and screens may show it."""
-    parts = urlsplit(uri)
-    _, at_sign, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=host)) if at_sign else uri
-
-
-def connect(uri: str, *, verbose: bool) -> "MlflowClient":
-    """Open the store at `uri`, create the database of a local store, and check that the store answers.
-
-    Raises:
-        TrackingError: the store does not answer or cannot be written.
-    """
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    import mlflow
-
-    if not verbose:
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # `study` reports errors itself, without traceback
-    try:
-        if uri.startswith(SQLITE):
-            _make_database(Path(uri.removeprefix(SQLITE)))
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
-        raise TrackingError(
-            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
-            "Start the server, or omit the flag to use a local file."
-        ) from error
-    return client
-
-
-def _make_database(file: Path) -> None:
-    """Create a local store's database if it is missing, completely or not at all.
-
-    MLflow's migrations take seconds and cannot resume after a crash.
-    """
-    if file.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        for left in file.parent.glob(f".{file.name}.*.partial*"):
-            left.unlink(missing_ok=True)
-        if not file.exists():
-            draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-            store = SqlAlchemyStore(f"{SQLITE}{draft}", (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
-            store.engine.dispose()
-            os.replace(draft, file)
 
 
 class Tracker:
@@ -276,7 +195,7 @@ class Tracker:
             self._epochs_sent[key] = {metric.step for metric in self.client.get_metric_history(run, "train_loss")}
         for result, ended_ms in zip(trial.epochs, trial.epoch_ends_ms, strict=True):
             if result.epoch not in self._epochs_sent[key]:
-                values = {name: value for name, value in _epoch_metrics(result).items() if value is not None}
+                values = {name: value for name, value in epoch_metrics(result).items() if value is not None}
                 metrics = [Metric(name, value, ended_ms, result.epoch) for name, value in values.items()]
                 self.client.log_batch(run, metrics=metrics)
                 self._epochs_sent[key].add(result.epoch)
@@ -401,45 +320,3 @@ class Tracker:
             profile=json.dumps({**sizes, "classes": len(self._manifest["classes"])}),
         )
         self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
-def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
-    """Return the artifacts of a finished trial by file name; a trial that failed early has fewer or none."""
-    files: dict[str, bytes] = {}
-    title = trial.plan.title
-    if trial.epochs:
-        curves = [_epoch_metrics(result) for result in trial.epochs]
-        names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-        shown = {name: [values[name] for values in curves] for name in names}
-        shown = {name: values for name, values in shown.items() if values[0] is not None}
-        figure = figures.learning_curve([result.epoch for result in trial.epochs], shown, title)
-        files["learning_curve.png"] = figures.png(figure)
-    confusion = trial.test.confusion if trial.test else trial.epochs[-1].val_confusion if trial.epochs else None
-    if confusion:
-        split = "test" if trial.test else "validation"
-        files["confusion_matrix.png"] = figures.png(
-            figures.confusion_matrix(np.asarray(confusion), classes, f"{title} · {split}")
-        )
-        files["confusion_matrix.json"] = _json({"split": split, "classes": classes, "counts": confusion})
-        files["classification_report.json"] = _json(_classification_report(np.asarray(confusion), classes))
-    return files
-
-
-def _epoch_metrics(result: EpochResult) -> dict[str, float | None]:
-    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
-    return {name: getattr(result, name) for name in names}
-
-
-def _classification_report(confusion: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Return scikit-learn's classification report of a confusion matrix: a count of n stands for n equal pairs."""
-    from sklearn.metrics import classification_report
-
-    true, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
-    report: dict[str, Any] = classification_report(
-        true, predicted, labels=range(len(classes)), target_names=classes, output_dict=True, zero_division=0
-    )
-    return report
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode()

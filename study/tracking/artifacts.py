@@ -1,18 +1,67 @@
-"""What the trials of a study say side by side, read off its record: for people, and as files beside MLflow's runs."""
+"""Draw and write the files that stand beside MLflow's runs, by name."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from study.report import figures
+from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row
 from study.results.verdict import Verdict
 from study.results.wording import sentence
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
+
+import csv
+import io
+
+
+def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
+    """Return the artifacts of a finished trial by file name; a trial that failed early has fewer or none."""
+    files: dict[str, bytes] = {}
+    title = trial.plan.title
+    if trial.epochs:
+        curves = [epoch_metrics(result) for result in trial.epochs]
+        names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+        shown = {name: [values[name] for values in curves] for name in names}
+        shown = {name: values for name, values in shown.items() if values[0] is not None}
+        figure = figures.learning_curve([result.epoch for result in trial.epochs], shown, title)
+        files["learning_curve.png"] = figures.png(figure)
+    confusion = trial.test.confusion if trial.test else trial.epochs[-1].val_confusion if trial.epochs else None
+    if confusion:
+        split = "test" if trial.test else "validation"
+        files["confusion_matrix.png"] = figures.png(
+            figures.confusion_matrix(np.asarray(confusion), classes, f"{title} · {split}")
+        )
+        files["confusion_matrix.json"] = _json({"split": split, "classes": classes, "counts": confusion})
+        files["classification_report.json"] = _json(_classification_report(np.asarray(confusion), classes))
+    return files
+
+
+def epoch_metrics(result: EpochResult) -> dict[str, float | None]:
+    """Return the metrics of an epoch by their names in MLflow."""
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
+    return {name: getattr(result, name) for name in names}
+
+
+def _classification_report(confusion: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Return scikit-learn's classification report of a confusion matrix: a count of n stands for n equal pairs."""
+    from sklearn.metrics import classification_report
+
+    true, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
+    report: dict[str, Any] = classification_report(
+        true, predicted, labels=range(len(classes)), target_names=classes, output_dict=True, zero_division=0
+    )
+    return report
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
 
 def comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:

@@ -1,0 +1,127 @@
+"""Open MLflow's store, and say how its UI is opened.
+
+Knows no study.
+"""
+
+import logging
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from study.errors import ConfigError, TrackingError, first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
+
+
+SQLITE = "sqlite:///"
+
+HOST = "127.0.0.1"
+"""Address of the MLflow UI: only this machine can open the UI."""
+
+PORT = 5000
+"""Default port of the MLflow UI."""
+
+
+def local_uri(mlruns: Path) -> str:
+    """Return the URI of MLflow's default tracking store: a SQLite file in `mlruns`."""
+    return f"{SQLITE}{mlruns / 'mlflow.db'}"
+
+
+def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
+    """Return `tracking_uri`, or the URI of the default store in `mlruns` if it is None.
+
+    Raises:
+        ConfigError: the store is a SQLite file that does not exist.
+    """
+    uri = tracking_uri or local_uri(mlruns)
+    file = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not file.is_file():
+        raise ConfigError(
+            f"{file}: must be MLflow's database, but there is none."
+            " Run a study first, or change to the directory where one was run."
+        )
+    return uri
+
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # The tracker retries in its own thread, and before that asks MLflow which data has arrived.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+
+
+def ui_command(uri: str) -> str:
+    """Return the command that opens MLflow's UI on the store at `uri`; a local store is served to this machine only."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri}"
+    if uri == local_uri(Path("mlruns").absolute()):
+        return shlex.join([sys.executable, "-m", "study.ui"])
+    return shlex.join(server_command(uri, PORT))
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """Return the command that serves MLflow's UI on the store at `uri`, only to browsers on this machine."""
+    options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
+
+
+def without_credentials(uri: str) -> str:
+    """Return the URI of a store without user name and password, so that files and screens may show it."""
+    parts = urlsplit(uri)
+    _, at_sign, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host)) if at_sign else uri
+
+
+def connect(uri: str, *, verbose: bool) -> "MlflowClient":
+    """Open the store at `uri`, create the database of a local store, and check that the store answers.
+
+    Raises:
+        TrackingError: the store does not answer or cannot be written.
+    """
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+
+    if not verbose:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # `study` reports errors itself, without traceback
+    try:
+        if uri.startswith(SQLITE):
+            _make_database(Path(uri.removeprefix(SQLITE)))
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
+        raise TrackingError(
+            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
+            "Start the server, or omit the flag to use a local file."
+        ) from error
+    return client
+
+
+def _make_database(file: Path) -> None:
+    """Create a local store's database if it is missing, completely or not at all.
+
+    MLflow's migrations take seconds and cannot resume after a crash.
+    """
+    if file.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        for left in file.parent.glob(f".{file.name}.*.partial*"):
+            left.unlink(missing_ok=True)
+        if not file.exists():
+            draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+            store = SqlAlchemyStore(f"{SQLITE}{draft}", (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
+            store.engine.dispose()
+            os.replace(draft, file)
