@@ -14,7 +14,6 @@ from optuna.logging import WARNING, set_verbosity
 from ray import tune
 
 from study.bench_training import CLASSES, ROUNDS, Figure, make_images
-from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.config.recipe import Recipe
@@ -22,11 +21,12 @@ from study.data.images import Images
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
-from study.search import Listener, run_trials
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training import reference
 from study.training.run_trial import Inputs
+from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
+from study.tuning.ray_adapters import Listener, run_trials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

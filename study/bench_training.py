@@ -22,7 +22,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.recipe import Recipe
 from study.data.augment import augment, draw
@@ -34,6 +33,7 @@ from study.training.features import WINDOW, epoch_outputs, rebatch
 from study.training.gpu_cache import release_memory
 from study.training.hardware import autocast, choose_hardware
 from study.training.loop import batch_sizes, build_optimizer, train
+from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 
 ROUNDS = 3
 CLASSES = 10

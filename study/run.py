@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from study.config.flags import (
@@ -31,8 +30,8 @@ from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.errors import ConfigError, StudyError
 
 if TYPE_CHECKING:
-    from study.console import Console
     from study.results.record import Record
+    from study.tuning.console import Console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +102,7 @@ def _resume(options: argparse.Namespace) -> int:
     config = configure(options, directory.name)
     spaces = [read_space(name, options) for name in options.search or []]
     with _naming(directory):
-        _heavy(config)
+        _load_libraries(config)
         from study.results.record import Record
 
         record = Record.open(directory)
@@ -151,7 +150,7 @@ def _list_models() -> int:
 def _reproduce(name: str) -> int:
     directory = find_study(name, Path("mlruns").absolute())
     warnings.filterwarnings("ignore")
-    from study.reproduce import describe, reproduce
+    from study.tuning.reproduce import describe, reproduce
 
     reproduction = reproduce(
         directory, lambda epoch: print(f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}", flush=True)
@@ -162,9 +161,11 @@ def _reproduce(name: str) -> int:
 
 def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
     with _naming(_directory(config)):
-        console, tuner = _heavy(config)
+        console = _load_libraries(config)
+        from study.tuning.run_study import run_study
+
         with contextlib.closing(console):
-            result = tuner.run_study(config, design, console, record)
+            result = run_study(config, design, console, record)
         console.print_result(result)
     return 0 if result.succeeded else 1
 
@@ -183,18 +184,17 @@ def _directory(config: StudyConfig) -> Path:
     return config.mlruns / "studies" / config.name
 
 
-def _heavy(config: StudyConfig) -> "tuple[Console, ModuleType]":
+def _load_libraries(config: StudyConfig) -> "Console":
     """Import torch, Ray, Optuna and MLflow, which takes seconds; silence them unless --verbose is given."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
     from optuna.logging import WARNING, set_verbosity
 
-    from study import tuner
-    from study.console import Console
+    from study.tuning.console import Console
 
     if not config.verbose:
         set_verbosity(WARNING)
-    return Console(config.weights), tuner
+    return Console(config.weights)
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

@@ -60,24 +60,19 @@ PACKAGES: dict[str, list[str]] = {
         "__main__",
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
+    "tuning": [
+        "cluster",
+        "trainable",
+        "ray_adapters",
+        "keep_model",
+        "finish_study",
+        "console",
+        "run_study",
+        "reproduce",
+    ],
 }
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
-COMMANDS = [
-    "cluster",
-    "trainable",
-    "search",
-    "winner",
-    "reproduce",
-    "bench_training",
-    "conclusion",
-    "tuner",
-    "bench_search",
-    "console",
-    "run",
-    "predict",
-    "ui",
-    "bench",
-]
+COMMANDS = ["bench_training", "bench_search", "run", "predict", "ui", "bench"]
 """The modules that are in no package yet, and the commands; from the ground up as well."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 

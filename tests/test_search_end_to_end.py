@@ -14,11 +14,11 @@ from PIL import Image
 from ray import tune
 
 from study.bench_training import make_images
-from study.cluster import Allotment, ray_session
 from study.results.metrics import EpochResult
 from study.results.record import Record
-from study.search import run_trials
 from study.training.run_trial import Inputs
+from study.tuning.cluster import Allotment, ray_session
+from study.tuning.ray_adapters import run_trials
 
 SPACE = """
 model = "resnet18"

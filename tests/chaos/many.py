@@ -17,16 +17,16 @@ from ray import tune
 
 from study.bench_search import MANIFEST, ONE_PIXEL, own_bytes
 from study.bench_training import make_images
-from study.cluster import ray_session, share_resources
 from study.config.load_toml import load_space
 from study.config.plan import Plan
 from study.config.search_space import Budget
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
-from study.search import run_trials
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
+from study.tuning.cluster import ray_session, share_resources
+from study.tuning.ray_adapters import run_trials
 
 EVERY = 100
 MOST_BYTES = 150_000

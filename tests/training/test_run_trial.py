@@ -13,9 +13,9 @@ from study.config.plan import Plan
 from study.errors import TrialError
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
-from study.trainable import trainable
 from study.training.gpu_cache import device_memory
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial
+from study.tuning.trainable import trainable
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_run_trial_raises_what_the_record_keeps_as_reason(inputs, make_recipe):
 def sent(monkeypatch):
     """What a trial reports to Ray Tune."""
     reports = []
-    monkeypatch.setattr("study.trainable.tune.report", lambda metrics: reports.append(metrics["report"]))
+    monkeypatch.setattr("study.tuning.trainable.tune.report", lambda metrics: reports.append(metrics["report"]))
     return reports
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import optuna
 import pytest
 
-from study.cluster import Allotment
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
-from study.console import Console, open_screen
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
 from study.results.trial_table import Row
 from study.tracking.client import local_uri
-from study.tuner import StudyResult
+from study.tuning.cluster import Allotment
+from study.tuning.console import Console, open_screen
+from study.tuning.run_study import StudyResult
 
 FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
 

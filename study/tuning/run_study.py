@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from study.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.conclusion import StudyResult, conclude, has_ended
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
@@ -25,11 +23,13 @@ from study.report import figures
 from study.report.sample_batch import draw_batch
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, recall_verdict
-from study.search import Listener, run_trials
 from study.tracking.client import SQLITE, connect, local_uri, without_credentials
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
-from study.winner import keep_winner
+from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
+from study.tuning.finish_study import StudyResult, conclude, has_ended
+from study.tuning.keep_model import keep_winner
+from study.tuning.ray_adapters import Listener, run_trials
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient

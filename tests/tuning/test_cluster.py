@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from study.cluster import Allotment, share_resources
 from study.errors import ConfigError, StudyError
+from study.tuning.cluster import Allotment, share_resources
 
 LOCAL_RAY = """
 import json, os, subprocess, sys

@@ -8,8 +8,8 @@ import pytest
 from study.config.search_space import Budget, Float, Pruner, Resources, SearchSpace
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
-from study.search import RecordScheduler, RecordSearcher
 from study.training.run_trial import Facts, Failure
+from study.tuning.ray_adapters import RecordScheduler, RecordSearcher
 
 TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)

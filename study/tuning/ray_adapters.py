@@ -17,13 +17,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from study.cluster import Allotment
 from study.config.plan import Plan
 from study.errors import RecordError, StudyError
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
-from study.trainable import trainable
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest
+from study.tuning.cluster import Allotment
+from study.tuning.trainable import trainable
 
 RETRIES = 2
 """How often a trial is restarted after its process died."""

@@ -12,10 +12,10 @@ from study.data.images import fingerprint
 from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
-from study.reproduce import Reproduction, describe, reproduce
 from study.results.metrics import Evaluation
 from study.training.hardware import describe_arithmetic
 from study.training.run_trial import Inputs, run_trial
+from study.tuning.reproduce import Reproduction, describe, reproduce
 
 
 @pytest.fixture(autouse=True)

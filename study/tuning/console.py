@@ -9,8 +9,6 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from study.cluster import Allotment
-from study.conclusion import StudyResult
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
@@ -23,6 +21,8 @@ from study.results.trial_table import Row, faster
 from study.results.verdict import choose
 from study.results.wording import details, sentence
 from study.tracking.client import ui_command
+from study.tuning.cluster import Allotment
+from study.tuning.finish_study import StudyResult
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
 

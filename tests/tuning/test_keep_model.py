@@ -13,7 +13,7 @@ from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
-from study.winner import keep_winner
+from study.tuning.keep_model import keep_winner
 
 MANIFEST = {
     "data": "pets", "source": "/pets", "data_dir": "/cache", "fraction": 0.5, "image_size": 32, "seed": 3,

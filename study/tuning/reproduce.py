@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from study.cluster import TRIAL_ENVIRONMENT
 from study.config.plan import Plan
 from study.data.images import Dataset, fingerprint
 from study.data.sources import load_dataset
@@ -22,6 +21,7 @@ from study.results.metrics import EpochResult, Evaluation
 from study.results.statistics import CONFIDENCE, accuracy_interval
 from study.training.hardware import choose_hardware, describe_arithmetic
 from study.training.run_trial import Inputs, run_trial
+from study.tuning.cluster import TRIAL_ENVIRONMENT
 
 
 @dataclass(frozen=True)

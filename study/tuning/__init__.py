@@ -1,0 +1,1 @@
+"""Run a study from start to end on Ray."""
