@@ -12,69 +12,41 @@ import study
 
 ROOT = Path(study.__file__).parent
 GROUND = ["errors", "seeding"]
-PACKAGES: dict[str, list[str]] = {
+PACKAGES = {
     "config": [
-        "architectures",
-        "validation",
-        "recipe",
-        "search_space",
-        "paths",
-        "load_toml",
-        "plan",
-        "resume_flags",
-        "flags",
+        "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "resume_flags", "flags",
     ],
     "results": [
-        "metrics",
-        "journal",
-        "optuna_adapters",
-        "trial_record",
-        "record",
-        "statistics",
-        "verdict",
-        "wording",
+        "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",
         "trial_table",
     ],
     "data": ["images", "splits", "image_files", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
-        "hardware",
-        "gpu_cache",
-        "feature_file",
-        "feature_store",
-        "features",
-        "reference",
-        "checkpoint",
-        "loop",
+        "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "loop",
         "run_trial",
     ],
     "report": [
-        "figures",
-        "elements",
-        "sample_batch",
-        "trial_sections",
-        "search_sections",
-        "study_page",
-        "compare_studies",
-        "render",
-        "__main__",
+        "figures", "elements", "sample_batch", "trial_sections", "search_sections", "study_page", "compare_studies",
+        "render", "__main__",
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
     "tuning": [
-        "cluster",
-        "trainable",
-        "ray_adapters",
-        "keep_model",
-        "finish_study",
-        "console",
-        "run_study",
-        "reproduce",
+        "cluster", "trainable", "ray_adapters", "keep_model", "finish_study", "console", "run_study", "reproduce",
     ],
-}
+    "bench": ["training", "orchestration", "__main__"],
+}  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
-COMMANDS = ["bench_training", "bench_search", "run", "predict", "ui", "bench"]
-"""The modules that are in no package yet, and the commands; from the ground up as well."""
+COMMANDS = ["run", "predict", "ui"]
+"""Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
+ADAPTERS = {
+    "torch": {"data", "models", "training", "report", "tracking", "tuning", "bench", "predict"},
+    "mlflow": {"tracking", "bench"},
+    "ray": {"tuning", "bench"},
+    "optuna": {"results", "report", "bench", "run"},
+}
+"""Libraries, and the packages and commands that may import them."""
 
 
 def modules_of(package: str) -> set[str]:
@@ -119,6 +91,12 @@ def test_package_imports_go_down(package):
 
 def test_ground_and_command_imports_go_down():
     assert_imports_go_down([*GROUND, *COMMANDS])
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_only_adapters_import_a_library(library):
+    users = {module for module in ORDER if any(name.split(".")[0] == library for name in imports(module))}
+    assert {module.split(".")[0] for module in users} <= ADAPTERS[library]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from ray import tune
 
-from study.bench_training import make_images
+from study.bench.training import make_images
 from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Inputs

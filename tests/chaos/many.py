@@ -15,8 +15,8 @@ from typing import Any
 
 from ray import tune
 
-from study.bench_search import MANIFEST, ONE_PIXEL, own_bytes
-from study.bench_training import make_images
+from study.bench.orchestration import MANIFEST, ONE_PIXEL, own_bytes
+from study.bench.training import make_images
 from study.config.load_toml import load_space
 from study.config.plan import Plan
 from study.config.search_space import Budget

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.logging import WARNING, set_verbosity
 from ray import tune
 
-from study.bench_training import CLASSES, ROUNDS, Figure, make_images
+from study.bench.training import CLASSES, ROUNDS, Figure, make_images
 from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.config.recipe import Recipe

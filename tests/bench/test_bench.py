@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from study import bench, bench_search
-from study.bench import build_parser, describe_machine, format_tables, judge
-from study.bench_search import DEPTHS, make_recipes
-from study.bench_training import ROUNDS, Figure
+from study.bench import orchestration
+from study.bench.__main__ import build_parser, describe_machine, format_tables, judge, main
+from study.bench.orchestration import DEPTHS, make_recipes
+from study.bench.training import ROUNDS, Figure
 from study.training.hardware import choose_hardware
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
@@ -82,12 +82,12 @@ def test_parts_1_and_4_measure_every_side_in_each_round_without_ray_mlflow_and_o
         (blocked / name).mkdir(parents=True)
         (blocked / name / "__init__.py").write_text("raise ImportError('blocked')")
     code = (
-        "import json, sys; from dataclasses import asdict; from pathlib import Path; import study.bench\n"
-        "from study.bench_training import measure_augmentation, measure_training\n"
+        "import json, sys; from dataclasses import asdict; from pathlib import Path; import study.bench.__main__\n"
+        "from study.bench.training import measure_augmentation, measure_training\n"
         "found = measure_training('resnet18', Path(sys.argv[1]), images=8, image_size=32) + measure_augmentation(8)\n"
         "print(json.dumps([asdict(figure) for figure in found]))"
     )
-    path = os.pathsep.join([str(blocked), str(Path(bench.__file__).parents[1])])
+    path = os.pathsep.join([str(blocked), str(Path(orchestration.__file__).parents[2])])
     command, environment = [sys.executable, "-c", code, str(stores)], {**os.environ, "PYTHONPATH": path}
     seen = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert seen.returncode == 0, seen.stderr
@@ -107,19 +107,19 @@ def test_parts_1_and_4_measure_every_side_in_each_round_without_ray_mlflow_and_o
 
 @pytest.fixture
 def one_round(monkeypatch):
-    monkeypatch.setattr(bench_search, "ROUNDS", 1)
+    monkeypatch.setattr(orchestration, "ROUNDS", 1)
 
 
 @pytest.mark.usefixtures("one_round")
 def test_part_2_measures_both_sides(tmp_path, make_recipe):
     recipes = [make_recipe(epochs=1, unfreeze_depth=depth) for depth in (0, 1)]
-    found = bench_search.measure_search(tmp_path, images=16, recipes=recipes)
+    found = orchestration.measure_search(tmp_path, images=16, recipes=recipes)
     assert [(figure.name, figure.n, figure.trials) for figure in found] == [("stock Ray Tune", 1, 2), ("ours", 1, 2)]
 
 
 @pytest.mark.usefixtures("one_round")
 def test_part_3_measures_every_side(tmp_path):
-    found = bench_search.measure_orchestration(tmp_path, trials=3, stock_trials=1)
+    found = orchestration.measure_orchestration(tmp_path, trials=3, stock_trials=1)
     assert [(figure.name, figure.trials) for figure in found] == [
         ("stock Ray Tune", 1),
         ("ours", 3),
@@ -129,7 +129,7 @@ def test_part_3_measures_every_side(tmp_path):
 
 
 def test_part_5_measures_the_driver_and_the_trials_process_at_every_mark(tmp_path):
-    found = {figure.name: figure.median for figure in bench_search.measure_growth(tmp_path, marks=(2, 3, 4))}
+    found = {figure.name: figure.median for figure in orchestration.measure_growth(tmp_path, marks=(2, 3, 4))}
     for mark in (2, 3, 4):
         assert found[f"driver at {mark} trials"] > 10
         assert found[f"worker at {mark} trials"] > 10
@@ -137,7 +137,7 @@ def test_part_5_measures_the_driver_and_the_trials_process_at_every_mark(tmp_pat
 
 def test_main_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert bench.main(["--parts", "4", "--json", "out.json"]) == 0
+    assert main(["--parts", "4", "--json", "out.json"]) == 0
     assert "AutoAugment" in capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
     assert {(figure["n"], figure["images"], figure["trials"]) for figure in written["figures"]} == {(3, 5000, None)}

@@ -1,7 +1,7 @@
 """The benchmark: `python -m study.bench [--quick] [--json FILE]` measures on this machine, in one run.
 
 Parts 1 and 4 (`bench_training.py`) need torch, torchvision, safetensors, platformdirs and filelock, with what these
-bring; parts 2, 3 and 5 (`bench_search.py`) the rest.
+bring; parts 2, 3 and 5 (`orchestration.py`) the rest.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from study.bench_training import Figure, measure_augmentation, measure_training
+from study.bench.training import Figure, measure_augmentation, measure_training
 from study.config.load_toml import load_baseline
 from study.training.hardware import Hardware, choose_hardware
 
@@ -112,15 +112,15 @@ def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> lis
         ]
     if part == 4:
         return measure_augmentation(5000)
-    from study import bench_search
+    from study.bench import orchestration
 
     match part:
         case 2:
-            return bench_search.measure_search(folder, images=4096 if on_gpu else 128)
+            return orchestration.measure_search(folder, images=4096 if on_gpu else 128)
         case 3:
-            return bench_search.measure_orchestration(folder, trials=50, stock_trials=10)
+            return orchestration.measure_orchestration(folder, trials=50, stock_trials=10)
         case _:
-            return bench_search.measure_growth(folder, marks=(10, 100, 1000))
+            return orchestration.measure_growth(folder, marks=(10, 100, 1000))
 
 
 def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
