@@ -224,7 +224,7 @@ AUGMENTATION: dict[str, tuple[Measure, bool]] = {
 @contextmanager
 def _worker(environment: dict[str, str]) -> Iterator[Callable[[dict[str, object]], float]]:
     """Start a process that measures; yields how to ask it."""
-    command = [sys.executable, "-c", "from study.bench_training import serve; serve()"]
+    command = [sys.executable, "-c", "from study.bench.training import serve; serve()"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
     ) as process:

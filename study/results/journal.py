@@ -1,7 +1,7 @@
-"""The file behind a record: an Optuna journal in which each step of a study stands whole, or not at all.
+"""Store an Optuna journal in a file that holds each step of a study completely or not at all.
 
-Whatever moment a process dies at, opening the file again gives the state after the last whole step. Knows lines and
-steps, nothing of what they say.
+Whenever a process dies, opening the file again gives the state after the last complete step. This module knows lines
+and steps, but not their content.
 """
 
 import json
@@ -16,26 +16,26 @@ from optuna.storages.journal import BaseJournalBackend
 from study.errors import RecordError
 
 UNFINISHED = "unfinished"
-"""Key in a line whose step goes on with the next line; Optuna passes over keys that it does not know."""
+"""Key of a line whose step continues on the next line; Optuna ignores keys that it does not know."""
 
 
 class Journal(BaseJournalBackend):
-    """An Optuna journal with one writer, who holds the study's lock.
+    """An Optuna journal with one writer: the process that holds the study's lock.
 
-    Optuna writes a line for each change: proposing a trial takes a dozen. Between two of them the study is in no state
-    that it could go on from, so the lines of a step are written at once, and the end of a file without its last line
-    is not read.
+    Optuna writes one line for each change, and a proposal takes a dozen lines. A study cannot be resumed from a state
+    between two of these lines. So all lines of a step are written at once, and a step without its last line is not
+    read.
     """
 
     def __init__(self, path: Path, *, writable: bool) -> None:
-        """Read a journal, or begin one where there is no file and it may be written.
+        """Read a journal; if it is writable and there is no file, create one.
 
         Args:
-            path: of the file.
-            writable: cut off the step that a crash has left unfinished.
+            path: path of the file.
+            writable: whether this process may write; if so, an unfinished last step is cut off.
 
         Raises:
-            RecordError: it cannot be read or written, or was damaged; a damaged file stays as it is.
+            RecordError: the file cannot be read or written, or is damaged; a damaged file is not changed.
         """
         self._path = path
         self._writable = writable
@@ -53,10 +53,12 @@ class Journal(BaseJournalBackend):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Write all that happens inside at once, when it ends; nothing if it raises. Steps within count as one.
+        """Write all changes made inside at once, at the end; write nothing if the body raises.
+
+        A step inside another step belongs to the outer one.
 
         Raises:
-            RecordError: the file cannot be written; nothing of the step is in it.
+            RecordError: the file cannot be written; it then holds no part of the step.
         """
         if self._held is not None:
             yield
@@ -71,14 +73,14 @@ class Journal(BaseJournalBackend):
             self._write(held)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Yield what Optuna has not read yet, and forget it: its storage keeps the state."""
+        """Yield the lines that Optuna has not read yet, and drop them: Optuna's storage keeps the state."""
         unread = self._logs[log_number_from - self._first :]
         self._first, self._logs = log_number_from + len(unread), []
         yield from unread
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Keep lines for the end of the step, or write them if there is none."""
-        logs = json.loads(json.dumps(logs))  # what is in memory is what the next to open the file will read
+        """Hold lines until the current step ends; without a step, write them now."""
+        logs = json.loads(json.dumps(logs))  # so that the memory holds what the next process will read
         if self._held is None:
             self._write(logs)
         else:
@@ -103,12 +105,12 @@ class Journal(BaseJournalBackend):
     def _failure(self, error: OSError) -> RecordError:
         rule = "must be readable and writable" if self._writable else "must be readable"
         return RecordError(
-            f"{self._path}: {rule}, but got: {error.strerror}. What was recorded is safe; mend it, and --resume."
+            f"{self._path}: {rule}, but got: {error.strerror}. Recorded results are safe: correct this, then --resume."
         )
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of all whole steps, and how many bytes they take."""
+    """Return the lines of all complete steps, and their total size in bytes."""
     logs: list[dict[str, Any]] = []
     step: list[dict[str, Any]] = []
     end = whole = 0
@@ -125,12 +127,12 @@ def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
             logs += step
             step, whole = [], end
     if torn and not whole:
-        raise _damage(path, len(lines) + 1)  # a study has its first step whole before it has its name
+        raise _damage(path, len(lines) + 1)  # the first step is complete before the study's directory gets its name
     return logs, whole
 
 
 def _damage(path: Path, number: int) -> RecordError:
     return RecordError(
-        f"{path}: line {number} must be a JSON object, but is damaged. Nothing was changed; restore the file from a"
+        f"{path}: line {number} must be a JSON object, but is damaged. The file was not changed. Restore it from a"
         " copy, or begin a new study."
     )

@@ -1,6 +1,6 @@
-"""What Optuna makes of a search space: the domains that its sampler proposes from, and the pruner that stops trials.
+"""Translate a search space into Optuna's distributions, sampler and pruner.
 
-Runs no study.
+This module runs no study.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from study.config.search_space import Categorical, Domain, Float, Int, SearchSpa
 
 
 def build_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Return Optuna's domain of each searched field."""
+    """Return the Optuna distribution of each searched field."""
     return {field: _distribution(domain) for field, domain in space.domains.items()}
 
 
@@ -29,15 +29,19 @@ def _distribution(domain: Domain) -> BaseDistribution:
 def build_sampler(seed: int) -> optuna.samplers.TPESampler:
     """Build the sampler of one proposal (TPE: Bergstra et al., NeurIPS 2011).
 
-    Each proposal has its own, so that it depends on the journal and its number alone, and a search that was resumed
-    goes on as one that was never stopped. Groups keep a fixed trial outside the space from hiding the others.
+    Each proposal gets a new sampler. So a proposal depends only on the journal and on its number, and a resumed search
+    proposes the same recipes as an uninterrupted one. `group` is set because otherwise one fixed trial outside the
+    space would hide the other trials from the sampler.
+
+    Args:
+        seed: seed of the sampler, any integer; its lower 32 bits are used.
     """
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True, constant_liar=True)
 
 
 def build_pruner(space: SearchSpace | None) -> optuna.pruners.BasePruner:
-    """Build what stops trials early; where there is no space, nothing does."""
+    """Build the pruner of a search space; without a space, no trial is pruned."""
     if space is None or space.pruner.name == "none":
         return optuna.pruners.NopPruner()
     # Asynchronous successive halving: Li et al., arXiv:1810.05934

@@ -1,7 +1,7 @@
-"""A study's one record: an Optuna journal, written by the driver alone; everything else is derived from it.
+"""Keep the record of a study: an Optuna journal that only the driver writes; everything else is derived from it.
 
-What a trial is (recipe, seed, stage) and what came of it (epochs, test, reason, seconds) are user attributes of its
-Optuna trial. Knows neither Ray nor MLflow.
+Each Optuna trial stores its plan (recipe, seed, stage) and its results (epochs, test, reason) as user attributes.
+This module knows neither Ray nor MLflow.
 """
 
 import math
@@ -34,27 +34,27 @@ from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
 
 BEAT_S = 60.0
-"""Seconds between two notes that a study is being run: what a killed session may have spent beyond its budget."""
+"""Seconds between two heartbeats of a session: at most this much time of a killed session is not counted."""
 
 
 class Record:
-    """The journal of one study, opened by the one process that may write it, or by any to read it.
+    """The journal of one study. One process may open it for writing; any process may open it for reading.
 
-    It holds two Optuna studies: the trials under the study's name, and the verdict's under `<name> final`, so that
-    values of validation and of test never stand in one ranking.
+    The journal holds two Optuna studies: the trials under the study's name, and the verdict's trials under
+    `<name> final`. So validation accuracies and test accuracies are never ranked together.
     """
 
     def __init__(self, directory: Path, *, writable: bool) -> None:
-        """Open a study that exists; `create`, `open` and `read` say what for.
+        """Open an existing study; callers use `create`, `open` or `read`.
 
         Raises:
-            RecordError: there is no such study, it is damaged, or another process runs it.
+            RecordError: the study does not exist, is damaged, or is being run by another process.
         """
         self.directory = directory
         self.name = directory.name
         self._writable = writable
         self._lock = FileLock(directory / "lock")
-        self._whole = threading.RLock()  # held while a step is half done: other threads read what is on disk
+        self._whole = threading.RLock()  # held during a step: other threads read only whole steps
         if not (directory / "journal.log").is_file():
             raise RecordError(f"{directory}: must be a study's directory, but holds no journal.log.")
         if writable:
@@ -76,12 +76,12 @@ class Record:
         *,
         space: SearchSpace | None = None,
     ) -> Self:
-        """Make a new study, whole or not at all, and open it to run it.
+        """Create a study, completely or not at all, and open it for running.
 
         Args:
-            directory: of this study; made here, its last part is the study's name.
-            manifest: what the study is (data, split, seed, weights, …), as JSON values.
-            space: what a search proposes from, with its budget and pruner; None for fixed trials alone.
+            directory: directory to create for the study; its last part is the study's name.
+            manifest: description of the study (data, split, seed, weights, …), as JSON values.
+            space: search space with budget and pruner; None if all trials are fixed.
 
         Raises:
             RecordError: the study exists already, or its directory cannot be written.
@@ -103,15 +103,17 @@ class Record:
             finally:
                 shutil.rmtree(draft.parent, ignore_errors=True)
         except OSError as error:
-            raise RecordError(f"{directory}: cannot be written ({error.strerror}). Run where you may write.") from None
+            raise RecordError(
+                f"{directory}: must be writable, but got: {error.strerror}. Run where you may write."
+            ) from None
         return cls.open(directory)
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Open a study to go on with it: what was running when it ended is what `next_trial` gives first.
+        """Open a study to run it; `next_trial` first returns the trials that the last session left running.
 
         Raises:
-            RecordError: there is no such study, it is damaged, or another process runs it.
+            RecordError: the study does not exist, is damaged, or is being run by another process.
         """
         record = cls(directory, writable=True)
         record._sweep()
@@ -120,15 +122,15 @@ class Record:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Open a study to look at it, whoever runs it.
+        """Open a study for reading, even while another process runs it.
 
         Raises:
-            RecordError: there is no such study, or it is damaged.
+            RecordError: the study does not exist, or is damaged.
         """
         return cls(directory, writable=False)
 
     def _load(self) -> None:
-        """Bring what is in memory to what is in the journal."""
+        """Set the state in memory to the state of the journal."""
         path = self.directory / "journal.log"
         self._journal = Journal(path, writable=self._writable)
         try:
@@ -148,15 +150,15 @@ class Record:
             }
         except RecordError:
             raise
-        except Exception as error:  # lines that are JSON and yet not Optuna's, or not ours, make it raise anything
+        except Exception as error:  # valid JSON that neither Optuna nor we wrote can raise anything
             raise RecordError(
                 f"{path}: must be a study's journal, but reading it fails ({type(error).__name__}: {error})."
-                " Nothing was changed; restore the file from a copy, or begin a new study."
+                " The file was not changed. Restore it from a copy, or begin a new study."
             ) from error
 
     @contextmanager
     def _step(self) -> Iterator[None]:
-        """Write what happens inside at once; if it breaks off, in memory too nothing of it has happened."""
+        """Write all changes made inside at once; if the body raises, undo the changes in memory too."""
         with self._whole:
             try:
                 with self._journal.step():
@@ -166,7 +168,7 @@ class Record:
                 raise
 
     def _sweep(self) -> None:
-        """Remove what sessions that were killed have left half written."""
+        """Remove files that killed sessions left half written."""
         drafts = [draft.parent for draft in self.directory.parent.glob(f".{self.name}-*/{self.name}")]
         for draft in [*drafts, *self.directory.glob(".*")]:
             shutil.rmtree(draft, ignore_errors=True)
@@ -174,7 +176,7 @@ class Record:
             partial.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
-        """Begin a session: find what the last one left running, and end what it only forgot to end."""
+        """Begin a session: collect the trials that are still running; complete those that have all their results."""
         self._opened = self._beaten = time.monotonic()
         self._spent_before_s = self._measure_sessions()
         self._left: list[Plan] = []
@@ -190,44 +192,44 @@ class Record:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the study is, as told when it was made."""
+        """Description of the study, as given to `create`."""
         manifest: dict[str, Any] = self._trials.user_attrs["manifest"]
         return manifest
 
     @property
     def space(self) -> SearchSpace | None:
-        """What a search proposes from, with the budget that holds now; None for fixed trials alone."""
+        """The search space, with the budget that applies now; None if all trials are fixed."""
         return self._space
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """The trials as Optuna's plots and importances take them; not to be written to."""
+        """The trials for Optuna's plots and importances; callers must not write to it."""
         return self._trials
 
     def note(self, key: str, value: object) -> None:
-        """Keep a fact about the study as a whole, as a JSON value."""
+        """Store a JSON value about the whole study under a key."""
         self._trials.set_user_attr(key, value)
 
     def noted(self, key: str) -> Any:
-        """Return what `note` kept; None where it kept nothing."""
+        """Return the value that `note` stored under a key; None if there is none."""
         return self._trials.user_attrs.get(key)
 
     def set_budget(self, budget: Budget) -> None:
-        """Let a search spend this from now on."""
+        """Replace the budget of a search from now on."""
         assert self._space
         if budget != self._space.budget:
             self.note("budget", asdict(budget))
             self._space = replace(self._space, budget=budget)
 
     def add(self, trials: Iterable[tuple[str, Recipe, int]]) -> None:
-        """Plan fixed trials: (stage, recipe, seed) each; a search may propose what its space holds of them.
+        """Plan fixed trials, (stage, recipe, seed) each; the sampler also learns from those inside the search space.
 
-        Nothing happens to those that were planned before, so that a study that is resumed may plan again.
+        Trials that were planned before are skipped, so that a resumed study may plan again.
         """
-        there = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in self.all_trials()]
+        planned = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in self.all_trials()]
         with self._step():
             for stage, recipe, seed in trials:
-                if (stage, recipe, seed) in there:
+                if (stage, recipe, seed) in planned:
                     continue
                 proposal = {}
                 if stage == "search" and self._space and self._space.contains(recipe):
@@ -238,18 +240,18 @@ class Record:
                 self._remember(study.get_trials(deepcopy=False)[-1])
 
     def next_trial(self) -> Plan | None:
-        """Return what the last session left running, the next planned trial, or the sampler's next proposal.
+        """Return a trial that the last session left running, the next planned trial, or the sampler's next proposal.
 
-        None when all is done or the time is up.
+        Return None if all trials are done or the time budget is spent.
         """
         if self._left:
             return self._left.pop(0)
         for study in (self._trials, self._finals):
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if waiting:
-                held = bool(waiting[0].system_attrs["fixed_params"])
+                inside = bool(waiting[0].system_attrs["fixed_params"])
                 with self._step():
-                    trial = study.ask(build_distributions(self._space) if held and self._space else None)
+                    trial = study.ask(build_distributions(self._space) if inside and self._space else None)
                 return read_trial(self._storage.get_trial(trial._trial_id)).plan
         if self._space is None or self.judging or self.time_is_up():
             return None
@@ -266,31 +268,31 @@ class Record:
 
     @property
     def judging(self) -> bool:
-        """Whether the verdict's trials are planned: from then on nothing more is searched."""
+        """Whether the verdict's trials are planned; from then on the search proposes no more trials."""
         return bool(self._finals.get_trials(deepcopy=False))
 
     def _reason_to_stop(self, plan: Plan, result: EpochResult) -> str | None:
-        """Say why a trial of a search should end after the epoch that it has just reported; None if it should not."""
+        """Return why a search trial must stop after the given epoch; None if it must not."""
         if self._space is None or plan.stage != "search" or result.epoch >= plan.recipe.epochs:
             return None
         if self.time_is_up():
             return "the time budget is spent"
-        behind = self._running(plan).should_prune()  # asked of trial 0 too: the pruner ranks only whom it was asked of
-        # Trial 0 is the baseline: what all others are measured against runs to its end.
+        behind = self._running(plan).should_prune()  # also for trial 0: each call enters the trial into the ranking
+        # Trial 0 is the baseline, against which all others are compared, so it runs all its epochs.
         return PRUNED if behind and plan.number else None
 
     def time_is_up(self) -> bool:
-        """Tell whether a search's time budget is spent."""
+        """Return whether a search's time budget is spent."""
         limit = self._space.budget.time_s if self._space else None
         return limit is not None and self.spent_s >= limit
 
     @property
     def spent_s(self) -> float:
-        """Wall-clock seconds in which the study was run, all sessions together."""
+        """Wall-clock seconds that the study has run, summed over all sessions."""
         return self._spent_before_s + time.monotonic() - self._opened
 
     def importances(self) -> dict[str, float]:
-        """Return how much each searched field mattered for validation accuracy, in [0, 1], together 1 (fANOVA)."""
+        """Return the importance of each searched field for validation accuracy (fANOVA), in [0, 1], with sum 1."""
         assert self._space
         fields = list(self._space.domains)
         complete = self._trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -300,9 +302,9 @@ class Record:
         return dict(optuna.importance.get_param_importances(self._trials, evaluator=evaluator, params=fields))
 
     def epoch(self, plan: Plan, result: EpochResult) -> str | None:
-        """Keep an epoch of a running trial; if it should stop now, end it and say why.
+        """Record an epoch of a running trial; if the trial must stop now, end it and return the reason.
 
-        An epoch that is told again, by a trial that had to start anew, changes nothing.
+        An epoch that is recorded already is ignored: a trial that starts anew reports its epochs again.
         """
         if any(known.epoch == result.epoch for known in self.trial(plan).epochs):
             return None
@@ -317,26 +319,26 @@ class Record:
         return reason
 
     def beat(self) -> None:
-        """Keep that the study is being run, once a minute at most: the time of a killed session counts until then."""
+        """Record a heartbeat, at most once a minute; the time of a killed session counts until its last heartbeat."""
         if time.monotonic() - self._beaten >= BEAT_S:
             self._beaten = time.monotonic()
             self.note(f"seen/{len(self._sessions()) - 1}", round(time.time() * 1000))
 
     def open_test(self, plan: Plan) -> None:
-        """Keep that a trial is about to see the test images; one that has to start again may see them twice."""
+        """Record that a trial is about to see the test images; a trial that starts anew may see them twice."""
         opened = self.trial(plan).tests_opened
         self._running(plan).set_user_attr(f"test_opened/{opened}", round(time.time() * 1000))
 
     def tested(self, plan: Plan, test: Evaluation) -> None:
-        """Keep what a trial made of the test images."""
+        """Record a trial's result on the test images."""
         self._running(plan).set_user_attr("test", asdict(test))
 
     def facts(self, plan: Plan, facts: Mapping[str, Any]) -> None:
-        """Keep what a trial's process said of itself."""
+        """Record the facts that a trial's process reported about itself."""
         self._running(plan).set_user_attr("facts", dict(facts))
 
     def complete(self, plan: Plan) -> None:
-        """End a trial with its objective: its test accuracy, or where it was not tested the last on validation."""
+        """End a trial with its test accuracy as value, or with its last validation accuracy if it was not tested."""
         trial = self.trial(plan)
         value = trial.test.accuracy if trial.test else trial.val_accuracy
         if value is None or (plan.stage == "final" and not trial.test):
@@ -346,7 +348,7 @@ class Record:
             self._drop_checkpoint(plan)
 
     def prune(self, plan: Plan, reason: str) -> None:
-        """End a trial that was stopped early: its last score is no final one."""
+        """End a trial that was stopped early: its last score is not final."""
         self._end(plan, TrialState.PRUNED, reason)
 
     def fail(self, plan: Plan, reason: str) -> None:
@@ -354,31 +356,31 @@ class Record:
         self._end(plan, TrialState.FAIL, reason)
 
     def trial(self, plan: Plan) -> TrialRecord:
-        """Return one trial as it stands."""
+        """Return the current state of one trial."""
         with self._whole:
             return read_trial(self._storage.get_trial(self._ids[plan.key]))
 
     def trials(self) -> list[TrialRecord]:
-        """Return all trials as they stand, by number; the verdict's are not among them."""
+        """Return the current state of all trials except the verdict's, by number."""
         with self._whole:
             return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
 
     def finals(self) -> list[TrialRecord]:
-        """Return the verdict's trials as they stand, by number."""
+        """Return the current state of the verdict's trials, by number."""
         with self._whole:
             return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
 
     def all_trials(self) -> list[TrialRecord]:
-        """Return all trials as they stand, those of the verdict last."""
+        """Return the current state of all trials, the verdict's last."""
         return [*self.trials(), *self.finals()]
 
     @property
     def checkpoints(self) -> Path:
-        """Where trials keep their weights: the verdict's until the study ends, all others as long as they run."""
+        """Directory of checkpoints: the verdict's stay until the study ends, the others until their trial ends."""
         return self.directory / "checkpoints"
 
     def close(self) -> None:
-        """Let another process have the study."""
+        """Release the study's lock, so that another process may run the study."""
         self._lock.release()
 
     def _study_of(self, stage: str) -> optuna.Study:
@@ -403,12 +405,12 @@ class Record:
         return plan
 
     def _sessions(self) -> list[int]:
-        """Return when each session began, in milliseconds since 1970."""
+        """Return the start time of each session, in milliseconds since 1970."""
         begun = [value for key, value in self._trials.user_attrs.items() if key.startswith("session/")]
         return sorted(begun)
 
     def _measure_sessions(self) -> float:
-        """Return the seconds from the beginning of each former session to the last that is known of it."""
+        """Return the seconds of all former sessions, each from its start to its last recorded moment."""
         known = [
             moment
             for trial in self.all_trials()

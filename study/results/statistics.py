@@ -1,6 +1,6 @@
-"""The verdict's paired statistics: which test images were classified rightly in, intervals and p-values out.
+"""Compute the verdict's paired statistics: intervals and p-values from which test images were classified correctly.
 
-Knows no model, file or recipe: `verdict.py` brings the predictions, `report.py` says what the numbers mean.
+This module knows no model, file or recipe. `verdict.py` gives it the predictions and explains the numbers to users.
 """
 
 import math
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Flags = NDArray[np.bool_]
-"""Whether each test image was classified rightly."""
+"""Whether each test image was classified correctly."""
 Decision = Literal["better", "worse", "no better"]
 
 CONFIDENCE = 0.95
 BATCH = 500
-"""Resamples drawn at once: at most 500 x 10,000 counts of 8 bytes, 40 MB."""
+"""Number of resamples drawn at once: at most 500 x 10,000 counts of 8 bytes, 40 MB."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy after minus before, as a fraction in [-1, 1], with the bounds of its 95 % interval."""
+    """Test accuracy after minus test accuracy before, in [-1, 1], with the bounds of its 95 % interval."""
 
     mean: float
     low: float
@@ -30,7 +30,7 @@ class Difference:
 
 
 class ClassPair(NamedTuple):
-    """Two classes, by index, and how many images of each were taken for the other."""
+    """Two classes, by index, and how many images of each were predicted as the other."""
 
     first: int
     second: int
@@ -39,11 +39,11 @@ class ClassPair(NamedTuple):
 
 
 def accuracy_interval(correct: Flags, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return Wilson's interval of one trained classifier's accuracy; it knows of test images, not of seeds.
+    """Return Wilson's interval for the accuracy of one trained classifier; it covers test images, not seeds.
 
     Args:
-        correct: (images,) bool.
-        confidence: of the interval, in (0, 1).
+        correct: correctness of each test image, (images,) bool.
+        confidence: confidence level, in (0, 1).
     """
     right = int(np.count_nonzero(correct))
     interval = stats.binomtest(right, correct.size).proportion_ci(confidence, method="wilson")
@@ -51,14 +51,14 @@ def accuracy_interval(correct: Flags, confidence: float = CONFIDENCE) -> tuple[f
 
 
 def mcnemar_exact(before_correct: Flags, after_correct: Flags) -> float:
-    """Return the exact two-sided p for two trained classifiers that are right equally often (McNemar, 1947).
+    """Return the exact two-sided p-value of the hypothesis that two trained classifiers are equally accurate.
 
-    It speaks of one seed. Pooled over seeds it would count each image several times as if it were a new one, and
-    its p would be too small: `paired_difference` is what joins seeds.
+    This is the test of McNemar (1947). It is valid for one seed: pooled over seeds, it would count each image several
+    times as if it were a new one, and the p-value would be too small. `paired_difference` combines seeds.
 
     Args:
-        before_correct: (images,) bool.
-        after_correct: (images,) bool, the same images in the same order.
+        before_correct: correctness of each test image, (images,) bool.
+        after_correct: the same for the second classifier, with the same images in the same order.
     """
     assert before_correct.shape == after_correct.shape
     won = int(np.count_nonzero(after_correct & ~before_correct))
@@ -70,30 +70,31 @@ def paired_difference(before: Flags, after: Flags, *, seed: int, resamples: int 
     """Bootstrap the difference of two recipes' accuracies over test images and over seeds.
 
     Each resample draws images and seeds, both with replacement, and keeps the pairs (the pigeonhole bootstrap, Owen,
-    doi:10.1214/07-AOAS122); the interval is its 2.5 % and 97.5 % quantiles. Three seeds resampled among themselves
-    hide how far a fourth might lie: where seeds matter more than images, an equal recipe would be called better in
-    every eighth case (three differences of one sign). So each seed's deviation from the mean is stretched first, by
-    what turns a bootstrap's spread into Student's interval: √(S / (S-1)) · t / z for S seeds (both corrections:
-    Hesterberg, doi:10.1080/00031305.2015.1089789); 9.2 for two seeds, 2.7 for three, 1.6 for five.
+    doi:10.1214/07-AOAS122). The interval lies between the 2.5 % and 97.5 % quantiles. Three seeds resampled among
+    themselves do not show how far away a fourth might lie: if seeds matter more than images, an equal recipe would be
+    called better in every eighth case (three differences of one sign). So each seed's deviation from the mean is first
+    stretched by the factor that turns a bootstrap's spread into Student's interval: √(S / (S-1)) · t / z for S seeds
+    (both corrections: Hesterberg, doi:10.1080/00031305.2015.1089789). It is 9.2 for two seeds, 2.7 for three and 1.6
+    for five.
 
-    Limits. Simulated with equal recipes, "better" came out in at most 4 % of cases for 2 to 10 seeds, where 2.5 % is
-    aimed at. Where seeds matter little, the interval is too wide, never too narrow: at three seeds by about a third,
-    so a small true gain may be missed. Two seeds seldom show anything. One seed says nothing of others: its interval
-    is over images only, thus about two trained classifiers rather than two recipes.
+    Limits. In simulations with equal recipes and 2 to 10 seeds, at most 4 % of the decisions were "better"; the aim is
+    2.5 %. If seeds matter little, the interval is too wide, never too narrow: by about a third for three seeds, so a
+    small true gain may be missed. Two seeds seldom show a difference. With one seed, the interval covers images only:
+    it compares two trained classifiers, not two recipes.
 
     Args:
-        before: (seeds, images) bool.
-        after: (seeds, images) bool, the same seeds and images in the same order.
-        seed: of the resampling.
-        resamples: of the bootstrap.
+        before: correctness of each test image for each seed, (seeds, images) bool.
+        after: the same for the second recipe, with the same seeds and images in the same order.
+        seed: seed of the resampling.
+        resamples: number of resamples.
     """
     assert before.ndim == 2 and before.shape == after.shape
     seeds, images = before.shape
     gains = after.astype(np.int8) - before.astype(np.int8)
     mean = float(gains.mean())
     stretched = (_stretch(seeds) - 1) * (gains.mean(axis=1) - mean)
-    # Images with the same gains are interchangeable, and there are at most 3^seeds kinds of them: drawing how often
-    # each kind occurs is the same bootstrap as drawing images, at a fraction of the numbers.
+    # Images with the same gains are interchangeable, and there are at most 3^seeds kinds of images. So drawing how
+    # often each kind occurs is the same bootstrap as drawing images, with far fewer random numbers.
     kinds, counts = np.unique(gains, axis=1, return_counts=True)
 
     generator = np.random.default_rng(seed)
@@ -108,17 +109,17 @@ def paired_difference(before: Flags, after: Flags, *, seed: int, resamples: int 
 
 
 def decide(difference: Difference) -> Decision:
-    """Call a recipe better, or worse, only where the whole interval lies on that side of 0."""
+    """Call a recipe better or worse only if its whole interval lies above or below 0."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "no better"
 
 
 def hardest_pair(confusion: NDArray[np.integer[Any]]) -> ClassPair:
-    """Return the two classes that are mistaken for each other most often, the first such pair of several.
+    """Return the two classes that are confused most often; of equal pairs, the first.
 
     Args:
-        confusion: (classes, classes) counts, at least two classes; rows are the true ones.
+        confusion: counts, (classes, classes), at least two classes; row = true class, column = predicted class.
     """
     firsts, seconds = np.triu_indices(len(confusion), k=1)
     worst = np.argmax(confusion[firsts, seconds] + confusion[seconds, firsts])
@@ -127,7 +128,7 @@ def hardest_pair(confusion: NDArray[np.integer[Any]]) -> ClassPair:
 
 
 def _stretch(seeds: int) -> float:
-    """Return the factor of the seeds' deviations; 1 for one seed, which has none, and towards 1 for many."""
+    """Return the stretching factor of `paired_difference`: 1 for one seed, which has no deviation, near 1 for many."""
     if seeds == 1:
         return 1.0
     tail = (1 + CONFIDENCE) / 2

@@ -1,6 +1,6 @@
-"""A trial as a study's journal has it: what it is, and what came of it, read from Optuna's own trials.
+"""Read a trial's plan and results from the Optuna trial in a study's journal.
 
-Writes nothing.
+This module writes nothing.
 """
 
 from collections import Counter
@@ -24,81 +24,84 @@ STATES = {
 }
 
 PRUNED = "pruned"
-"""The reason of a trial that the pruner stopped; others were stopped when time was up."""
+"""The reason recorded for a trial that the pruner stopped; the time budget stops trials too, with another reason."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the journal has it."""
+    """The state of a trial in the journal."""
 
     plan: Plan
     state: str
     """waiting, running, complete, pruned or failed."""
     value: float | None
-    """The objective, once complete."""
+    """Test accuracy, or validation accuracy if the trial was not tested, in [0, 1]; None unless complete."""
     epochs: tuple[EpochResult, ...]
     epoch_ends_ms: tuple[int, ...]
-    """When the driver heard of each, since 1970."""
+    """When the driver received each epoch, in milliseconds since 1970."""
     test: Evaluation | None
     tests_opened: int
-    """How often it was about to see the test images: once, unless its process died of it."""
+    """How often the trial was about to see the test images: more than once only if it had to start anew."""
     reason: str | None
-    """Why it failed, or was stopped."""
+    """Why the trial failed or was stopped; None otherwise."""
     facts: Mapping[str, Any]
-    """What the trial's process said of itself: device, precision and counts of parameters."""
+    """Facts that the trial's process reported about itself: device, precision, parameter counts and others."""
     started_ms: int | None
-    """Since 1970, as MLflow wants it."""
+    """Start time in milliseconds since 1970, the unit of MLflow."""
     ended_ms: int | None
+    """End time in milliseconds since 1970."""
 
     @property
     def training_s(self) -> float:
-        """Seconds that its epochs took, validation not included."""
+        """Training time of all epochs in seconds, without validation."""
         return sum(result.epoch_s for result in self.epochs)
 
     @property
     def seconds(self) -> float:
-        """Device time that was spent on it: training, validation and test."""
+        """Device time in seconds: training, validation and test."""
         return self.training_s + sum(result.val_s for result in self.epochs) + (self.test.seconds if self.test else 0.0)
 
     @property
     def features(self) -> Counter[str]:
-        """Images by where the prefix's outputs came from, all epochs together; empty where nothing was shared."""
+        """Number of images by source of the prefix's outputs, over all epochs; empty if no work was shared."""
         return sum((Counter(result.features) for result in self.epochs), Counter())
 
     @property
     def saved_s(self) -> float:
-        """Device time that the pruner saved, its further epochs taken to be as long as its own."""
+        """Device time in seconds that the pruner saved, if a skipped epoch takes as long as the mean of those run."""
         if self.reason != PRUNED or not self.epochs:
             return 0.0
         return self.seconds / len(self.epochs) * (self.plan.recipe.epochs - len(self.epochs))
 
     @property
     def val_accuracy(self) -> float | None:
-        """Of its last epoch, in [0, 1]; None before the first, or where nothing is held out."""
+        """Validation accuracy of the last epoch, in [0, 1]; None before the first or without validation images."""
         return self.epochs[-1].val_accuracy if self.epochs else None
 
     @property
     def finished(self) -> bool:
-        """Whether it is complete, pruned or failed."""
+        """Whether the trial is complete, pruned or failed."""
         return self.state in {"complete", "pruned", "failed"}
 
 
 def read_trial(trial: FrozenTrial) -> TrialRecord:
-    """Read a trial, whatever has come of it so far."""
-    told = trial.user_attrs
-    kept = sorted((dict(values) for key, values in told.items() if key.startswith("epoch/")), key=itemgetter("epoch"))
-    epoch_ends_ms = tuple(values.pop("ended_ms") for values in kept)
+    """Read a trial in any state."""
+    attributes = trial.user_attrs
+    epochs = sorted(
+        (dict(values) for key, values in attributes.items() if key.startswith("epoch/")), key=itemgetter("epoch")
+    )
+    epoch_ends_ms = tuple(values.pop("ended_ms") for values in epochs)
     return TrialRecord(
-        plan=Plan(trial.number, told["stage"], Recipe.from_dict(told["recipe"]), told["seed"]),
+        plan=Plan(trial.number, attributes["stage"], Recipe.from_dict(attributes["recipe"]), attributes["seed"]),
         state=STATES[trial.state],
-        # Optuna takes a pruned trial's last score for its value.
+        # For a pruned trial, Optuna returns the last score as value.
         value=trial.value if trial.state is TrialState.COMPLETE else None,
-        epochs=tuple(EpochResult(**values) for values in kept),
+        epochs=tuple(EpochResult(**values) for values in epochs),
         epoch_ends_ms=epoch_ends_ms,
-        test=Evaluation(**told["test"]) if "test" in told else None,
-        tests_opened=sum(key.startswith("test_opened/") for key in told),
-        reason=told.get("reason"),
-        facts=told.get("facts", {}),
+        test=Evaluation(**attributes["test"]) if "test" in attributes else None,
+        tests_opened=sum(key.startswith("test_opened/") for key in attributes),
+        reason=attributes.get("reason"),
+        facts=attributes.get("facts", {}),
         started_ms=_milliseconds(trial.datetime_start),
         ended_ms=_milliseconds(trial.datetime_complete),
     )

@@ -11,36 +11,38 @@ from study.results.trial_record import TrialRecord
 
 @dataclass(frozen=True)
 class Row:
-    """One finished trial in a comparison."""
+    """One tested trial of a comparison."""
 
     model: str
     trainable_parameters: int
     seconds: float
-    """Of training, all epochs."""
+    """Training time of all epochs."""
     images_per_s: float
-    """Training images over `seconds`."""
+    """Training images per second of `seconds`."""
     losses: tuple[float, ...]
-    """Of each epoch, on the training images."""
+    """Training loss of each epoch."""
     test_accuracy: float
-    """In [0, 1]."""
+    """Accuracy on the test images, in [0, 1]."""
     hardest_pair: str
-    """The two classes with the largest sum of their two confusions, with counts."""
+    """The two classes that are confused most often, with counts in both directions."""
 
 
 def compare(trials: Sequence[TrialRecord], classes: Sequence[str]) -> list[Row]:
-    """Return a row for each trial that was tested."""
+    """Return one row per tested trial."""
     return [_row(trial, classes) for trial in trials if trial.test and trial.epochs]
 
 
 def faster(rows: Sequence[Row]) -> str | None:
-    """Say which model trains fastest, and by how much, each by its fastest trial; None without two to compare."""
+    """Say which model trains fastest, by each model's fastest trial; None with fewer than two models."""
     best: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row.images_per_s, reverse=True):
         best.setdefault(row.model, row)
     if len(best) < 2:
         return None
     ranked = list(best.values())
-    others = ", ".join(f"{ranked[0].images_per_s / row.images_per_s:.1f} times {row.model}" for row in ranked[1:])
+    others = ", ".join(
+        f"{ranked[0].images_per_s / row.images_per_s:.1f} times as fast as {row.model}" for row in ranked[1:]
+    )
     return f"{ranked[0].model} trains fastest: {ranked[0].images_per_s:.1f} images/s, {others}."
 
 

@@ -20,77 +20,78 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Side:
-    """One recipe, refitted with every seed that counts and tested once each."""
+    """One recipe, refitted with each seed that counts and tested once per seed."""
 
     accuracies: list[float]
-    """On the test images, in [0, 1], in the order of the verdict's seeds."""
+    """Test accuracies, in [0, 1], in the order of the verdict's seeds."""
     mean: float
-    """Of the accuracies."""
+    """Mean of the accuracies."""
     std: float | None
-    """Of the accuracies over seeds (n - 1 in the denominator); None for one seed."""
+    """Standard deviation of the accuracies over seeds (n - 1 in the denominator); None for one seed."""
     confusion: list[list[int]]
-    """Counts of all seeds together (classes, classes): row = true class, column = predicted class."""
+    """Counts summed over the seeds, (classes, classes): row = true class, column = predicted class."""
 
 
 @dataclass(frozen=True)
 class HardPair:
-    """Two classes, and how many images of either were taken for the other, all seeds together."""
+    """Two classes, and how often an image of one was predicted as the other, summed over the seeds."""
 
     classes: list[str]
     baseline: int
-    """Mistakes of the baseline."""
+    """Number of confusions by the baseline."""
     winner: int
-    """Mistakes of the search's best recipe."""
+    """Number of confusions by the search's best recipe."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the refits of both recipes say, seed by seed."""
+    """The refits of both recipes, compared seed by seed."""
 
     winner: Side
     difference: Difference
     """Mean test accuracy of the winner minus that of the baseline, with its 95 % interval."""
     mcnemar_p: list[float]
-    """Exact p of each seed, in the order of the verdict's seeds."""
+    """Exact p-value of each seed, in the order of the verdict's seeds."""
     confusion_difference: list[list[int]]
-    """The winner's confusion minus the baseline's."""
+    """The winner's confusion counts minus the baseline's, (classes, classes)."""
     hardest_before: HardPair
-    """The pair that the baseline confuses most."""
+    """The pair of classes that the baseline confuses most."""
     hardest_after: HardPair
-    """The pair that the winner confuses most."""
+    """The pair of classes that the winner confuses most."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The search's best recipe against the baseline, in plain values."""
+    """The comparison of the search's best recipe with the baseline, as values that JSON can hold."""
 
     decision: Decision | None
-    """None where no seed has both refits complete."""
+    """None if no seed has complete refits of both recipes."""
     reason: str | None
-    """Why there is no comparison: none could be made, or the baseline itself won the search; None where there is."""
+    """Why there is no comparison: no seed counts, or the baseline won the search; None if there is a comparison."""
     winner_trial: int
-    """Its number in the search."""
+    """Number of the winning trial in the search."""
     changes: dict[str, Value]
-    """Where its recipe differs from the baseline's; empty where that won the search."""
+    """Fields of the winning recipe that differ from the baseline, with their values; empty if the baseline won."""
     val_accuracy: float
-    """Its validation accuracy in the search, in [0, 1]."""
+    """Validation accuracy of the winning trial in the search, in [0, 1]."""
     optimism: float | None
-    """`val_accuracy` minus its mean test accuracy: what choosing the best of many promised too much."""
+    """`val_accuracy` minus the winner's mean test accuracy: choosing the best of many trials overestimates it."""
     seeds: list[int]
-    """Of the refits that count, those with both recipes complete, as planned."""
+    """Seeds that count, in the planned order: those with complete refits of both recipes."""
     seeds_planned: int
+    """Number of seeds that were planned."""
     missing: list[str]
-    """The refits that took a seed away, each with its reason."""
+    """Incomplete refits whose seed does not count, each with its reason."""
     baseline: Side | None
-    """None where no seed counts."""
+    """None if no seed counts."""
     comparison: Comparison | None
 
 
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the complete search trial with the highest validation accuracy, the earlier one of equals.
+    """Return the complete search trial with the highest validation accuracy; of equal trials, the earliest.
 
-    The search's first trial is the baseline's: where no better one is found, it is what is returned, and where no
-    other recipe was completed, there is nothing to choose from, hence None.
+    The first trial of the search is the baseline, and it is returned if no trial is better. If no other recipe was
+    completed, there is nothing to choose from, and None is returned.
     """
     searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.plan.number)
     complete = [trial for trial in searched if trial.state == "complete"]
@@ -100,20 +101,20 @@ def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
 
 
 def final_seeds(seed: int, repeats: int) -> list[int]:
-    """Return distinct seeds for the refits, none of them the search's own: its luck is what the winner was chosen by.
+    """Return distinct seeds for the refits, without the search's own seed: the winner was chosen partly by its luck.
 
-    They follow each other, and are short enough to be read; what is drawn from them is hashed (`seeding.py`), so that
-    neighbours have nothing in common.
+    The seeds are consecutive, and short enough to read. `seeding.py` hashes them, so that consecutive seeds give
+    independent random numbers.
     """
     first = derive_seed(seed, "final") % 2**31
     return [first + repeat for repeat in range(repeats)]
 
 
 def plan_finals(winner: TrialRecord, baseline: Recipe, seed: int, repeats: int) -> list[tuple[str, Recipe, int]]:
-    """Plan the refits, (stage, recipe, seed) each, seed by seed, so that an early end leaves whole pairs.
+    """Plan the refits, (stage, recipe, seed) each, seed by seed, so that an early end leaves complete pairs.
 
-    Of a pair, the one that trains more blocks goes first: where its frozen blocks end, the other's go on. Where the
-    baseline itself won, it alone is refitted: for its test accuracy, and for a classifier to keep.
+    In each pair, the recipe that trains more blocks goes first: the longer prefix of the other starts from its cached
+    outputs. If the baseline won, only the baseline is refitted: for its test accuracy, and for a classifier to save.
     """
     recipes = sorted(dict.fromkeys([baseline, winner.plan.recipe]), key=lambda recipe: -recipe.unfreeze_depth)
     return [("final", recipe, final) for final in final_seeds(seed, repeats) for recipe in recipes]
@@ -127,14 +128,14 @@ def judge(
     winner: TrialRecord,
     classes: Sequence[str],
 ) -> Verdict:
-    """Compare the refits of the winner and of the baseline, seed by seed; a seed counts where both are complete.
+    """Compare the refits of the winner and of the baseline, seed by seed; a seed counts if both are complete.
 
     Args:
-        trials: of which those of the stage 'final' are read, in any order.
-        labels: the true class of each test image, in the order of the predictions.
-        baseline: the recipe to beat.
-        winner: from `choose`.
-        classes: the names.
+        trials: trials in any order; only those of the stage 'final' are read.
+        labels: index of the true class of each test image, in the order of the predictions.
+        baseline: recipe to beat.
+        winner: trial that `choose` returned.
+        classes: names of the classes.
     """
     assert winner.value is not None
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.plan.number)
@@ -146,9 +147,9 @@ def judge(
     decision: Decision | None = None
     reason = comparison = None
     if recipe == baseline:
-        decision, reason = "no better", "no recipe of the search surpassed it on the validation images"
+        decision, reason = "no better", "no other recipe of the search reached a higher validation accuracy"
     elif sides is None:
-        reason = f"none of {count_seeds(len(planned))} has both refits complete"
+        reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
         right = [_correct([tests[seed] for seed in seeds], labels) for tests in (before, after)]
         difference = paired_difference(*right, seed=derive_seed(seeds[0], "bootstrap"))
@@ -183,7 +184,7 @@ def judge(
 
 
 def recall_verdict(record: Record) -> Verdict | None:
-    """Return the verdict of a search whose refits have ended, from its record; None where it has none yet."""
+    """Return the verdict of a search whose refits have ended, from its record; None if there is no verdict."""
     winner, labels = choose(record.trials()), record.noted("test_labels")
     if winner is None or labels is None:
         return None
@@ -197,19 +198,19 @@ def recall_verdict(record: Record) -> Verdict | None:
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """Return a verdict's figures under the names that they have in MLflow, fractions all; none that it lacks."""
+    """Return the available figures of a verdict by their MLflow name; all are fractions."""
     comparison = verdict.comparison
-    found: dict[str, float | None] = {"optimism": verdict.optimism}
+    metrics: dict[str, float | None] = {"optimism": verdict.optimism}
     if verdict.baseline:
-        found |= {"baseline_test_accuracy": verdict.baseline.mean, "baseline_test_accuracy_std": verdict.baseline.std}
+        metrics |= {"baseline_test_accuracy": verdict.baseline.mean, "baseline_test_accuracy_std": verdict.baseline.std}
     if comparison:
-        found |= {"test_accuracy": comparison.winner.mean, "test_accuracy_std": comparison.winner.std}
-        found |= {f"difference_{name}": value for name, value in asdict(comparison.difference).items()}
-    return {name: value for name, value in found.items() if value is not None}
+        metrics |= {"test_accuracy": comparison.winner.mean, "test_accuracy_std": comparison.winner.std}
+        metrics |= {f"difference_{name}": value for name, value in asdict(comparison.difference).items()}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _tests(finals: Sequence[TrialRecord], recipe: Recipe) -> dict[int, Evaluation]:
-    """Return the tests of a recipe by seed; where one was run again, the first that was completed."""
+    """Return the tests of a recipe by seed; if a seed was refitted again, the first complete refit counts."""
     matching = [trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete"]
     return {trial.plan.seed: trial.test for trial in reversed(matching) if trial.test}
 
@@ -225,7 +226,7 @@ def _side(tests: Sequence[Evaluation]) -> Side:
 
 
 def _correct(tests: Sequence[Evaluation], labels: Sequence[int]) -> Flags:
-    """Return which images were classified rightly (seeds, images)."""
+    """Return which images were classified correctly, (seeds, images) bool."""
     flags: Flags = np.array([test.predictions for test in tests]) == np.asarray(labels)
     counted = [np.trace(test.confusion) for test in tests]
     assert np.array_equal(flags.sum(axis=1), counted), "the labels must be those that the classifiers were tested with"
@@ -233,10 +234,10 @@ def _correct(tests: Sequence[Evaluation], labels: Sequence[int]) -> Flags:
 
 
 def _hard_pair(confusion: np.ndarray, before: Side, after: Side, *, classes: Sequence[str]) -> HardPair:
-    """Return the hardest pair of one confusion, with the mistakes of both sides."""
+    """Return the pair that is confused most in `confusion`, with the confusions of both sides."""
     first, second, *_ = hardest_pair(confusion)
-    mistakes = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
-    return HardPair([classes[first], classes[second]], *mistakes)
+    confused = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
+    return HardPair([classes[first], classes[second]], *confused)
 
 
 def count_seeds(number: int, of: int | None = None) -> str:

@@ -65,7 +65,7 @@ def _json(value: object) -> bytes:
 
 
 def comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Return a baseline's comparison as a table and a plot, by file name."""
+    """Return the comparison of fixed trials as a table and a plot, by file name."""
     if not rows:
         return {}
     columns = ["model", "trainable_parameters", "seconds", "images_per_s", "test_accuracy", "hardest_pair"]
@@ -83,7 +83,7 @@ def comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:
 def search_files(
     trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
 ) -> dict[str, bytes]:
-    """Return a search's trials as a table, and its verdict as data and pictures, by file name."""
+    """Return the trials of a search as a table, and its verdict as text, JSON and pictures, by file name."""
     recipe_fields = list(trials[0].plan.recipe.to_dict())
     columns = ["trial", "state", "val_accuracy", "epochs", "seconds", "saved_s", *recipe_fields]
     lines = [
@@ -105,9 +105,11 @@ def search_files(
     if verdict and verdict.baseline and verdict.comparison:
         before, after = np.asarray(verdict.baseline.confusion), np.asarray(verdict.comparison.winner.confusion)
         pictures = {
-            "confusion_baseline.png": figures.confusion_matrix(before, classes, "baseline, all seeds, test"),
-            "confusion_winner.png": figures.confusion_matrix(after, classes, "winner, all seeds, test"),
-            "confusion_difference.png": figures.confusion_difference(before, after, classes, "winner minus baseline"),
+            "confusion_baseline.png": figures.confusion_matrix(before, classes, "Baseline: test images, all seeds"),
+            "confusion_winner.png": figures.confusion_matrix(after, classes, "Winner: test images, all seeds"),
+            "confusion_difference.png": figures.confusion_difference(
+                before, after, classes, "Winner minus baseline: test images, all seeds"
+            ),
         }
         files |= {name: figures.png(figure) for name, figure in pictures.items()}
     return files

@@ -1,6 +1,6 @@
-"""What a study ends in, told from its record alone: its report, the end of its MLflow runs, its result.
+"""Finish a study: write its report, close its MLflow runs, register its model.
 
-So it is the same after the session that ran the last trial and whenever a study that has ended is taken up again.
+This module trains nothing. It reads the record alone, so each time an ended study is resumed the result is the same.
 """
 
 import logging
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study that has ended."""
+    """The result of a study that has ended."""
 
     directory: Path
     tracking_uri: str
@@ -38,21 +38,21 @@ class StudyResult:
     finals: Sequence[TrialRecord]
     """The verdict's trials."""
     rows: Sequence[Row]
-    """A baseline's tested trials side by side."""
+    """The tested trials of a study without a search."""
     importances: Mapping[str, float]
-    """Of the fields that a search varied."""
+    """Importance of each field that the search varied, in [0, 1]."""
     verdict: Verdict | None
-    """Of a search; None where it had nothing to choose from."""
+    """Verdict of a search; None if it completed no recipe other than the baseline."""
     unsent: int
-    """Runs that MLflow could not be given; the record has them."""
+    """Number of runs that could not be sent to MLflow; the record has them."""
     model: Path | None = None
-    """Where a search's best recipe, trained, is kept; None where nothing is."""
+    """Directory of the saved classifier of a search's best recipe; None if none is saved."""
     registration: Registration | None = None
-    """What became of it in MLflow's registry; None where that does not answer."""
+    """The model's registration in MLflow's registry; None if there is none."""
 
     @property
     def succeeded(self) -> bool:
-        """Whether it has what it was run for: each trial of a baseline, or a verdict, or at least its own best."""
+        """Whether all fixed trials are complete, or at least one trial of a search."""
         if self.rows:
             return all(trial.state == "complete" for trial in self.trials)
         return any(trial.state == "complete" for trial in self.trials)
@@ -60,7 +60,7 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class _Findings:
-    """What the run of a study as a whole is to show."""
+    """The content of a study's parent run in MLflow."""
 
     complete: bool
     found: str
@@ -70,7 +70,7 @@ class _Findings:
 
 
 def has_ended(record: Record) -> bool:
-    """Tell whether a study has nothing left to run, to judge or to keep."""
+    """Return whether a study has nothing left to run, judge or save."""
     trials = record.all_trials()
     if not all(trial.finished for trial in trials):
         return False
@@ -80,12 +80,12 @@ def has_ended(record: Record) -> bool:
 
 
 def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
-    """Write the report, end the study's run, offer its model to the registry, and return what was found.
+    """Write the report, close the study's MLflow runs, register its model, and return the result.
 
     Args:
-        record: of a study that has run all its trials.
-        tracker: of its runs; finished here.
-        dataset: its images; None where they are not there any more.
+        record: record of a study that has run all its trials.
+        tracker: tracker of the study's MLflow runs; finished here.
+        dataset: images of the study; None if they no longer exist.
 
     Raises:
         RecordError: the report cannot be written.
@@ -95,15 +95,16 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     importances, verdict = record.noted("importances") or {}, recall_verdict(record)
     rows: list[Row] = []
     if record.space:
-        found = _findings(trials, importances, verdict, classes)
+        findings = _findings(trials, importances, verdict, classes)
     else:
         rows = compare(trials, classes)
-        found = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
+        findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
     page = write_report(record, dataset)
-    files = {**found.files, page.name: page.read_bytes()}
-    unsent = tracker.finish("FINISHED" if found.complete else "FAILED", files, found.metrics, found.found, found.tags)
+    files = {**findings.files, page.name: page.read_bytes()}
+    status = "FINISHED" if findings.complete else "FAILED"
+    unsent = tracker.finish(status, files, findings.metrics, findings.found, findings.tags)
     model = record.directory / MODEL_DIRECTORY
-    kept = model if model.is_dir() else None
+    saved = model if model.is_dir() else None
     return StudyResult(
         directory=record.directory,
         tracking_uri=without_credentials(tracker.client.tracking_uri),
@@ -113,15 +114,15 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         importances=importances,
         verdict=verdict,
         unsent=unsent,
-        model=kept,
-        registration=_register(kept, tracker, dataset) if kept else None,
+        model=saved,
+        registration=_register(saved, tracker, dataset) if saved else None,
     )
 
 
 def _findings(
     trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
 ) -> _Findings:
-    """Return what a search has found."""
+    """Return the findings of a search."""
     complete = [trial.value for trial in trials if trial.value is not None]
     winner = choose(trials)
     return _Findings(
@@ -135,7 +136,7 @@ def _findings(
 
 
 def _register(model: Path, tracker: Tracker, dataset: Dataset | None) -> Registration | None:
-    """Offer a kept classifier to MLflow's registry; None where that cannot be had, which --resume makes up for."""
+    """Register a saved classifier in MLflow's registry; return None if that fails, and let --resume try again."""
     try:
         saved = load_model(model)
         width, height = saved.card.stored_size

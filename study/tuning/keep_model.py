@@ -1,6 +1,6 @@
-"""A search's best recipe as a classifier to keep: one of its refits, with all that is known of it.
+"""Save a refit of a search's best recipe as a classifier, with a model card that describes it.
 
-Which one never depends on the test images. Knows neither MLflow nor where the model is used.
+The choice of the refit never depends on the test images. This module knows neither MLflow nor any use of the model.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,18 @@ from study.training.run_trial import open_checkpoint
 
 
 def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:
-    """Write the recipe's first complete refit into the study's directory, unless it is there, and return where.
+    """Save the recipe's first complete refit in the study's directory, unless it exists, and return its directory.
 
-    None where no refit was completed, or where its last weights are on another machine.
+    Return None if no refit is complete, or if this machine does not have the refit's last checkpoint.
+
+    Args:
+        record: record of a search whose refits have ended.
+        recipe: recipe of the search's winner.
+        dataset: images of the study.
+        pretrained: weights that the trials started from.
 
     Raises:
-        RecordError: it cannot be written.
+        RecordError: the classifier cannot be written.
     """
     directory = record.directory / MODEL_DIRECTORY
     if directory.is_dir():
@@ -53,7 +59,16 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
     assert refit.test
     manifest = record.manifest
     height, width = dataset.test.pixels.shape[2:]
-    told = ("data", "source", "data_dir", "fraction", "image_size", "data_fingerprint", "split_fingerprint", "weights")
+    copied = (
+        "data",
+        "source",
+        "data_dir",
+        "fraction",
+        "image_size",
+        "data_fingerprint",
+        "split_fingerprint",
+        "weights",
+    )
     return ModelCard(
         recipe=refit.plan.recipe,
         seed=refit.plan.seed,
@@ -67,6 +82,6 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
         uid=manifest["uid"],
         trial=refit.plan.key,
         versions=manifest["versions"],
-        **{key: manifest[key] for key in told},
+        **{key: manifest[key] for key in copied},
         **{key: refit.facts[key] for key in ("precision", "threads", "arithmetic")},
     )

@@ -150,7 +150,7 @@ def test_report_of_a_baseline_answers_the_assignments_questions(baseline, datase
 
 def test_report_of_a_search_gives_verdict_importances_and_every_trial(make_record, dataset):
     page = render([(make_record("search"), dataset)])
-    for expected in ("One seed tells of these two", "lr 100%", "optimization history", "slices along", "#2", "pruned"):
+    for expected in ("With one seed, this compares", "lr 100%", "optimization history", "slices along", "#2", "pruned"):
         assert expected in page
 
 
@@ -212,7 +212,7 @@ def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_ver
     record = begin_search(tmp_path, make_recipe, trials=1)
     record.fail(record.next_trial(), "no memory")
     record.note("importances", {})
-    assert describe(record, None).found.startswith("No verdict: no trial of the search besides the baseline's")
+    assert describe(record, None).found.startswith("No verdict: the search completed no recipe other than")
     record.close()
 
 
@@ -461,7 +461,9 @@ def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
     best = one.trials()[1].plan.title
     highest = f"On pets, the highest test accuracy is 100.00% of 8 images, by {best} of one (tested trials: 3)."
     assert highest in view.found
-    assert "resnet18 trains fastest: 30.0 images/s, 2.0 times vgg13, 4.0 times vgg11." in view.found
+    assert (
+        "resnet18 trains fastest: 30.0 images/s, 2.0 times as fast as vgg13, 4.0 times as fast as vgg11." in view.found
+    )
     right, hardest, training = view.sections
     (table,) = right.tables
     assert [(row[0], row[2], row[4]) for row in table.rows] == [
@@ -474,7 +476,7 @@ def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
 def test_comparison_ranks_no_speed_that_the_store_helped_to(make_tested):
     one = make_tested(({}, {"seconds": 1.0, "read": 16}), ({"model": "vgg11"}, {"seconds": 4.0}))
     two = make_tested(({}, {"seconds": 2.0}), name="two")
-    assert "resnet18 trains fastest: 15.0 images/s, 2.0 times vgg11." in comparison(one, two).found
+    assert "resnet18 trains fastest: 15.0 images/s, 2.0 times as fast as vgg11." in comparison(one, two).found
 
 
 def test_comparison_puts_trials_of_other_images_into_another_table(make_tested):

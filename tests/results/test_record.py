@@ -351,7 +351,7 @@ def test_record_refuses_a_name_that_exists(record, tmp_path):
 
 def test_record_refuses_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "studies").write_text("in the way")
-    with pytest.raises(RecordError, match=r"cannot be written"):
+    with pytest.raises(RecordError, match=r"one: must be writable, but got: "):
         Record.create(tmp_path / "studies" / "one", {})
 
 
@@ -477,7 +477,7 @@ def test_a_hostile_journal_is_refused_and_stays_as_it_is(record, line):
     content = journal.read_bytes()
     journal.write_bytes(line + content)
     record.close()
-    with pytest.raises(RecordError, match=r"journal.log: .*Nothing was changed"):
+    with pytest.raises(RecordError, match=r"journal.log: .*The file was not changed"):
         Record.open(record.directory)
     assert journal.read_bytes() == line + content
 

@@ -227,7 +227,7 @@ def test_judge_gives_no_verdict_without_a_whole_pair():
     verdict = verdict_on(finals(["lost.", errs_on([]), "lost."], [errs_on([]), "lost.", "lost."]))
     assert (verdict.decision, verdict.comparison, verdict.optimism, verdict.seeds) == (None, None, None, [])
     assert len(verdict.missing) == 4
-    assert sentence(verdict) == "No verdict: none of 3 seeds has both refits complete."
+    assert sentence(verdict) == "No verdict: none of 3 seeds has complete refits of both recipes."
 
 
 def test_judge_names_the_state_of_a_refit_without_reason():
@@ -238,7 +238,7 @@ def test_judge_names_the_state_of_a_refit_without_reason():
 def test_judge_with_one_seed_has_no_spread_and_says_how_little_it_knows():
     verdict = verdict_on(finals([errs_on(range(90))], [errs_on(range(30))]))
     assert (verdict.decision, verdict.baseline.std, verdict.comparison.winner.std) == ("better", None, None)
-    assert sentence(verdict).endswith("1 seed). One seed tells of these two trained classifiers, not of their recipes.")
+    assert sentence(verdict).endswith("1 seed). With one seed, this compares two trained classifiers, not two recipes.")
 
 
 def test_judge_measures_optimism_against_the_mean_test_accuracy():
@@ -281,7 +281,7 @@ def test_judge_compares_nothing_where_the_baseline_won():
     assert (verdict.decision, verdict.comparison, verdict.changes) == ("no better", None, {})
     assert (verdict.baseline.mean, verdict.optimism) == (pytest.approx(0.7), pytest.approx(0.05))
     assert sentence(verdict) == (
-        "No better than the baseline: no recipe of the search surpassed it on the validation images."
+        "No better than the baseline: no other recipe of the search reached a higher validation accuracy."
     )
 
 
@@ -302,34 +302,35 @@ def test_sentence_names_what_was_changed_and_the_interval():
     verdict = better()
     low, high = 100 * verdict.comparison.difference.low, 100 * verdict.comparison.difference.high
     assert sentence(verdict) == (
-        "The search's best recipe (depth 2, lr 0.00031) beats the baseline on the test images by 20.0 points "
-        f"(95 % interval {low:.1f} to {high:.1f}, 3 seeds)."
+        "Better than the baseline: the search's best recipe (depth 2, lr 0.00031) raises the test accuracy by 20.0 "
+        f"percentage points (95 % interval {low:.1f} to {high:.1f}, 3 seeds)."
     )
 
 
 def test_sentence_says_plainly_that_nothing_was_gained():
     tests = [errs_on(range(60))] * 3
     assert sentence(verdict_on(finals(tests, tests))) == (
-        "No better than the baseline: the search's best recipe (depth 2, lr 0.00031) differs from it by 0.0 points on "
-        "the test images, and the 95 % interval from 0.0 to 0.0 holds zero (3 seeds)."
+        "No better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test accuracy by 0.0 "
+        "percentage points, and the 95 % interval from 0.0 to 0.0 includes zero (3 seeds)."
     )
 
 
 def test_sentence_says_worse():
     verdict = verdict_on(finals([errs_on(range(30))] * 3, [errs_on(range(90))] * 3))
     assert sentence(verdict).startswith("Worse than the baseline: the search's best recipe (depth 2, lr 0.00031) ")
-    assert "by -20.0 points" in sentence(verdict)
+    assert "by -20.0 percentage points" in sentence(verdict)
 
 
 def test_sentence_of_a_search_without_a_candidate():
-    assert sentence(None) == "No verdict: no trial of the search besides the baseline's was completed."
+    assert sentence(None) == "No verdict: the search completed no recipe other than the baseline."
 
 
 def test_details_give_both_sides_and_what_is_missing():
     lines = details(verdict_on(finals([errs_on(range(90))] * 2 + ["lost."], [errs_on(range(30))] * 3)))
     assert lines[:2] == [
-        ("baseline", "70.00 % ± 0.00 on the test images; by seed 70.00, 70.00"),
-        ("winner", "90.00 % ± 0.00 on the test images; by seed 90.00, 90.00"),
+        ("baseline", "test accuracy 70.00 % ± 0.00; by seed: 70.00, 70.00"),
+        ("winner", "test accuracy 90.00 % ± 0.00; by seed: 90.00, 90.00"),
     ]
-    assert ("optimism", "5.0 points: 95.00 % on validation in the search (trial 7)") in lines
+    optimism = "5.0 percentage points: validation accuracy in the search (95.00 %, trial 7) minus mean test accuracy"
+    assert ("optimism", optimism) in lines
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
