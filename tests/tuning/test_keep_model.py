@@ -11,7 +11,7 @@ from study.models.classifier import build
 from study.models.pretrained import Pretrained
 from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
-from study.results.record import Record
+from study.record import Record
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.tuning.keep_model import keep_winner
 
@@ -54,22 +54,20 @@ def keep(study):
 def finish(study, *, trials, complete=True):
     """Let the next trials leave what trials leave, untrained."""
     for _ in range(trials):
-        plan = study.results.record.next_trial()
-        study.results.record.facts(plan, FACTS)
+        plan = study.record.next_trial()
+        study.record.facts(plan, FACTS)
         if complete:
             classifier = build("resnet18", classes=3, unfreeze_depth=5, pretrained=None, seed=plan.seed)
-            open_checkpoint(study.results.record.checkpoints, study.results.record.manifest["uid"], plan).save(
-                1, classifier
-            )
-            study.results.record.tested(plan, TEST)
-            study.results.record.complete(plan)
+            open_checkpoint(study.record.checkpoints, study.record.manifest["uid"], plan).save(1, classifier)
+            study.record.tested(plan, TEST)
+            study.record.complete(plan)
         else:
-            study.results.record.fail(plan, "out of memory")
+            study.record.fail(plan, "out of memory")
 
 
 def test_the_kept_classifier_predicts_what_the_record_says_of_its_test(study):
     finish(study, trials=1)
-    plan, data, record = study.results.record.next_trial(), study.dataset, study.record
+    plan, data, record = study.record.next_trial(), study.dataset, study.record
     record.facts(plan, FACTS)
     weights, uid = {"resnet18": None}, record.manifest["uid"]
     inputs = Inputs(data.train, None, data.test, 3, weights, "fp32", study=uid, checkpoints=record.checkpoints)
@@ -89,7 +87,7 @@ def test_the_card_says_how_it_was_trained_and_on_what(study):
     assert (card.recipe, card.seed, card.data_seed) == (study.recipe, 5, 3)
     assert (card.classes, card.stored_size) == (["cat", "dog", "eel"], [32, 32])
     assert card.test_fingerprint == study.dataset.test.fingerprint
-    assert (card.study, card.uid) == ("one", study.results.record.manifest["uid"])
+    assert (card.study, card.uid) == ("one", study.record.manifest["uid"])
     assert (card.precision, card.arithmetic) == ("fp32", "a machine")
 
 
@@ -107,7 +105,7 @@ def test_nothing_is_kept_where_no_refit_was_completed(study):
 
 def test_nothing_is_kept_where_the_weights_are_on_another_machine(study):
     finish(study, trials=2)
-    for file in study.results.record.checkpoints.iterdir():
+    for file in study.record.checkpoints.iterdir():
         file.unlink()
     assert keep(study) is None
 
@@ -115,6 +113,6 @@ def test_nothing_is_kept_where_the_weights_are_on_another_machine(study):
 def test_what_was_kept_before_stays(study):
     finish(study, trials=2)
     directory = keep(study)
-    for file in study.results.record.checkpoints.iterdir():
+    for file in study.record.checkpoints.iterdir():
         file.unlink()  # as at the end of a study
     assert keep(study) == directory
