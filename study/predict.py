@@ -23,7 +23,8 @@ from PIL.Image import DecompressionBombWarning
 
 from study.config.paths import find_study
 from study.data.image_files import EXTENSIONS, image_files, read_image
-from study.errors import ConfigError, DataError, StudyError
+from study.errors import ConfigError, DataError
+from study.exit_codes import run_command
 from study.tracking.client import existing_store
 
 if TYPE_CHECKING:
@@ -53,30 +54,25 @@ class Prediction:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")  # what MLflow and torch have to say of themselves is of no use here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes; they are printed as they are
+    return run_command(lambda: _predict(options))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    """Classify the images and print the predictions; exit code 1 if an image cannot be read."""
     refused = []
 
     def refuse(error: DataError) -> None:
         refused.append(error)
         print(f"study: {error}", file=sys.stderr)
 
-    try:
-        saved = open_model(options.model, options.tracking_uri)
-        images = [image for path in options.images for image in list_images(path, refuse)]
-        predictions = [*predict(saved, images, refuse)]
-    except ConfigError as error:
-        parser.exit(2, f"study: {error}\n")
-    except StudyError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("study: interrupted.", file=sys.stderr)
-        return 130
+    saved = open_model(options.model, options.tracking_uri)
+    images = [image for path in options.images for image in list_images(path, refuse)]
+    predictions = [*predict(saved, images, refuse)]
     if options.json:
         print(json.dumps([prediction.to_dict() for prediction in predictions], indent=1, ensure_ascii=False))
     elif predictions:

@@ -5,14 +5,13 @@ Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupt
 
 import argparse
 import contextlib
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from study.config.flags import (
     build_parser,
@@ -27,7 +26,8 @@ from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.paths import check_new, find_study
 from study.config.plan import Design, StudyConfig
 from study.config.resume_flags import check_flags, check_space, recorded_config
-from study.errors import ConfigError, StudyError
+from study.errors import ConfigError
+from study.exit_codes import run_command
 
 if TYPE_CHECKING:
     from study.results.record import Record
@@ -36,26 +36,19 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        fill_in(options)
-        if options.models:
-            return _list_models()
-        if options.reproduce:
-            return _reproduce(options.reproduce)
-        if options.resume:
-            return _resume(options)
-        return _search(options) if options.search else _run_baseline(options)
-    except ConfigError as error:
-        parser.exit(2, f"study: {error}\n")
-    except StudyError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interruption:
-        print(f"study: interrupted{interruption}.", file=sys.stderr)
-        return 130
+    options = build_parser().parse_args(arguments)
+    return run_command(lambda: _run_options(options))
+
+
+def _run_options(options: argparse.Namespace) -> int:
+    fill_in(options)
+    if options.models:
+        return _list_models()
+    if options.reproduce:
+        return _reproduce(options.reproduce)
+    if options.resume:
+        return _resume(options)
+    return _search(options) if options.search else _run_baseline(options)
 
 
 def _run_baseline(options: argparse.Namespace) -> int:
@@ -176,7 +169,7 @@ def _naming(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        hint = f"; the record is kept, and --resume {directory.name} continues the study"
+        hint = f"interrupted; the record is kept, and --resume {directory.name} continues the study."
         raise KeyboardInterrupt(hint if directory.is_dir() else "") from None
 
 
@@ -195,10 +188,6 @@ def _load_libraries(config: StudyConfig) -> "Console":
     if not config.verbose:
         set_verbosity(WARNING)
     return Console(config.weights)
-
-
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

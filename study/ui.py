@@ -17,9 +17,10 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 from study.errors import ConfigError, StudyError
+from study.exit_codes import run_command
 from study.tracking.client import HOST, PORT, existing_store
 
 START_S = 90.0
@@ -30,19 +31,9 @@ END_S = 10.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until it is interrupted, and return its exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _show(options.tracking_uri, options.port)
-    except ConfigError as error:
-        parser.exit(2, f"study: {error}\n")
-    except StudyError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: _show(options.tracking_uri, options.port), interrupted="")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,10 +117,6 @@ def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "the server printed nothing."
-
-
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

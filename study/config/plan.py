@@ -11,6 +11,7 @@ from study.config.recipe import Recipe
 from study.config.search_space import Categorical, SearchSpace
 from study.config.validation import check
 from study.errors import ConfigError
+from study.formatting import format_value
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -42,7 +43,7 @@ class Plan:
         recipe = self.recipe
         kind = {"as-written": " · as written", "final": f" · seed {self.seed}"}.get(self.stage, "")
         return (
-            f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {recipe.lr:.2g}"
+            f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {format_value(recipe.lr)}"
             f" · batch {recipe.batch_size}{kind}"
         )
 

@@ -5,9 +5,7 @@ Reading either runs nothing that is in it. Which of a study's classifiers is kep
 
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from study.config.architectures import FAMILIES
 from study.config.recipe import Recipe
 from study.errors import ConfigError, RecordError, unknown_name
+from study.files import new_directory
 from study.models.classifier import Classifier, build
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
@@ -188,33 +187,15 @@ def save_model(directory: Path, classifier: Classifier, card: ModelCard) -> None
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / directory.name
-        try:
-            draft.mkdir()
+        with new_directory(directory) as draft:
             save_file(state, draft / WEIGHTS_FILE)
             text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
             (draft / CARD_FILE).write_text(f"{text}\n", encoding="utf-8")
             shutil.copymode(draft / CARD_FILE, draft / WEIGHTS_FILE)  # safetensors lets its owner alone read a file
-            for path in (draft / WEIGHTS_FILE, draft / CARD_FILE, draft):
-                _flush(path)
             shutil.rmtree(directory, ignore_errors=True)
-            draft.rename(directory)
-            _flush(directory.parent)
-        finally:
-            shutil.rmtree(draft.parent, ignore_errors=True)
     except Exception as error:  # safetensors has exceptions of its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise RecordError(f"{directory}: must be writable and have room, but got: {reason}.") from error
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or a directory to the disk, so that a loss of power cannot leave it empty under its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_model(directory: Path) -> SavedModel:

@@ -7,46 +7,20 @@ Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from study.config.paths import find_study
-from study.errors import ConfigError, StudyError
-
-if TYPE_CHECKING:
-    pass
-
-from study.data.sources import find_images
-from study.report.render import COMPARISON_FILE, render, write_page, write_report
+from study.exit_codes import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")  # Optuna warns that its plots are experimental
-    try:
-        mlruns = Path("mlruns").absolute()
-        directories = [find_study(name, mlruns) for name in dict.fromkeys(options.studies)]
-        from study.results.record import Record
-
-        records = [Record.read(directory) for directory in directories]
-        if len(records) == 1:
-            file = write_report(records[0], find_images(records[0]))
-        else:
-            file = directories[0] / COMPARISON_FILE
-            write_page(file, render([(record, find_images(record)) for record in records]))
-        print(file)
-        return 0
-    except ConfigError as error:
-        parser.exit(2, f"study: {error}\n")
-    except StudyError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("study: interrupted; the page was not changed.", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: _write(dict.fromkeys(options.studies)), interrupted="interrupted; the page was not changed."
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +32,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("studies", nargs="+", metavar="NAME", help="name of a study, or 'latest' for the last one")
     return parser
+
+
+def _write(names: Iterable[str]) -> int:
+    """Write the page of one study, or of several, and print its path."""
+    directories = [find_study(name, Path("mlruns").absolute()) for name in names]
+    from study.data.sources import find_images
+    from study.report.render import COMPARISON_FILE, render, write_page, write_report
+    from study.results.record import Record
+
+    records = [Record.read(directory) for directory in directories]
+    if len(records) == 1:
+        file = write_report(records[0], find_images(records[0]))
+    else:
+        file = directories[0] / COMPARISON_FILE
+        write_page(file, render([(record, find_images(record)) for record in records]))
+    print(file)
+    return 0
 
 
 if __name__ == "__main__":

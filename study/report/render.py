@@ -1,20 +1,17 @@
 """Render the report of one study, or of several side by side, as one HTML page that needs nothing else."""
 
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.errors import RecordError
+from study.files import replace_file
 
 if TYPE_CHECKING:
     from study.data.images import Dataset
     from study.results.record import Record
 
-
 REPORT_FILE = "report.html"
-
 COMPARISON_FILE = "comparison.html"
 
 
@@ -49,13 +46,14 @@ def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
 
 
 def write_page(file: Path, page: str) -> Path:
-    """Write a page, whole or not at all."""
-    partial = file.with_suffix(f".{secrets.token_hex(4)}.partial")
+    """Write a page, whole or not at all, and return its path.
+
+    Raises:
+        RecordError: the page cannot be written.
+    """
     try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, file)
+        with replace_file(file) as draft:
+            draft.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RecordError(f"{file}: must be writable and have room, but got: {error.strerror}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return file

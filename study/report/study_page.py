@@ -13,6 +13,7 @@ from study.config.paths import search_spaces_directory
 from study.config.plan import Design
 from study.config.recipe import Recipe
 from study.data.images import Dataset
+from study.formatting import format_value
 from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
@@ -92,14 +93,14 @@ def _all_trials(record: Record) -> Section:
             f"#{trial.plan.key}",
             trial.plan.recipe.model,
             str(trial.plan.recipe.unfreeze_depth),
-            _value(trial.plan.recipe.lr),
+            format_value(trial.plan.recipe.lr),
             str(trial.plan.recipe.batch_size),
             trial.state,
             str(len(trial.epochs)),
             "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
             "–" if trial.test is None else f"{100 * trial.test.accuracy:.2f}",
             starred(f"{trial.seconds:.1f}", trial),
-            *(_value(getattr(trial.plan.recipe, name)) for name in searched),
+            *(format_value(getattr(trial.plan.recipe, name)) for name in searched),
             trial.reason or "",
         )
         for trial in record.all_trials()
@@ -108,10 +109,6 @@ def _all_trials(record: Record) -> Section:
     columns = ("trial", "model", "unfreeze depth", "lr", "batch size", "state", "epochs")
     measured = ("validation accuracy (%)", "test accuracy (%)", "device time (s)")
     return Section("All trials", "", [Table((*columns, *measured, *headings, "reason"), rows, sortable=True)])
-
-
-def _value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _time(record: Record) -> Section:
@@ -148,7 +145,9 @@ def _again(record: Record) -> Section:
         ]
     title, recipes = "Recipes and commands", _recipes(record)
     fields = [recipe.to_dict() for recipe in recipes.values()]
-    table = Table(("field", *recipes), [(name, *(_value(values[name]) for values in fields)) for name in fields[0]])
+    table = Table(
+        ("field", *recipes), [(name, *(format_value(values[name]) for values in fields)) for name in fields[0]]
+    )
     return Section(title, "", [table], [], "\n".join(commands))
 
 

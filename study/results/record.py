@@ -6,7 +6,6 @@ This module knows neither Ray nor MLflow.
 
 import math
 import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -27,6 +26,7 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
+from study.files import PARTIAL, new_directory
 from study.results.journal import Journal
 from study.results.metrics import EpochResult, Evaluation
 from study.results.optuna_adapters import build_distributions, build_pruner, build_sampler
@@ -88,10 +88,7 @@ class Record:
         """
         check_new(directory)
         try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / directory.name
-            try:
-                draft.mkdir()
+            with new_directory(directory) as draft:
                 journal = Journal(draft / "journal.log", writable=True)
                 with journal.step():
                     storage = JournalStorage(journal)
@@ -99,9 +96,6 @@ class Record:
                     optuna.create_study(storage=storage, study_name=f"{directory.name} final", direction="maximize")
                     described = {"uid": uuid.uuid4().hex, **manifest, "space": space.to_dict() if space else None}
                     study.set_user_attr("manifest", described)
-                draft.rename(directory)
-            finally:
-                shutil.rmtree(draft.parent, ignore_errors=True)
         except OSError as error:
             raise RecordError(
                 f"{directory}: must be writable, but got: {error.strerror}. Run where you may write."
@@ -172,7 +166,7 @@ class Record:
         drafts = [draft.parent for draft in self.directory.parent.glob(f".{self.name}-*/{self.name}")]
         for draft in [*drafts, *self.directory.glob(".*")]:
             shutil.rmtree(draft, ignore_errors=True)
-        for partial in self.directory.glob("*.partial"):
+        for partial in self.directory.glob(f"*{PARTIAL}"):
             partial.unlink(missing_ok=True)
 
     def _take_up(self) -> None:

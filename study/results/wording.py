@@ -5,6 +5,7 @@ Computes nothing.
 
 from collections.abc import Mapping
 
+from study.formatting import format_points, format_value
 from study.results.verdict import Side, Value, Verdict, count_seeds
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
@@ -20,7 +21,7 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.comparison is None:
         return f"No better than the baseline: {verdict.reason}."
     difference = verdict.comparison.difference
-    mean, low, high = _points(difference.mean), _points(difference.low), _points(difference.high)
+    mean, low, high = format_points(difference.mean), format_points(difference.low), format_points(difference.high)
     seeds = count_seeds(len(verdict.seeds), verdict.seeds_planned)
     winner = f"the search's best recipe ({_describe(verdict.changes)})"
     match verdict.decision:
@@ -51,7 +52,7 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             f"validation accuracy in the search ({100 * verdict.val_accuracy:.2f} %, trial {verdict.winner_trial})"
         )
         lines.append(
-            ("optimism", f"{_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
+            ("optimism", f"{format_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
         )
     if comparison:
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
@@ -63,8 +64,7 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
 
 def _describe(changes: Mapping[str, Value]) -> str:
     return ", ".join(
-        f"{SHORT.get(field, field.replace('_', ' '))} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for field, value in changes.items()
+        f"{SHORT.get(field, field.replace('_', ' '))} {format_value(value)}" for field, value in changes.items()
     )
 
 
@@ -72,7 +72,3 @@ def _describe_side(side: Side) -> str:
     spread = "" if side.std is None else f" ± {100 * side.std:.2f}"
     by_seed = ", ".join(f"{100 * accuracy:.2f}" for accuracy in side.accuracies)
     return f"test accuracy {100 * side.mean:.2f} %{spread}; by seed: {by_seed}"
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:z.1f}"

@@ -5,7 +5,6 @@ Knows no study.
 
 import logging
 import os
-import secrets
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import FileLock
 
 from study.errors import ConfigError, TrackingError, first_line
+from study.files import PARTIAL, replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
@@ -118,10 +118,10 @@ def _make_database(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with FileLock(file.with_name(f".{file.name}.lock")):
-        for left in file.parent.glob(f".{file.name}.*.partial*"):
+        for left in file.parent.glob(f"{file.stem}.*{PARTIAL}*"):
             left.unlink(missing_ok=True)
-        if not file.exists():
-            draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+        if file.exists():
+            return
+        with replace_file(file) as draft:
             store = SqlAlchemyStore(f"{SQLITE}{draft}", (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
             store.engine.dispose()
-            os.replace(draft, file)

@@ -6,8 +6,6 @@ which cannot contain code.
 
 import errno
 import json
-import os
-import secrets
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from study.errors import RecordError
+from study.files import replace_file
 from study.models.classifier import Classifier
 
 SAVE_EVERY_S = 60.0
@@ -99,15 +98,11 @@ class Checkpoint:
             for index, values in state.pop("state").items():
                 tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
             facts |= {"optimizer": state, "schedule": schedule.state_dict()}
-        partial = self.path.with_suffix(f".{secrets.token_hex(4)}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with replace_file(self.path) as draft:
                 flat = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-                save_file(flat, partial, {"study": json.dumps(facts)})
-                os.replace(partial, self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+                save_file(flat, draft, {"study": json.dumps(facts)})
         except Exception as error:  # safetensors reports a full disk with its own exception class
             if _is_full(error):
                 raise RecordError(f"{self.path}: must have room, but got: {error}.") from error

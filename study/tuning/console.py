@@ -13,6 +13,7 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.data.images import Dataset
+from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
@@ -66,7 +67,7 @@ class Console:
         """Say what is searched, for how long, and what a trial gets."""
         if space:
             fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
-            limit = f" or {_duration(space.budget.time_s)}" if space.budget.time_s else ""
+            limit = f" or {format_duration(space.budget.time_s)}" if space.budget.time_s else ""
             self._say(f"space    {space.name}: {fields}")
             self._say(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
         self._say(f"machine  {resources}")
@@ -96,7 +97,7 @@ class Console:
             plan,
             f"{plan.title}  epoch {progress.epoch}/{plan.recipe.epochs}",
             f"{progress.images / progress.of:.0%}{said}"
-            f"  {progress.images_per_s:.1f} images/s  {_duration(left / progress.images_per_s)} left",
+            f"  {progress.images_per_s:.1f} images/s  {format_duration(left / progress.images_per_s)} left",
         )
 
     def on_change(self, plan: Plan) -> None:
@@ -121,7 +122,7 @@ class Console:
             self._show(
                 plan,
                 f"{plan.title}  epoch {last.epoch}/{plan.recipe.epochs}",
-                f"{_describe_epoch(last)}  {last.images_per_s:.1f} images/s  {_duration(left)} left",
+                f"{_describe_epoch(last)}  {last.images_per_s:.1f} images/s  {format_duration(left)} left",
             )
 
     def close(self) -> None:
@@ -187,11 +188,11 @@ class Console:
             trials = [trial for trial in self._trials.values() if trial.plan.stage != "final"]
             spent = self._record.spent_s
             limit = self._space.budget.time_s
-            left = f", {_duration(max(0.0, limit - spent))} left" if limit else ""
+            left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""
             ended = sum(trial.finished for trial in trials)
             parts += [
                 _best(trials, 5),
-                f"{ended} of {self._space.budget.trials} trials have ended; {_duration(spent)} spent{left}",
+                f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
                 _tally(trials),
             ]
         self._live.update(Group(*parts), refresh=True)
@@ -209,15 +210,11 @@ def _differences(recipe: Recipe, baseline: Recipe) -> str:
     """Say all in which a recipe differs from the baseline's."""
     before = baseline.to_dict()
     changes = [
-        f"{field} {_describe_value(value)} instead of {_describe_value(before[field])}"
+        f"{field} {format_value(value)} instead of {format_value(before[field])}"
         for field, value in recipe.to_dict().items()
         if value != before[field]
     ]
     return ", ".join(changes) or "the baseline's recipe"
-
-
-def _describe_value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _describe_model(result: StudyResult) -> str:
@@ -235,7 +232,7 @@ def _describe_domain(domain: Domain) -> str:
         case Categorical(choices):
             return " | ".join(map(str, choices))
         case Int(low, high, log) | Float(low, high, log):
-            return f"{low:g} … {high:g}{' (log)' if log else ''}"
+            return f"{format_value(low)} … {format_value(high)}{' (log)' if log else ''}"
 
 
 def _best(trials: Sequence[TrialRecord], number: int) -> Table:
@@ -254,7 +251,7 @@ def _tally(trials: Sequence[TrialRecord]) -> str:
     counts = Counter(trial.state for trial in trials)
     spent, saved = sum(trial.seconds for trial in trials), sum(trial.saved_s for trial in trials)
     states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed"))
-    return f"{states}; {_duration(spent)} of device time spent, {_duration(saved)} saved by pruning"
+    return f"{states}; {format_duration(spent)} of device time spent, {format_duration(saved)} saved by pruning"
 
 
 def _shared(trials: Sequence[TrialRecord]) -> str | None:
@@ -290,15 +287,9 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
 
 def _outcome(trial: TrialRecord) -> str:
     """Say how a trial ended."""
-    said = f"{trial.state} after {_duration(trial.seconds)}"
+    said = f"{trial.state} after {format_duration(trial.seconds)}"
     if trial.test:
         said += f": test accuracy {trial.test.accuracy:.2%}"
     elif trial.val_accuracy is not None:
         said += f": validation accuracy {trial.val_accuracy:.2%}"
     return f"{said} ({trial.reason})" if trial.reason not in (None, trial.state) else said
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

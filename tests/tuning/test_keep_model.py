@@ -11,7 +11,7 @@ from study.models.classifier import build
 from study.models.pretrained import Pretrained
 from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
-from study.record import Record
+from study.results.record import Record
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.tuning.keep_model import keep_winner
 
