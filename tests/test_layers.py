@@ -114,8 +114,9 @@ def test_help_and_mistakes_need_no_heavy_import(arguments, tmp_path, monkeypatch
     Path("bad.toml").write_text('model = "resnet18"\n[space]\nlr = { type = "int", low = 1, high = 2 }\n')
     code = (
         "import sys; from study import run\n"
-        f"try: run.main({arguments!r})\n"
-        "except SystemExit as left: assert left.code == (2 if 'help' not in sys.argv[1] else 0)\n"
+        f"try: code = run.main({arguments!r})\n"
+        "except SystemExit as left: code = left.code\n"
+        "assert code == (2 if 'help' not in sys.argv[1] else 0)\n"
         "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -14,6 +14,7 @@ from PIL import Image
 from ray import tune
 
 from study.bench.training import make_images
+from study.config.plan import Plan
 from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Inputs
@@ -177,7 +178,7 @@ def test_a_trial_that_kills_its_process_each_time_fails_after_two_retries_and_th
         tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=[[1, 0], [0, 1]])})
 
     record = Record.create(tmp_path / "one", {})
-    record.add(("search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
+    record.add(Plan(None, "search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
     inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
     with ray_session(None, verbose=False) as scratch:
         run_trials(record, inputs, [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)

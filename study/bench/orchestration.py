@@ -202,7 +202,7 @@ def _ray(folder: Path, environment: Mapping[str, str] = TRIAL_ENVIRONMENT) -> It
 
 def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room: Path) -> None:
     record = Record.create(room / "study", MANIFEST)
-    record.add(("search", recipe, 0) for recipe in recipes)
+    record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
     run_trials(record, inputs, [], resources=allotment, scratch=room)
     assert all(trial.state == "complete" for trial in record.trials()), "every trial of a benchmark has to end well"
     record.close()
@@ -212,7 +212,7 @@ def _run_idle(
     recipes: list[Recipe], allotment: Allotment, room: Path, watch: _Marks, client: "MlflowClient | None"
 ) -> None:
     record = Record.create(room / "study", MANIFEST)
-    record.add(("search", recipe, 0) for recipe in recipes)
+    record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
     inputs = Inputs(make_images(1), None, None, CLASSES, {}, "auto")
     listeners: list[Listener] = [watch]
     tracker = None

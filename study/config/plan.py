@@ -20,8 +20,8 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Plan:
     """One trial to run."""
 
-    number: int
-    """Optuna's trial number, from 0; the verdict's trials are counted separately."""
+    number: int | None
+    """Optuna's trial number, from 0, the verdict's trials counted separately; None until the record has numbered it."""
     stage: str
     """Part of the study: baseline, as-written, search, or final (a refit for the verdict)."""
     recipe: Recipe
@@ -30,6 +30,7 @@ class Plan:
     @property
     def key(self) -> str:
         """Unique name of the trial within its study; the prefix is needed since the verdict counts from 0 again."""
+        assert self.number is not None, "the record must have numbered the trial"
         return f"final-{self.number}" if self.stage == "final" else str(self.number)
 
     @property

@@ -12,7 +12,7 @@ import optuna
 
 from study.report.elements import Picture, Section, Table, draw_picture
 from study.results.record import Record
-from study.results.verdict import recall_verdict
+from study.results.verdict import stored_verdict
 from study.results.wording import details, sentence
 
 MOST_PLOTTED = 500
@@ -25,7 +25,7 @@ def search_sections(record: Record) -> list[Section]:
     """Return the section of the verdict, if there is one, and the section of the search results."""
     trials = record.trials()
     scored = [trial for trial in trials if trial.state == "complete"]
-    verdict = recall_verdict(record)
+    verdict = stored_verdict(record)
     sections = []
     if verdict:
         rows = [tuple(line) for line in details(verdict)]

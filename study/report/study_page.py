@@ -21,7 +21,7 @@ from study.report.trial_sections import hardest, results, starred, tested_trials
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster
-from study.results.verdict import choose, recall_verdict
+from study.results.verdict import choose, stored_verdict
 from study.results.wording import sentence
 
 
@@ -53,7 +53,9 @@ def describe(record: Record, dataset: Dataset | None) -> View:
 def answer(record: Record) -> str:
     """Return the main result of a study, in a sentence or two."""
     if record.space:
-        return sentence(recall_verdict(record)) if _judged(record) else "No verdict yet: the study has not finished."
+        verdict = stored_verdict(record)
+        nothing_to_judge = record.noted("importances") is not None and choose(record.trials()) is None
+        return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
     rows = compare(record.trials(), record.manifest["classes"])
     if not rows:
         return "No trial was tested."
@@ -61,13 +63,6 @@ def answer(record: Record) -> str:
     ranked = [best, *(row for row in rows if row is not best)]
     accuracies = ", ".join(f"{row.model} {row.test_accuracy:.2%}" for row in ranked)
     return f"Test accuracy: {accuracies}. {faster(rows) or ''}".strip()
-
-
-def _judged(record: Record) -> bool:
-    """Return whether a search has a verdict, or has ended without a trial to judge."""
-    if record.noted("test_labels") is not None:
-        return True
-    return record.noted("importances") is not None and choose(record.trials()) is None
 
 
 def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:

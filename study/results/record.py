@@ -23,7 +23,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.config.paths import check_new
 from study.config.plan import Plan
-from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.files import PARTIAL, new_directory
@@ -215,21 +214,25 @@ class Record:
             self.note("budget", asdict(budget))
             self._space = replace(self._space, budget=budget)
 
-    def add(self, trials: Iterable[tuple[str, Recipe, int]]) -> None:
-        """Plan fixed trials, (stage, recipe, seed) each; the sampler also learns from those inside the search space.
+    def add(self, plans: Iterable[Plan]) -> None:
+        """Add planned trials and number them; the sampler also learns from those inside the search space.
 
-        Trials that were planned before are skipped, so that a resumed study may plan again.
+        Trials that were added before are skipped, so that a resumed study may plan again.
+
+        Args:
+            plans: planned trials, which have no number yet.
         """
-        planned = [(trial.plan.stage, trial.plan.recipe, trial.plan.seed) for trial in self.all_trials()]
+        known = [replace(trial.plan, number=None) for trial in self.all_trials()]
         with self._step():
-            for stage, recipe, seed in trials:
-                if (stage, recipe, seed) in planned:
+            for plan in plans:
+                assert plan.number is None
+                if plan in known:
                     continue
                 proposal = {}
-                if stage == "search" and self._space and self._space.contains(recipe):
-                    proposal = {field: getattr(recipe, field) for field in self._space.domains}
-                attributes = {"stage": stage, "recipe": recipe.to_dict(), "seed": seed}
-                study = self._study_of(stage)
+                if plan.stage == "search" and self._space and self._space.contains(plan.recipe):
+                    proposal = {field: getattr(plan.recipe, field) for field in self._space.domains}
+                attributes = {"stage": plan.stage, "recipe": plan.recipe.to_dict(), "seed": plan.seed}
+                study = self._study_of(plan.stage)
                 study.enqueue_trial(proposal, user_attrs=attributes)
                 self._remember(study.get_trials(deepcopy=False)[-1])
 
@@ -338,7 +341,7 @@ class Record:
         if value is None or (plan.stage == "final" and not trial.test):
             self.fail(plan, "it ended without a result.")
         else:
-            self._study_of(plan.stage).tell(plan.number, value)
+            self._study_of(plan.stage).tell(self._running(plan), value)
             self._drop_checkpoint(plan)
 
     def prune(self, plan: Plan, reason: str) -> None:
@@ -353,6 +356,11 @@ class Record:
         """Return the current state of one trial."""
         with self._whole:
             return read_trial(self._storage.get_trial(self._ids[plan.key]))
+
+    def has_ended(self, plan: Plan) -> bool:
+        """Return whether a trial is complete, pruned or failed, without reading its results."""
+        with self._whole:
+            return self._storage.get_trial(self._ids[plan.key]).state.is_finished()
 
     def trials(self) -> list[TrialRecord]:
         """Return the current state of all trials except the verdict's, by number."""
@@ -383,7 +391,7 @@ class Record:
     def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
         with self._step():
             self._running(plan).set_user_attr("reason", reason)
-            self._study_of(plan.stage).tell(plan.number, state=state)
+            self._study_of(plan.stage).tell(self._running(plan), state=state)
         self._drop_checkpoint(plan)
 
     def _drop_checkpoint(self, plan: Plan) -> None:

@@ -6,6 +6,7 @@ This module writes nothing.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -52,6 +53,12 @@ class TrialRecord:
     """End time in milliseconds since 1970."""
 
     @property
+    def number(self) -> int:
+        """Optuna's trial number, from 0; the verdict's trials are counted separately."""
+        assert self.plan.number is not None
+        return self.plan.number
+
+    @property
     def training_s(self) -> float:
         """Training time of all epochs in seconds, without validation."""
         return sum(result.epoch_s for result in self.epochs)
@@ -92,7 +99,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     )
     epoch_ends_ms = tuple(values.pop("ended_ms") for values in epochs)
     return TrialRecord(
-        plan=Plan(trial.number, attributes["stage"], Recipe.from_dict(attributes["recipe"]), attributes["seed"]),
+        plan=Plan(trial.number, attributes["stage"], _recipe(tuple(attributes["recipe"].items())), attributes["seed"]),
         state=STATES[trial.state],
         # For a pruned trial, Optuna returns the last score as value.
         value=trial.value if trial.state is TrialState.COMPLETE else None,
@@ -105,6 +112,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         started_ms=_milliseconds(trial.datetime_start),
         ended_ms=_milliseconds(trial.datetime_complete),
     )
+
+
+@lru_cache(maxsize=4096)
+def _recipe(values: tuple[tuple[str, Any], ...]) -> Recipe:
+    """Return the recipe of these fields; a trial is read at each of its reports, its recipe is checked only once."""
+    return Recipe.from_dict(dict(values))
 
 
 def _milliseconds(moment: Any) -> int | None:

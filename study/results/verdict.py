@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.results.metrics import Evaluation
 from study.results.record import Record
@@ -93,7 +95,7 @@ def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     The first trial of the search is the baseline, and it is returned if no trial is better. If no other recipe was
     completed, there is nothing to choose from, and None is returned.
     """
-    searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.plan.number)
+    searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.number)
     complete = [trial for trial in searched if trial.state == "complete"]
     if all(trial.plan.recipe == searched[0].plan.recipe for trial in complete):
         return None
@@ -110,14 +112,14 @@ def final_seeds(seed: int, repeats: int) -> list[int]:
     return [first + repeat for repeat in range(repeats)]
 
 
-def plan_finals(winner: TrialRecord, baseline: Recipe, seed: int, repeats: int) -> list[tuple[str, Recipe, int]]:
-    """Plan the refits, (stage, recipe, seed) each, seed by seed, so that an early end leaves complete pairs.
+def plan_finals(winner: TrialRecord, baseline: Recipe, seed: int, repeats: int) -> list[Plan]:
+    """Plan the refits, seed by seed, so that an early end leaves complete pairs.
 
     In each pair, the recipe that trains more blocks goes first: the longer prefix of the other starts from its cached
     outputs. If the baseline won, only the baseline is refitted: for its test accuracy, and for a classifier to save.
     """
     recipes = sorted(dict.fromkeys([baseline, winner.plan.recipe]), key=lambda recipe: -recipe.unfreeze_depth)
-    return [("final", recipe, final) for final in final_seeds(seed, repeats) for recipe in recipes]
+    return [Plan(None, "final", recipe, final) for final in final_seeds(seed, repeats) for recipe in recipes]
 
 
 def judge(
@@ -138,7 +140,7 @@ def judge(
         classes: names of the classes.
     """
     assert winner.value is not None
-    finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.plan.number)
+    finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
     before, after = _tests(finals, baseline), _tests(finals, recipe)
     planned = dict.fromkeys(trial.plan.seed for trial in finals)
@@ -166,7 +168,7 @@ def judge(
     return Verdict(
         decision=decision,
         reason=reason,
-        winner_trial=winner.plan.number,
+        winner_trial=winner.number,
         changes={field: value for field, value in recipe.to_dict().items() if value != getattr(baseline, field)},
         val_accuracy=winner.value,
         optimism=winner.value - sides[1].mean if sides else None,
@@ -183,18 +185,30 @@ def judge(
     )
 
 
-def recall_verdict(record: Record) -> Verdict | None:
-    """Return the verdict of a search whose refits have ended, from its record; None if there is no verdict."""
-    winner, labels = choose(record.trials()), record.noted("test_labels")
-    if winner is None or labels is None:
-        return None
-    return judge(
+def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) -> Verdict:
+    """Judge the refits of a search and store the verdict in its record, where `stored_verdict` reads it.
+
+    Args:
+        record: record of a search whose refits have ended.
+        winner: trial that `choose` returned.
+        labels: true class of each test image, in the order of the predictions.
+    """
+    verdict = judge(
         record.finals(),
         labels=labels,
         baseline=record.trials()[0].plan.recipe,
         winner=winner,
         classes=record.manifest["classes"],
     )
+    record.note("test_labels", list(labels))
+    record.note("verdict", asdict(verdict))
+    return verdict
+
+
+def stored_verdict(record: Record) -> Verdict | None:
+    """Return the verdict of a search from its record; None if the search has none yet, or nothing to judge."""
+    values = record.noted("verdict")
+    return None if values is None else TypeAdapter(Verdict).validate_python(values)
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:

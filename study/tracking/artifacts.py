@@ -88,7 +88,7 @@ def search_files(
     columns = ["trial", "state", "val_accuracy", "epochs", "seconds", "saved_s", *recipe_fields]
     lines = [
         [
-            trial.plan.number,
+            trial.number,
             trial.state,
             trial.val_accuracy,
             len(trial.epochs),

@@ -18,7 +18,7 @@ from study.report.render import write_report
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
-from study.results.verdict import Verdict, choose, recall_verdict, verdict_metrics
+from study.results.verdict import Verdict, choose, stored_verdict, verdict_metrics
 from study.results.wording import sentence
 from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.client import without_credentials
@@ -92,7 +92,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     """
     shutil.rmtree(record.checkpoints, ignore_errors=True)
     trials, classes = record.trials(), record.manifest["classes"]
-    importances, verdict = record.noted("importances") or {}, recall_verdict(record)
+    importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:
         findings = _findings(trials, importances, verdict, classes)

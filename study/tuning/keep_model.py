@@ -52,7 +52,7 @@ def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pr
 
 def _first_refit(finals: Sequence[TrialRecord], recipe: Recipe) -> TrialRecord | None:
     complete = (trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete" and trial.test)
-    return min(complete, key=lambda trial: trial.plan.number, default=None)
+    return min(complete, key=lambda trial: trial.number, default=None)
 
 
 def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: Pretrained) -> ModelCard:

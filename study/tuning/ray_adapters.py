@@ -105,7 +105,7 @@ class RecordSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End the trial in the record, unless it has already ended there or will run again."""
         plan = self._running.pop(trial_id)
-        if not self._record.trial(plan).finished and plan not in self._to_repeat:
+        if not self._record.has_ended(plan) and plan not in self._to_repeat:
             if error:
                 self._bury(plan)
             else:
@@ -153,7 +153,7 @@ class RecordScheduler(FIFOScheduler):
         plan = trial.config["plan"]
         report = result["report"]
         decision = TrialScheduler.CONTINUE
-        if self._record.trial(plan).finished:  # its process died before Ray Tune noticed the trial's end
+        if self._record.has_ended(plan):  # its process died before Ray Tune noticed the trial's end
             return TrialScheduler.STOP
         match report:
             case Progress():

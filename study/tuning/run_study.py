@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.sample_batch import draw_batch
 from study.results.record import Record
-from study.results.verdict import choose, plan_finals, recall_verdict
+from study.results.verdict import choose, plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri, without_credentials
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
@@ -148,10 +148,7 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
         desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        record.note("test_labels", dataset.test.labels.tolist())
-        verdict = recall_verdict(record)
-        assert verdict
-        record.note("verdict", asdict(verdict))
+        reach_verdict(record, winner, dataset.test.labels.tolist())
         keep_winner(record, winner.plan.recipe, dataset, desk.pretrained[winner.plan.recipe.model])
 
 
@@ -190,7 +187,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             manifest = facts | _describe_study(config, design)
             record = Record.create(config.mlruns / "studies" / config.name, manifest, space=design.space)
             stack.callback(record.close)
-        record.add((design.stage, recipe, config.seed) for recipe in design.recipes)
+        record.add(Plan(None, design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
         tracker = stack.enter_context(_tracking(config, record, dataset, client))
         yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.config.plan import Design
+from study.config.plan import Design, Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
 from study.report.__main__ import main
@@ -65,7 +65,7 @@ def record(tmp_path, make_recipe) -> Iterator[Record]:
     space = SearchSpace("pets", tmp_path, domains, make_recipe(), Budget(10), Pruner("none"), Resources())
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "mlruns" / "studies" / "one", manifest, space=space)
-    record.add([("search", replace(space.base, unfreeze_depth=1), 0)])
+    record.add([Plan(None, "search", replace(space.base, unfreeze_depth=1), 0)])
     for number in range(10):
         plan = record.next_trial()
         right = 10 if number == 6 else number % 4
@@ -87,7 +87,7 @@ def baseline(tmp_path, make_recipe) -> Iterator[Record]:
     recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
     manifest = MANIFEST | {"classes": classes} | Design("baseline", recipes).to_dict()
     record = Record.create(tmp_path / "mlruns" / "studies" / f"two-{'long' * 15}", manifest)
-    record.add(("baseline", recipe, 0) for recipe in recipes)
+    record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
     for right in (9, 10):
         plan = record.next_trial()
         record.facts(plan, {"parameters": 11, "trainable_parameters": 10})
@@ -204,7 +204,7 @@ def test_the_report_sorts_text_from_a_to_z_and_back(browser, report):
 def test_the_report_sorts_trials_by_their_number(browser, tmp_path, make_recipe):
     recipes = tuple(make_recipe(lr=10.0**-number) for number in range(12))
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", recipes).to_dict())
-    record.add(("baseline", recipe, 0) for recipe in recipes)
+    record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
     browser.get(write_report(record, None).as_uri())
     record.close()
     press(browser, "trial")

@@ -15,7 +15,7 @@ import pytest
 
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
-from study.config.plan import Design
+from study.config.plan import Design, Plan
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data.images import Dataset, fingerprint
 from study.data.sources import find_images, load_dataset
@@ -26,6 +26,7 @@ from study.report.search_sections import MOST_PLOTTED
 from study.report.study_page import describe, run_command
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
+from study.results.verdict import choose, reach_verdict
 
 MANIFEST = {
     "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,
@@ -62,7 +63,7 @@ def make_record(tmp_path, make_recipe):
             recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
             manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
             record = Record.create(directory, manifest)
-            record.add(("baseline", recipe, 0) for recipe in recipes)
+            record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
             for wrong in (2, 1):
                 finish(record, wrong)
         else:
@@ -71,7 +72,7 @@ def make_record(tmp_path, make_recipe):
             )
             manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict() | told
             record = Record.create(directory, manifest, space=space)
-            record.add([("search", space.base, 0)])
+            record.add([Plan(None, "search", space.base, 0)])
             for right in (1, 2):
                 plan = record.next_trial()
                 for epoch in (1, 2):
@@ -80,10 +81,10 @@ def make_record(tmp_path, make_recipe):
             pruned = record.next_trial()
             record.epoch(pruned, result(1, 0))
             record.prune(pruned, "pruned")
-            record.add(("final", trial.plan.recipe, 7) for trial in record.trials()[:2])
+            record.add(Plan(None, "final", trial.plan.recipe, 7) for trial in record.trials()[:2])
             for wrong in (2, 0):
                 finish(record, wrong)
-            record.note("test_labels", [0] * 4 + [1] * 4)
+            reach_verdict(record, choose(record.trials()), [0] * 4 + [1] * 4)
             record.note("importances", {"lr": 1.0})
         opened.append(record)
         return record
@@ -111,7 +112,7 @@ def make_tested(tmp_path, make_recipe):
         recipes = tuple(make_recipe(**changes) for changes, _ in trials)
         manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
         record = Record.create(tmp_path / "mlruns" / "studies" / name, manifest)
-        record.add(("baseline", recipe, 0) for recipe in recipes)
+        record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
         for _, found in trials:
             finish(record, **{"wrong": 1, **found})
         opened.append(record)
@@ -168,7 +169,7 @@ def test_report_without_images_says_so(baseline):
 
 def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, make_recipe):
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     record.fail(record.next_trial(), "train_loss: must stay finite")
     page = render([(record, None)])
     assert "No trial was tested." in page
@@ -178,7 +179,7 @@ def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, ma
 
 def test_report_of_a_study_without_a_test_shows_no_batch_and_says_so(tmp_path, make_recipe, dataset):
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     given = section(record, "First training batch", dataset)
     assert given.text == "No trial was tested, so no batch is shown."
     assert not given.pictures
@@ -192,7 +193,7 @@ def begin_search(tmp_path, make_recipe, trials):
     )
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add([("search", space.base, 0)])
+    record.add([Plan(None, "search", space.base, 0)])
     return record
 
 
@@ -273,7 +274,7 @@ def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path
     )
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add(("search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
+    record.add(Plan(None, "search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
     for features in ({"stored": 16, "read": 4}, {"stored": 15, "read": 5}):
         record.epoch(record.next_trial(), replace(result(1, 1), features=features))
     assert column(section(record, "All trials").tables[0], "device time (s)") == ["3.0", "3.0*"]
@@ -282,7 +283,7 @@ def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path
 
 def test_best_recipe_of_a_depth_is_a_complete_one(make_record):
     record = make_record("search")
-    record.add([("search", record.trials()[0].plan.recipe, 1)])
+    record.add([Plan(None, "search", record.trials()[0].plan.recipe, 1)])
     plan = record.next_trial()
     record.epoch(plan, result(1, 2))
     record.prune(plan, "pruned")
@@ -307,7 +308,9 @@ def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accura
     )
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add(("search", make_recipe(unfreeze_depth=depth, lr=lr), 0) for depth in (1, 2) for lr in (0.1, 0.2))
+    record.add(
+        Plan(None, "search", make_recipe(unfreeze_depth=depth, lr=lr), 0) for depth in (1, 2) for lr in (0.1, 0.2)
+    )
     for right in (1, 2, 2, 0):
         plan = record.next_trial()
         record.epoch(plan, result(1, right))
@@ -338,7 +341,7 @@ def test_every_trial_shows_every_searched_field(tmp_path, make_recipe):
     space = SearchSpace("small", tmp_path, domains, make_recipe(), Budget(1), Pruner("none"), Resources())
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add([("search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
+    record.add([Plan(None, "search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
     (table,) = section(record, "All trials").tables
     assert list(table.columns)[9:] == ["device time (s)", "weight decay", "optimizer", "reason"]
     assert column(table, "weight decay") == ["0.123"]
@@ -435,7 +438,7 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
     )
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
     record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
-    record.add(("search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
+    record.add(Plan(None, "search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
     helps = section(record, "Search results")
     assert helps.text == f"Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
     assert not helps.pictures

@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 
+from study.config.plan import Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import RecordError
 from study.results.metrics import EpochResult, Evaluation
@@ -34,7 +35,7 @@ def record(tmp_path):
 
 def test_next_trial_gives_each_planned_trial_once_in_order(record, make_recipe):
     recipes = [make_recipe(lr=lr) for lr in (0.1, 0.2, 0.3)]
-    record.add(("baseline", recipe, 5) for recipe in recipes)
+    record.add(Plan(None, "baseline", recipe, 5) for recipe in recipes)
     plans = [record.next_trial() for _ in range(4)]
     assert [plan.recipe for plan in plans[:3]] == recipes
     assert [plan.number for plan in plans[:3]] == [0, 1, 2]
@@ -43,7 +44,7 @@ def test_next_trial_gives_each_planned_trial_once_in_order(record, make_recipe):
 
 
 def test_trial_returns_what_was_reported(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     record.facts(plan, {"device": "CPU"})
     record.epoch(plan, EPOCH)
@@ -55,7 +56,7 @@ def test_trial_returns_what_was_reported(record, make_recipe):
 
 
 def test_complete_takes_the_last_validation_where_there_is_no_test(record, make_recipe):
-    record.add([("search", make_recipe(), 0)])
+    record.add([Plan(None, "search", make_recipe(), 0)])
     plan = record.next_trial()
     for epoch, right in ((1, 3), (2, 1)):
         record.epoch(plan, EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 4 - right]] * 2))
@@ -83,7 +84,7 @@ def test_only_the_pruner_saves_time(make_search):
 
 
 def test_each_opening_of_the_test_images_is_recorded(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     assert record.trial(plan).tests_opened == 0
     record.open_test(plan)
@@ -95,7 +96,7 @@ def test_each_opening_of_the_test_images_is_recorded(record, make_recipe):
 
 
 def test_seconds_are_those_of_training_validation_and_test(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     for number in (1, 2):
         record.epoch(plan, replace(EPOCH, epoch=number, val_s=0.5))
@@ -104,7 +105,7 @@ def test_seconds_are_those_of_training_validation_and_test(record, make_recipe):
 
 
 def test_a_trial_of_the_verdict_is_not_complete_without_its_test(record, make_recipe):
-    record.add([("final", make_recipe(), 1)])
+    record.add([Plan(None, "final", make_recipe(), 1)])
     plan = record.next_trial()
     record.epoch(plan, scored(1, 0.5))
     record.complete(plan)
@@ -112,7 +113,7 @@ def test_a_trial_of_the_verdict_is_not_complete_without_its_test(record, make_re
 
 
 def test_another_thread_reads_whole_steps_alone(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     with ThreadPoolExecutor() as pool, record._step():
         record._running(plan).set_user_attr("facts", {"device": "CPU"})
@@ -136,7 +137,7 @@ def test_what_killed_sessions_left_half_written_is_swept_away(record):
 
 
 def test_complete_without_a_result_is_a_failure(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     record.complete(plan)
     assert record.trial(plan).state == "failed"
@@ -144,7 +145,7 @@ def test_complete_without_a_result_is_a_failure(record, make_recipe):
 
 
 def test_an_epoch_told_twice_counts_once(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     record.epoch(plan, EPOCH)
     record.epoch(plan, EPOCH)
@@ -152,7 +153,7 @@ def test_an_epoch_told_twice_counts_once(record, make_recipe):
 
 
 def test_trial_keeps_what_stopped_it(record, make_recipe):
-    record.add([("baseline", make_recipe(epochs=4), 0)])
+    record.add([Plan(None, "baseline", make_recipe(epochs=4), 0)])
     plan = record.next_trial()
     record.epoch(plan, EPOCH)
     record.prune(plan, "pruned")
@@ -162,7 +163,7 @@ def test_trial_keeps_what_stopped_it(record, make_recipe):
 
 
 def test_finals_have_numbers_and_a_ranking_of_their_own(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+    record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
     first, final = record.next_trial(), record.next_trial()
     assert (first.key, final.key) == ("0", "final-0")
     record.tested(final, TEST)
@@ -173,7 +174,7 @@ def test_finals_have_numbers_and_a_ranking_of_their_own(record, make_recipe):
 
 def test_add_plans_nothing_twice(record, make_recipe):
     for _ in range(2):
-        record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+        record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
     assert (len(record.trials()), len(record.finals())) == (1, 1)
 
 
@@ -196,7 +197,7 @@ def make_search(tmp_path, make_recipe):
             resources=Resources(),
         )
         opened.append(Record.create(tmp_path / "studies" / name, {"seed": seed}, space=space))
-        opened[-1].add([("search", space.base, seed)])
+        opened[-1].add([Plan(None, "search", space.base, seed)])
         return opened[-1]
 
     yield make
@@ -266,7 +267,7 @@ def test_search_learns_from_what_it_saw(make_search):
 def test_search_runs_a_baseline_outside_its_space_as_it_is(make_search, make_recipe):
     record = make_search(trials=15)
     outside = make_recipe(epochs=4, optimizer="sgd", lr=0.5)
-    record.add([("search", outside, 0)])
+    record.add([Plan(None, "search", outside, 0)])
     plans = run_search(record, by_lr)
     assert plans[1].recipe == outside
     assert set(record.importances()) == {"lr", "unfreeze_depth"}
@@ -298,7 +299,7 @@ def test_pruner_stops_what_is_behind_and_keeps_its_curve(make_search):
 def test_pruner_never_stops_the_baseline(make_search, make_recipe):
     record = make_search(trials=1, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
     better = [record.next_trial()]
-    record.add([("search", make_recipe(epochs=4, lr=0.5), 0)])
+    record.add([Plan(None, "search", make_recipe(epochs=4, lr=0.5), 0)])
     other = record.next_trial()
     record.epoch(other, scored(1, 0.9))
     assert record.epoch(better[0], scored(1, 0.1)) is None
@@ -323,13 +324,13 @@ def test_time_budget_ends_the_search_and_stops_running_trials(make_search):
 def test_a_search_proposes_nothing_once_the_verdict_has_begun(make_search, make_recipe):
     record = make_search(trials=5)
     record.complete(record.next_trial())
-    record.add([("final", make_recipe(), 1)])
+    record.add([Plan(None, "final", make_recipe(), 1)])
     assert record.next_trial().stage == "final"
     assert record.next_trial() is None
 
 
 def test_the_journal_is_one_that_optuna_opens(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
     record.tested(plan, TEST)
     record.complete(plan)
@@ -339,7 +340,7 @@ def test_the_journal_is_one_that_optuna_opens(record, make_recipe):
 
 
 def test_the_journal_is_text_and_holds_no_pickle(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     for line in (record.directory / "journal.log").read_text().splitlines():
         json.loads(line)
 
@@ -381,7 +382,7 @@ def test_a_record_that_is_not_there_is_named(tmp_path):
 
 
 def test_open_gives_what_was_running_first_under_its_own_number(record, make_recipe):
-    record.add(("baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
+    record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     record.complete(record.next_trial())
     running = record.next_trial()
     record.epoch(running, EPOCH)
@@ -397,7 +398,7 @@ def test_open_ends_what_was_only_not_said_to_have_ended(make_search, make_recipe
     plan = record.next_trial()
     for epoch in range(1, 5):
         record.epoch(plan, scored(epoch, 0.5))
-    record.add([("final", make_recipe(), 1)])
+    record.add([Plan(None, "final", make_recipe(), 1)])
     final = record.next_trial()
     record.tested(final, TEST)
     again = reopen(record)
@@ -454,7 +455,7 @@ def test_a_search_that_was_cut_anywhere_goes_on_as_one_that_was_not(make_search,
     end = begun + kept * (len(lines) - begun) // 90
     journal.write_bytes(b"".join(lines[:end]) + lines[end][: len(lines[end]) // 2])
     again = Record.open(cut.directory)
-    again.add([("search", again.space.base, 0)])
+    again.add([Plan(None, "search", again.space.base, 0)])
     while plan := again.next_trial():
         for epoch in range(len(again.trial(plan).epochs) + 1, 5):
             if again.epoch(plan, scored(epoch, by_lr(plan, epoch))):
@@ -483,7 +484,7 @@ def test_a_hostile_journal_is_refused_and_stays_as_it_is(record, line):
 
 
 def test_a_trial_that_ends_leaves_no_weights_behind(record, make_recipe):
-    record.add([("baseline", make_recipe(), 0), ("final", make_recipe(), 1)])
+    record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
     record.checkpoints.mkdir()
     for plan in (record.next_trial(), record.next_trial()):
         (record.checkpoints / plan.checkpoint).touch()

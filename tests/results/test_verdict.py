@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.results.metrics import Evaluation
+from study.results.record import Record
 from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
-from study.results.verdict import choose, final_seeds, judge, plan_finals
+from study.results.verdict import choose, final_seeds, judge, plan_finals, stored_verdict
 from study.results.wording import details, sentence
 
+RECORDS = Path(__file__).parents[1] / "records"
 BASELINE = baseline_recipe("resnet18")
 WINNER = replace(BASELINE, unfreeze_depth=2, lr=3.1e-4)
 CLASSES = ("cat", "dog", "ship")
@@ -131,12 +134,12 @@ def test_final_seeds_stay_when_more_are_asked_for():
 def test_plan_finals_goes_through_the_seeds_pair_by_pair_the_deeper_first(depth, order):
     recipes = [BASELINE, replace(WINNER, unfreeze_depth=depth)]
     planned = plan_finals(trial(7, recipes[1], value=0.9), BASELINE, 5, 2)
-    assert planned == [("final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
+    assert planned == [Plan(None, "final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
 
 
 def test_plan_finals_refits_a_baseline_that_won_alone():
     plan = plan_finals(trial(0, BASELINE, value=0.9), BASELINE, 5, 2)
-    assert plan == [("final", BASELINE, seed) for seed in final_seeds(5, 2)]
+    assert plan == [Plan(None, "final", BASELINE, seed) for seed in final_seeds(5, 2)]
 
 
 def test_judge_calls_a_clear_gain_better():
@@ -334,3 +337,8 @@ def test_details_give_both_sides_and_what_is_missing():
     optimism = "5.0 percentage points: validation accuracy in the search (95.00 %, trial 7) minus mean test accuracy"
     assert ("optimism", optimism) in lines
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
+
+
+def test_stored_verdict_is_the_one_that_was_reached():
+    record = Record.read(RECORDS / "search")
+    assert asdict(stored_verdict(record)) == record.noted("verdict")

@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 
+from study.config.plan import Plan
 from study.errors import TrackingError
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
@@ -39,7 +40,7 @@ def epoch(number: int) -> EpochResult:
 def record(tmp_path, make_recipe):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = Record.create(tmp_path / "studies" / "one", MANIFEST)
-    record.add([("baseline", make_recipe(), 0), ("baseline", make_recipe(unfreeze_depth=2), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "baseline", make_recipe(unfreeze_depth=2), 0)])
     yield record
     record.close()
 
@@ -261,7 +262,7 @@ def test_tracker_asks_a_store_that_is_silent_once_and_not_once_a_trial(record, m
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    record.add(("baseline", make_recipe(lr=0.1 + number), 0) for number in range(40))
+    record.add(Plan(None, "baseline", make_recipe(lr=0.1 + number), 0) for number in range(40))
     with ThreadingHTTPServer(("127.0.0.1", 0), _Silent) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tracker = track(MlflowClient(f"http://127.0.0.1:{server.server_port}"), record, tmp_path)

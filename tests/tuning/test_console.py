@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
+from study.config.plan import Plan
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
@@ -35,7 +36,7 @@ def record(tmp_path, space):
     """Of a search that begins with the baseline's recipe."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = Record.create(tmp_path / "one", {}, space=space)
-    record.add([("search", space.base, 0)])
+    record.add([Plan(None, "search", space.base, 0)])
     yield record
     record.close()
 
@@ -45,7 +46,7 @@ def fixed(tmp_path, make_recipe):
     """Of a baseline, which holds no validation images out."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = Record.create(tmp_path / "fixed", {})
-    record.add([("baseline", make_recipe(), 0)])
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
     yield record
     record.close()
 
@@ -121,7 +122,7 @@ def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
 
 def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
     record = Record.create(tmp_path / "two", {})
-    record.add([("final", make_recipe(model="mobilenet_v3_small", lr=3.1e-4, batch_size=128), 2147483647)])
+    record.add([Plan(None, "final", make_recipe(model="mobilenet_v3_small", lr=3.1e-4, batch_size=128), 2147483647)])
     console, output = terminal()
     console.on_record(record)
     plan = record.next_trial()

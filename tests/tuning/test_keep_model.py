@@ -6,6 +6,7 @@ import optuna
 import pytest
 import torch
 
+from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.classifier import build
 from study.models.pretrained import Pretrained
@@ -42,7 +43,7 @@ def study(tmp_path, make_images, make_recipe):
     dataset = Dataset("pets", ("cat", "dog", "eel"), make_images(24), make_images(9, seed=1), 0.5)
     record = Record.create(tmp_path / "one", MANIFEST)
     recipe = make_recipe(unfreeze_depth=5, batch_size=4, epochs=1)
-    record.add(("final", planned, seed) for seed in (5, 6) for planned in (make_recipe(epochs=1), recipe))
+    record.add(Plan(None, "final", planned, seed) for seed in (5, 6) for planned in (make_recipe(epochs=1), recipe))
     yield SimpleNamespace(record=record, recipe=recipe, dataset=dataset)
     record.close()
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from study.config.plan import Plan
 from study.config.search_space import Budget, Float, Pruner, Resources, SearchSpace
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
@@ -35,7 +36,7 @@ class Witness:
 def tune(tmp_path, make_recipe):
     """A record of three planned trials, and what stands between it and Ray Tune."""
     record = Record.create(tmp_path / "one", {})
-    record.add(("baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
+    record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
     searcher = RecordSearcher(record, [witness])
     scheduler = RecordScheduler(record, searcher, [witness])
@@ -150,7 +151,7 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
         "small", tmp_path, {"lr": Float(1e-5, 1e-2)}, make_recipe(), Budget(2), Pruner("asha"), Resources()
     )
     record = Record.create(tmp_path / "two", {}, space=space)
-    record.add([("search", space.base, 0)])
+    record.add([Plan(None, "search", space.base, 0)])
     searcher = RecordSearcher(record, [])
     scheduler = RecordScheduler(record, searcher, [])
     good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
