@@ -1,4 +1,4 @@
-"""Run a command, and turn its errors into one line on standard error and an exit code.
+"""Run a command, and turn its errors and signals into one line on standard error and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 """
@@ -9,24 +9,34 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from study.errors import ConfigError, StudyError
+from study.output import unbreakable_output
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that interrupt a command: Ctrl-C, kill, a closed terminal."""
 
 
 def run_command(command: Callable[[], int], *, interrupted: str = "interrupted.") -> int:
-    """Run a command and return its exit code; SIGTERM interrupts the command as Ctrl-C does.
+    """Run a command and return its exit code; SIGTERM and SIGHUP interrupt the command as Ctrl-C does.
+
+    The first signal interrupts; all later ones change nothing, so that the command can end in order. A signal that is
+    ignored from the start, as SIGHUP is under nohup, stays ignored.
 
     Args:
         command: function that does the work and returns an exit code.
         interrupted: line to print after an interruption, unless the interruption carries a message; empty for none.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return command()
-    except StudyError as error:
-        _print(str(error))
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt as interruption:
-        _print(str(interruption) or interrupted)
-        return 130
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    with unbreakable_output():
+        try:
+            return command()
+        except StudyError as error:
+            _print(str(error))
+            return 2 if isinstance(error, ConfigError) else 1
+        except KeyboardInterrupt as interruption:
+            _print(str(interruption) or interrupted)
+            return 130
 
 
 def _print(line: str) -> None:
@@ -35,4 +45,7 @@ def _print(line: str) -> None:
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    print("study: ending …", file=sys.stderr, flush=True)
     raise KeyboardInterrupt

@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupt
 
 import argparse
 import contextlib
+import re
+import secrets
 import sys
 import time
 import warnings
@@ -58,7 +60,7 @@ def _run_baseline(options: argparse.Namespace) -> int:
         known = " and ".join(baseline.models)
         raise ConfigError(f"--as-written: models must be among {known}, as in the assignment, but got {other[0]!r}.")
     recipes = [replace(baseline_recipe(model), **recipe_changes(options)) for model in models]
-    config = configure(options, options.name or time.strftime("baseline-%Y%m%d-%H%M%S"))
+    config = configure(options, options.name or _default_name("baseline"))
     check_new(_directory(config))
     stage = "as-written" if options.as_written else "baseline"
     return _run(config, Design(stage, tuple(recipes)))
@@ -77,8 +79,7 @@ def _search(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--search: spaces must have different names, but got {twice!r} twice. Rename a file, or leave one out."
         )
-    started = time.strftime("%Y%m%d-%H%M%S")
-    configs = [configure(options, options.name or f"{space.name}-{started}") for space in spaces]
+    configs = [configure(options, options.name or _default_name(space.name)) for space in spaces]
     for config in configs:
         check_new(_directory(config))
     exit_code = 0
@@ -169,8 +170,14 @@ def _naming(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        hint = f"interrupted; the record is kept, and --resume {directory.name} continues the study."
+        hint = f"interrupted; the record is kept. To continue: python -m study.run --resume {directory.name}"
         raise KeyboardInterrupt(hint if directory.is_dir() else "") from None
+
+
+def _default_name(prefix: str) -> str:
+    """Return a name that no other study gets, not even one that another process begins in the same second."""
+    prefix = re.sub(r"[^A-Za-z0-9._-]+", "-", prefix).strip("-._")[:40] or "search"
+    return f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _directory(config: StudyConfig) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
 from study.data.images import Images
+from study.exit_codes import SIGNALS
 from study.run import main
 
 # Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
@@ -37,7 +38,7 @@ def run_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     """Run a command that ends before it starts Ray in this process: of its own, it would import for ten seconds."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(room: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
         monkeypatch.chdir(room)
@@ -50,7 +51,8 @@ def run_here(
         return subprocess.CompletedProcess(given, code, *capfd.readouterr())
 
     yield run
-    signal.signal(signal.SIGTERM, on_sigterm)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

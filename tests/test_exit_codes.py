@@ -4,14 +4,15 @@ import signal
 import pytest
 
 from study.errors import ConfigError, DataError
-from study.exit_codes import run_command
+from study.exit_codes import SIGNALS, run_command
 
 
 @pytest.fixture(autouse=True)
-def _restore_sigterm():
-    before = signal.getsignal(signal.SIGTERM)
+def _restore_signals():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def fail(error: BaseException) -> int:
@@ -36,5 +37,29 @@ def test_command_returns_its_own_code():
     assert run_command(lambda: 7) == 7
 
 
-def test_sigterm_interrupts_a_command():
-    assert run_command(lambda: os.kill(os.getpid(), signal.SIGTERM) or 0) == 130
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_interrupts_a_command(number, capsys):
+    assert run_command(lambda: os.kill(os.getpid(), number) or 0) == 130
+    assert capsys.readouterr().err == "study: ending …\nstudy: interrupted.\n"
+
+
+@pytest.mark.parametrize("again", SIGNALS)
+def test_second_signal_changes_nothing(again, capsys):
+    ended = []
+
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), again)
+            ended.append("in order")
+        return 0
+
+    assert run_command(work) == 130
+    assert ended == ["in order"]
+    assert capsys.readouterr().err == "study: ending …\nstudy: interrupted.\n"
+
+
+def test_signal_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run_command(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7

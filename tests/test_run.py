@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from study.config.plan import STUDY_NAME
 from study.models.classifier import build
 from study.results.record import Record
+from study.run import _default_name
 from study.tracking.client import connect, local_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
@@ -292,7 +294,7 @@ def test_no_network_and_no_weights_names_every_way_round(run_here, image_folder,
         assert expected in done.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, image_folder, name):
     arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK, "--epochs", "100000"]
     with subprocess.Popen(
@@ -307,8 +309,8 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "study: interrupted; the record is kept, and --resume one continues the study.\n"
-    assert "Traceback" not in errors
+    goes_on = "study: interrupted; the record is kept. To continue: python -m study.run --resume one\n"
+    assert errors == f"study: ending …\n{goes_on}"
     deadline = time.monotonic() + 20
     while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -328,7 +330,7 @@ def test_an_interruption_before_the_record_names_no_study_to_go_on_with(study, i
                 break
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "study: interrupted.\n")
+    assert (process.returncode, errors) == (130, "study: ending …\nstudy: interrupted.\n")
     assert not list(study.room.glob("mlruns/studies/*"))
 
 
@@ -359,3 +361,12 @@ def test_models_lists_what_can_be_studied(run_here, tmp_path):
     done = run_here(tmp_path, "--models")
     assert done.returncode == 0, done.stderr
     assert "resnet18" in done.stdout and "224 px" in done.stdout
+
+
+def test_default_names_never_collide():
+    assert len({_default_name("baseline") for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("space", ["my space", "поиск", "x" * 100, "..", "a/b"])
+def test_default_name_is_allowed_for_every_space(space):
+    assert STUDY_NAME.fullmatch(_default_name(space))

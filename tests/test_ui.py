@@ -71,7 +71,7 @@ def test_ui_answers_on_a_free_port_to_this_machine_alone_and_leaves_no_process(r
             assert ours
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "")
+    assert (process.returncode, errors) == (130, "study: ending …\n")
     deadline = time.monotonic() + 20
     while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
         time.sleep(0.2)

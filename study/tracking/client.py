@@ -54,6 +54,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the user's password in it, if the server has one
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     # The tracker retries in its own thread, and before that asks MLflow which data has arrived.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

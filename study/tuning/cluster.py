@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study.errors import ConfigError, StudyError, first_line
+from study.exit_codes import SIGNALS
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -83,7 +84,7 @@ def ray_session(
         for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     scratch = Path(tempfile.mkdtemp(prefix="study-"))
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         try:
             ray.init(
@@ -96,7 +97,8 @@ def ray_session(
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = f"--ray-address {address}" if address else "local Ray"
             raise StudyError(f"{place}: must start and answer, but got: {first_line(error)}") from error
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would exit before the record is closed
+        for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
+            signal.signal(number, handler)
         yield scratch
     finally:
         ray.shutdown()

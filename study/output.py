@@ -1,0 +1,58 @@
+"""Keep a screen that is gone from ending a command: lines that cannot be printed are lost, the work goes on."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+class _Unbreakable:
+    """A text stream whose writes never fail: a closed terminal or pipe and a full disk cost the lines only."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:  # a screen in Latin-1 or ASCII
+            encoding = self._stream.encoding or "ascii"
+            self.write(text.encode(encoding, "replace").decode(encoding))
+        except (OSError, ValueError):  # EIO, EPIPE, ENOSPC; closed
+            self._give_up()
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Send everything from now on to the null device, also what other libraries and the interpreter's end print."""
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbreakable_output() -> Iterator[None]:
+    """Let no error of standard output or standard error reach the code inside; a missing stream swallows all lines."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as null:
+        sys.stdout, sys.stderr = (_Unbreakable(stream or null) for stream in before)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before

@@ -1,0 +1,54 @@
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from study.output import unbreakable_output
+
+
+class Broken(io.StringIO):
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self._code = code
+
+    def write(self, text: str) -> int:
+        raise OSError(self._code, os.strerror(self._code))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_failing_screen_does_not_end_the_work(code, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Broken(code))
+    with unbreakable_output():
+        print("lost")
+        print("lost", file=sys.stdout, flush=True)
+
+
+def test_missing_screen_swallows_lines(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with unbreakable_output():
+        print("lost")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_characters_that_a_screen_lacks_are_replaced(encoding, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with unbreakable_output():
+        print("1e-05 … 0.01")
+    assert screen.buffer.getvalue() == b"1e-05 ? 0.01\n"
+
+
+def test_closed_pipe_keeps_the_exit_code():
+    code = (
+        "import sys; from study.exit_codes import run_command\n"
+        "def work():\n"
+        "    for line in range(20_000): print(line)\n"
+        "    return 7\n"
+        "sys.exit(run_command(work))"
+    )
+    command = f'{sys.executable} -c "$CODE" | head -n 1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n7\n", "")
