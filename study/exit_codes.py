@@ -3,9 +3,12 @@
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 """
 
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from study.errors import ConfigError, StudyError
@@ -30,6 +33,7 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted."
             signal.signal(number, _interrupt)
     with unbreakable_output():
         try:
+            _ensure_home()
             return command()
         except StudyError as error:
             _print(str(error))
@@ -37,6 +41,21 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted."
         except KeyboardInterrupt as interruption:
             _print(str(interruption) or interrupted)
             return 130
+
+
+def _ensure_home() -> None:
+    """Give a user without a home directory one: a container's user without a name, and without HOME.
+
+    Ray, torch and MLflow fail without a home directory. This one lasts, since the cache lies in it.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir(), f"study-home-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            raise ConfigError(f"HOME: must be set, since {home} belongs to another user.") from None
+        os.environ["HOME"] = str(home)
 
 
 def _print(line: str) -> None:

@@ -1,5 +1,6 @@
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,26 @@ def test_second_signal_changes_nothing(again, capsys):
 def test_signal_that_is_ignored_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert run_command(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
+
+
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """Run as a user without HOME and without an entry in the list of users."""
+    monkeypatch.setenv("HOME", "unset below, and restored at the end")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def test_user_without_a_home_gets_one(homeless, tmp_path):
+    assert run_command(lambda: Path.home().is_dir() and 7) == 7
+    assert Path.home() == tmp_path / f"study-home-{os.getuid()}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory to another user")
+def test_home_of_another_user_is_refused(homeless, tmp_path, capsys):
+    home = tmp_path / f"study-home-{os.getuid()}"
+    home.mkdir()
+    os.chown(home, 12345, 12345)
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err == f"study: HOME: must be set, since {home} belongs to another user.\n"

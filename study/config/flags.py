@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from study.config.load_toml import load_baseline, load_space, parse_duration
+from study.config.paths import absolute, cache_directory
 from study.config.plan import StudyConfig
 from study.config.search_space import Budget, SearchSpace
 from study.errors import ConfigError, unknown_name
@@ -175,7 +174,7 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
     return StudyConfig(
         name=name,
         data=_source(data),
-        data_dir=(options.data_dir or user_cache_path("study") / "data").expanduser().absolute(),
+        data_dir=absolute(options.data_dir or cache_directory() / "data"),
         fraction=fraction,
         weights=_weights(options.weights or "imagenet"),
         seed=baseline.seed if options.seed is None else options.seed,
@@ -257,7 +256,7 @@ def _as_flag(flag: str) -> Iterator[None]:
 def _source(given: str) -> str:
     if given in SOURCES:
         return given
-    folder = Path(given).expanduser().absolute()
+    folder = absolute(given)
     if not folder.is_dir():
         raise ConfigError(f"--data: {unknown_name('data set or folder', given, SOURCES)}")
     return str(folder)
@@ -266,7 +265,7 @@ def _source(given: str) -> str:
 def _weights(given: str) -> str:
     if given in WEIGHTS:
         return given
-    file = Path(given).expanduser().absolute()
+    file = absolute(given)
     if not file.is_file():
         raise ConfigError(f"--weights: {unknown_name('weights or file', given, WEIGHTS)}")
     return str(file)

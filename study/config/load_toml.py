@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config.architectures import FAMILIES
-from study.config.paths import search_spaces_directory
+from study.config.paths import absolute, search_spaces_directory
 from study.config.recipe import Recipe
 from study.config.search_space import FIELDS, Budget, Pruner, Resources, SearchSpace, read_domain, read_section
 from study.config.validation import check_keys, check_whole, is_number, read_table, require, within
@@ -75,7 +75,7 @@ def load_space(name: str) -> SearchSpace:
         ConfigError: the space does not exist or breaks a rule. The message names file, key, rule and value.
     """
     shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.stem != "baseline"}
-    file = shipped.get(name, Path(name).expanduser().absolute())
+    file = shipped.get(name, absolute(name))
     if not file.is_file():
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
     with within(f"{file if name in shipped else name}: "):

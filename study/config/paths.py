@@ -1,6 +1,8 @@
-"""Find studies and the shipped search spaces on disk."""
+"""Find studies, the shipped search spaces and the cache on disk."""
 
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from study.errors import ConfigError, RecordError, unknown_name
 
@@ -39,3 +41,13 @@ def search_spaces_directory() -> Path:
     here = Path(__file__).resolve().parents[1]
     installed = here / "search_spaces"
     return installed if installed.is_dir() else here.parent / "search_spaces"
+
+
+def absolute(path: str | Path) -> Path:
+    """Return an absolute path, `~` expanded."""
+    return Path(path).expanduser().absolute()
+
+
+def cache_directory() -> Path:
+    """Return the directory of everything that studies of this user share: downloads and prefix outputs."""
+    return user_cache_path("study")

@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from study.config.paths import cache_directory
 from study.training.feature_file import (
     DTYPES,
     HEADER_BYTES,
@@ -309,7 +309,7 @@ class FeatureStore:
 
 def default_directory() -> Path:
     """Return the directory of the features of all studies of this user."""
-    return platformdirs.user_cache_path("study") / "features"
+    return cache_directory() / "features"
 
 
 def default_limit_bytes(directory: Path) -> int:

@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from study.errors import ConfigError, StudyError, first_line
+from study.errors import ConfigError, StudyError
 from study.exit_codes import SIGNALS
 
 ENVIRONMENT = {
@@ -41,6 +42,12 @@ TRIAL_ENVIRONMENT = {
 """Environment variables of the processes that run trials."""
 PLAIN_ENVIRONMENT = {key: TRIAL_ENVIRONMENT[key] for key in ("CUBLAS_WORKSPACE_CONFIG", "PYTHONWARNINGS")}
 """The same for the assignment's solution as it was written, without the settings that make it faster."""
+
+
+MAX_TEMPORARY_PATH_BYTES = 36
+"""Longest temporary directory below which Ray's sockets fit: the rest of their path takes 70 bytes."""
+MAX_CAUSE = 400
+"""Characters of Ray's own message in an error."""
 
 
 @dataclass(frozen=True)
@@ -83,26 +90,54 @@ def ray_session(
     if not verbose:  # warnings about unread files, and about dead processes, which `study` reports
         for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    scratch = Path(tempfile.mkdtemp(prefix="study-"))
+    short = _short_directory()
+    scratch = Path(tempfile.mkdtemp(prefix="study-", dir=short))
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        options: dict[str, Any] = {
+            "log_to_driver": verbose,
+            "logging_level": logging.INFO if verbose else logging.ERROR,
+            "runtime_env": {"env_vars": dict(environment)},
+        }
+        if address is None:
+            ray_files = str(scratch / "ray") if short else None
+            options |= {"include_dashboard": False, "num_cpus": usable_cores(), "_temp_dir": ray_files}
         try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-                runtime_env={"env_vars": dict(environment)},
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address=address or "local", **options)
+        except Exception as error:  # Ray raises OSError, PermissionError, bare Exception and others
             place = f"--ray-address {address}" if address else "local Ray"
-            raise StudyError(f"{place}: must start and answer, but got: {first_line(error)}") from error
+            raise StudyError(f"{place}: must start and answer, but got: {_cause(error)} {_advice(address)}") from error
         for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
             signal.signal(number, handler)
         yield scratch
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def usable_cores() -> int | None:
+    """Return 1 where a container's CPU quota is below one core, which Ray would round down to none; else None."""
+    from ray._private.utils import get_num_cpus
+
+    return 1 if get_num_cpus(override_docker_cpu_warning=True) < 1 else None
+
+
+def _short_directory() -> str | None:
+    """Return /tmp if the temporary directory's path is too long for Ray's sockets, which have 107 bytes; else None."""
+    long = len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_PATH_BYTES
+    return "/tmp" if long and "RAY_TMPDIR" not in os.environ and os.access("/tmp", os.W_OK) else None
+
+
+def _cause(error: Exception) -> str:
+    """Return the whole message of an error in one line of at most MAX_CAUSE characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_CAUSE else f"{text[: MAX_CAUSE - 1]}…"
+
+
+def _advice(address: str | None) -> str:
+    if address:
+        return "Check that the cluster runs, and that RAY_AUTH_TOKEN is the cluster's."
+    return "Set RAY_TMPDIR to a short, writable directory with free space, or raise the limits on processes and memory."
 
 
 def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Allotment:

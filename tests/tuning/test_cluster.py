@@ -4,16 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from study.errors import ConfigError, StudyError
-from study.tuning.cluster import Allotment, share_resources
+from study.tuning.cluster import Allotment, ray_session, share_resources, usable_cores
 
 LOCAL_RAY = """
 import json, os, subprocess, sys
 from pathlib import Path
-from study.cluster import ray_session
+from study.tuning.cluster import ray_session
 
 ALONE = "--disable-frontend"  # Ray starts the dashboard's process in any case, then without anything that serves
 
@@ -100,3 +101,32 @@ def test_a_local_ray_refuses_strangers_and_tells_nobody(tmp_path):
     assert found["joins without"] != 0
     assert "token" in found["refusal"].lower()
     assert (found["dashboards"], found["files"], found["telemetry"]) == ([], [], "0")
+
+
+@pytest.mark.slow
+def test_local_ray_starts_below_a_long_temporary_directory(tmp_path):
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    code = "from study.tuning.cluster import ray_session\nwith ray_session(None, verbose=False) as s: print(s)"
+    environment = {**os.environ, "TMPDIR": str(long)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not Path(done.stdout.strip()).exists()
+
+
+def test_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "ray").touch()  # where Ray wants a directory
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    line = r"^local Ray: must start and answer, but got: .*ray.* Set RAY_TMPDIR"
+    with pytest.raises(StudyError, match=line), ray_session(None, verbose=False):
+        pass
+
+
+def test_quota_below_one_core_counts_as_one(monkeypatch):
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 0.5)
+    assert usable_cores() == 1
+
+
+def test_whole_cores_are_left_to_ray(monkeypatch):
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 1.5)
+    assert usable_cores() is None
