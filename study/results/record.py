@@ -28,7 +28,7 @@ from study.errors import RecordError
 from study.files import PARTIAL, new_directory
 from study.results.journal import Journal
 from study.results.metrics import EpochResult, Evaluation
-from study.results.optuna_adapters import build_distributions, build_pruner, build_sampler
+from study.results.optuna_adapters import build_distributions, build_pruner, propose
 from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
 
@@ -255,9 +255,8 @@ class Record:
         number = len(self._trials.get_trials(deepcopy=False))
         if number >= self._space.budget.trials:
             return None
-        self._trials.sampler = build_sampler(derive_seed(self._seed, "sampler", number))
         with self._step():
-            trial = self._trials.ask(build_distributions(self._space))
+            trial = propose(self._trials, self._space, derive_seed(self._seed, "sampler", number))
             recipe = self._space.recipe(trial.params)
             for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self._seed)):
                 trial.set_user_attr(key, value)

@@ -14,7 +14,7 @@ from study.config.recipe import Recipe
 from study.results.metrics import Evaluation
 from study.results.record import Record
 from study.results.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
-from study.results.trial_record import TrialRecord
+from study.results.trial_record import PRUNED, TrialRecord
 from study.seeding import derive_seed
 
 Value = str | int | float
@@ -92,14 +92,21 @@ class Verdict:
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """Return the complete search trial with the highest validation accuracy; of equal trials, the earliest.
 
-    The first trial of the search is the baseline, and it is returned if no trial is better. If no other recipe was
-    completed, there is nothing to choose from, and None is returned.
+    The first trial of the search is the baseline, and it is returned if no trial is better. If no trial is complete,
+    the best of those that the pruner stopped is returned; those that the time budget stopped may yet be continued by a
+    larger one. None if there is neither.
     """
     searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.number)
     complete = [trial for trial in searched if trial.state == "complete"]
-    if all(trial.plan.recipe == searched[0].plan.recipe for trial in complete):
-        return None
-    return max(complete, key=lambda trial: trial.value or 0.0)
+    pruned = [trial for trial in searched if trial.reason == PRUNED and trial.val_accuracy is not None]
+    return max(complete or pruned, key=_search_accuracy, default=None)
+
+
+def _search_accuracy(trial: TrialRecord) -> float:
+    """Return a trial's validation accuracy in the search: its value if it is complete, else that of its last epoch."""
+    accuracy = trial.val_accuracy if trial.value is None else trial.value
+    assert accuracy is not None
+    return accuracy
 
 
 def final_seeds(seed: int, repeats: int) -> list[int]:
@@ -139,7 +146,6 @@ def judge(
         winner: trial that `choose` returned.
         classes: names of the classes.
     """
-    assert winner.value is not None
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
     before, after = _tests(finals, baseline), _tests(finals, recipe)
@@ -170,8 +176,8 @@ def judge(
         reason=reason,
         winner_trial=winner.number,
         changes={field: value for field, value in recipe.to_dict().items() if value != getattr(baseline, field)},
-        val_accuracy=winner.value,
-        optimism=winner.value - sides[1].mean if sides else None,
+        val_accuracy=_search_accuracy(winner),
+        optimism=_search_accuracy(winner) - sides[1].mean if sides else None,
         seeds=seeds,
         seeds_planned=len(planned),
         missing=[

@@ -15,7 +15,7 @@ SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
 def sentence(verdict: Verdict | None) -> str:
     """Return the verdict as text for people; None stands for a search in which `choose` returned None."""
     if verdict is None:
-        return "No verdict: the search completed no recipe other than the baseline."
+        return "No verdict: no trial of the search has a result."
     if verdict.decision is None:
         return f"No verdict: {verdict.reason}."
     if verdict.comparison is None:

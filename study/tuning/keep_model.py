@@ -13,17 +13,25 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import MODEL_DIRECTORY, ModelCard, save_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
+from study.results.verdict import Verdict
 from study.training.run_trial import open_checkpoint
 
 
-def keep_winner(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:
+def recipe_to_keep(record: Record, verdict: Verdict, *, winner: Recipe, baseline: Recipe) -> Recipe:
+    """Return the winner's recipe if it beats the baseline, else the baseline's, unless no refit of that is complete."""
+    if verdict.decision == "better" or _first_refit(record.finals(), baseline) is None:
+        return winner
+    return baseline
+
+
+def keep_model(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:
     """Save the recipe's first complete refit in the study's directory, unless it exists, and return its directory.
 
     Return None if no refit is complete, or if this machine does not have the refit's last checkpoint.
 
     Args:
         record: record of a search whose refits have ended.
-        recipe: recipe of the search's winner.
+        recipe: recipe from `recipe_to_keep`.
         dataset: images of the study.
         pretrained: weights that the trials started from.
 

@@ -28,7 +28,7 @@ from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.tuning.finish_study import StudyResult, conclude, has_ended
-from study.tuning.keep_model import keep_winner
+from study.tuning.keep_model import keep_model, recipe_to_keep
 from study.tuning.ray_adapters import Listener, run_trials
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
         desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        reach_verdict(record, winner, dataset.test.labels.tolist())
-        keep_winner(record, winner.plan.recipe, dataset, desk.pretrained[winner.plan.recipe.model])
+        verdict = reach_verdict(record, winner, dataset.test.labels.tolist())
+        kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
+        keep_model(record, kept, dataset, desk.pretrained[kept.model])
 
 
 @contextmanager

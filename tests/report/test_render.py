@@ -213,7 +213,7 @@ def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_ver
     record = begin_search(tmp_path, make_recipe, trials=1)
     record.fail(record.next_trial(), "no memory")
     record.note("importances", {})
-    assert describe(record, None).found.startswith("No verdict: the search completed no recipe other than")
+    assert describe(record, None).found.startswith("No verdict: no trial of the search has")
     record.close()
 
 

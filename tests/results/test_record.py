@@ -15,6 +15,7 @@ from study.config.plan import Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import RecordError
 from study.results.metrics import EpochResult, Evaluation
+from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 
 EPOCH = EpochResult(1, train_loss=2.0, epoch_s=3.0, images_per_s=10.0)
@@ -291,9 +292,37 @@ def test_pruner_stops_what_is_behind_and_keeps_its_curve(make_search):
     record = make_search(trials=8, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
     run_search(record, lambda plan, epoch: 0.9 - 0.1 * plan.number)
     trials = record.trials()
-    assert trials[0].state == "complete"
-    assert {trial.state for trial in trials[1:]} == {"pruned"}
-    assert all(len(trial.epochs) == 1 and trial.epochs[0].val_confusion for trial in trials[1:])
+    judged = trials[MIN_REPORTED:]
+    assert {trial.state for trial in judged} == {"pruned"}
+    assert all(len(trial.epochs) == 1 and trial.epochs[0].val_confusion for trial in judged)
+
+
+@pytest.mark.parametrize("trials", [2, 3, 5, 10])
+def test_pruner_leaves_trials_to_compare_with_a_good_baseline(make_search, trials):
+    record = make_search(trials=trials, pruner=Pruner("asha", min_epochs=1, reduction_factor=2))
+    run_search(record, lambda plan, epoch: 0.9 - 0.1 * bool(plan.number))
+    assert [trial.state for trial in record.trials()].count("complete") >= min(trials, MIN_REPORTED)
+
+
+def propose_where_large_rates_diverge(record):
+    """Run a search in which rates above 2e-3 diverge, and accuracy rises up to that edge; return the diverged share."""
+    diverged = []
+    while plan := record.next_trial():
+        diverged.append(plan.recipe.lr > 2e-3)
+        if diverged[-1]:
+            record.fail(plan, "train_loss: must stay finite")
+            continue
+        accuracy = 0.2 + 0.1 * (math.log10(plan.recipe.lr) + 5)
+        for epoch in range(1, plan.recipe.epochs + 1):
+            record.epoch(plan, scored(epoch, accuracy))
+        record.complete(plan)
+    return sum(diverged[20:]) / len(diverged[20:])
+
+
+def test_sampler_leaves_the_region_where_recipes_diverge(make_search):
+    record = make_search(trials=40)
+    assert propose_where_large_rates_diverge(record) < 0.6  # all of them if failed trials are ignored
+    assert {trial.state for trial in record.trials()} == {"complete", "failed"}
 
 
 def test_pruner_never_stops_the_baseline(make_search, make_recipe):

@@ -10,7 +10,7 @@ import pytest
 
 from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
-from study.results.metrics import Evaluation
+from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
@@ -101,18 +101,26 @@ def test_choose_needs_no_complete_baseline():
     assert choose(trials) == trials[1]
 
 
-@pytest.mark.parametrize(
-    "trials",
-    [
-        [],
-        [trial(0, BASELINE, value=0.7)],
-        [trial(0, BASELINE, value=0.7), trial(1, WINNER, state="pruned")],
-        [trial(0, BASELINE, value=0.7), trial(1, BASELINE, value=0.7)],
-    ],
-    ids=["nothing", "the baseline alone", "the other pruned", "the baseline's recipe again"],
-)
-def test_choose_returns_none_without_a_complete_trial_besides_the_baseline(trials):
-    assert choose(trials) is None
+@pytest.mark.parametrize("other", [[], [trial(1, WINNER, state="pruned")], [trial(1, BASELINE, value=0.7)]])
+def test_choose_returns_a_baseline_that_nothing_beats(other):
+    baseline = trial(0, BASELINE, value=0.7)
+    assert choose([baseline, *other]) == baseline
+
+
+def test_choose_takes_the_best_pruned_trial_if_none_is_complete():
+    epochs = [
+        (EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 8 - right], [0, 0]]),) for right in (5, 7)
+    ]
+    pruned = [
+        replace(trial(number, WINNER, state="pruned", reason="pruned"), epochs=each)
+        for number, each in enumerate(epochs, start=1)
+    ]
+    assert choose([trial(0, BASELINE, state="failed"), *pruned]) == pruned[1]
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed", "running"])
+def test_choose_needs_a_validation_accuracy(state):
+    assert choose([trial(0, BASELINE, state=state)]) is None
 
 
 def test_final_seeds_are_distinct_and_fit_everywhere():
@@ -325,7 +333,7 @@ def test_sentence_says_worse():
 
 
 def test_sentence_of_a_search_without_a_candidate():
-    assert sentence(None) == "No verdict: the search completed no recipe other than the baseline."
+    assert sentence(None) == "No verdict: no trial of the search has a result."
 
 
 def test_details_give_both_sides_and_what_is_missing():

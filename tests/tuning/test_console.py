@@ -250,7 +250,7 @@ def test_the_end_of_a_search_tells_best_recipe_tally_importances_and_verdict(rec
     seen = output.getvalue()
     assert "2 complete, 0 pruned, 0 failed; 8s of device time spent, 0s saved by pruning\n" in seen
     assert "  lr               mattered 75%\n  optimizer        mattered 25%\n" in seen
-    assert "\nverdict  No verdict: the search completed no recipe" in seen
+    assert "\nverdict  No verdict: no trial of the search has" in seen
     (line,) = (line for line in seen.splitlines() if line.startswith("best "))
     changed = [field for field, value in best.recipe.to_dict().items() if value != space.base.to_dict()[field]]
     assert line.startswith(f"best     #1: {changed[0]} ")

@@ -13,8 +13,9 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
+from study.results.verdict import Verdict
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
-from study.tuning.keep_model import keep_winner
+from study.tuning.keep_model import keep_model, recipe_to_keep
 
 MANIFEST = {
     "data": "pets", "source": "/pets", "data_dir": "/cache", "fraction": 0.5, "image_size": 32, "seed": 3,
@@ -49,7 +50,7 @@ def study(tmp_path, make_images, make_recipe):
 
 
 def keep(study):
-    return keep_winner(study.record, study.recipe, study.dataset, UNTRAINED)
+    return keep_model(study.record, study.recipe, study.dataset, UNTRAINED)
 
 
 def finish(study, *, trials, complete=True):
@@ -117,3 +118,23 @@ def test_what_was_kept_before_stays(study):
     for file in study.record.checkpoints.iterdir():
         file.unlink()  # as at the end of a study
     assert keep(study) == directory
+
+
+def verdict(decision):
+    """Return a verdict of which only the decision matters here."""
+    return Verdict(decision, None, 1, {}, 0.9, None, [], 1, [], None, None)
+
+
+@pytest.mark.parametrize(
+    ("decision", "kept"), [("better", "winner"), ("no better", "baseline"), ("worse", "baseline"), (None, "baseline")]
+)
+def test_only_a_better_winner_is_kept(study, make_recipe, decision, kept):
+    finish(study, trials=4)
+    recipes = {"winner": study.recipe, "baseline": make_recipe(epochs=1)}
+    assert recipe_to_keep(study.record, verdict(decision), **recipes) == recipes[kept]
+
+
+def test_winner_is_kept_if_no_baseline_refit_is_complete(study, make_recipe):
+    assert (
+        recipe_to_keep(study.record, verdict(None), winner=study.recipe, baseline=make_recipe(lr=0.5)) == study.recipe
+    )
