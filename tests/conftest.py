@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from support.images import make_images, write_image_folder
 
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
@@ -66,34 +66,16 @@ def make_recipe() -> Callable[..., Recipe]:
     return make
 
 
-@pytest.fixture
-def make_images() -> Callable[..., Images]:
-    """Images of `classes` classes that can be told apart: each class has its own colour, under noise."""
-
-    def make(count: int, classes: int = 3, side: int = 32, seed: int = 0) -> Images:
-        generator = np.random.default_rng(seed)
-        labels = np.arange(count) % classes
-        colours = generator.integers(0, 256, (classes, 3, 1, 1))
-        noise = generator.integers(-40, 41, (count, 3, side, side))
-        pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
-        return Images(pixels, labels.astype(np.int64))
-
-    return make
+@pytest.fixture(name="make_images")
+def _make_images() -> Callable[..., Images]:
+    """Make images of classes that can be told apart."""
+    return make_images
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path, make_images: Callable[..., Images]) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """A folder of PNG files: train/<class>/* with 8 images a class, test/<class>/* with 4, of two classes."""
-    from PIL import Image
-
-    root = tmp_path / "pets"
-    for split, count in (("train", 16), ("test", 8)):
-        images = make_images(count, classes=2)
-        for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
-            folder = root / split / ("cat", "dog")[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{index}.png")
-    return root
+    return write_image_folder(tmp_path / "pets")
 
 
 @pytest.fixture

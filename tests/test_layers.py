@@ -1,6 +1,7 @@
 """The layers that no single module can show: who imports whom, and what `--help` and mistakes cost."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -122,3 +123,11 @@ def test_help_and_mistakes_need_no_heavy_import(arguments, tmp_path, monkeypatch
     )
     seen = subprocess.run([sys.executable, "-c", code, arguments[0]], capture_output=True, text=True)
     assert seen.returncode == 0, seen.stderr
+
+
+def test_test_names_have_at_most_ten_words():
+    tests = Path(__file__).parent
+    names = [
+        name for file in tests.rglob("*.py") for name in re.findall(r"^def test_(\w+)", file.read_text(), re.MULTILINE)
+    ]
+    assert [name for name in names if len(name.split("_")) > 10] == []

@@ -66,6 +66,7 @@ def test_old_checkpoint_is_restored():
     assert not torch.equal(classifier.network.fc.weight, untrained)
 
 
+@pytest.mark.slow
 def test_old_baseline_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     record = Record.read(old_study("baseline"))
     done = run_here(tmp_path, "--resume", "baseline")
@@ -76,6 +77,7 @@ def test_old_baseline_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
         assert runs[trial.plan.key].data.metrics["test_accuracy"] == trial.test.accuracy
 
 
+@pytest.mark.slow
 def test_old_search_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     directory = old_study("search")
     card = ModelCard.read(directory / "model" / "model.json")
@@ -89,6 +91,7 @@ def test_old_search_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     assert runs["parent"].data.metrics["difference_mean"] == pytest.approx(1 / 6)
 
 
+@pytest.mark.slow
 def test_killed_old_search_is_finished(old_study, tmp_path):
     directory = old_study("killed")
     begun = Record.read(directory).trials()

@@ -84,7 +84,7 @@ def test_predict_json_holds_the_top_three(saved, command, tmp_path):
     assert code == 0
 
 
-def test_predict_takes_folders_in_order_with_all_below_them_but_what_is_hidden(command, tmp_path):
+def test_predict_takes_folders_in_order_without_hidden_files(command, tmp_path):
     folder = tmp_path / "folder"
     for name in ("b.png", "a/z.jpg", ".hidden.png", "notes.txt"):
         save(folder / name, format="PNG")
@@ -93,7 +93,7 @@ def test_predict_takes_folders_in_order_with_all_below_them_but_what_is_hidden(c
     assert [told["image"] for told in json.loads(out)] == [str(alone), str(folder / "a/z.jpg"), str(folder / "b.png")]
 
 
-def test_predict_classifies_more_images_than_a_batch_each_as_if_alone(saved, command, tmp_path):
+def test_predict_classifies_each_image_as_if_alone(saved, command, tmp_path):
     paths = [save(tmp_path / f"{index}.png", seed=index) for index in range(predict.BATCH + 2)]
     _, out, _ = command(*paths, "--json")
     told = json.loads(out)
@@ -143,8 +143,9 @@ def test_predict_names_an_unreadable_folder_and_predicts_the_rest(command, tmp_p
     assert code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_predict_prints_a_name_that_is_not_utf_8_as_it_is(saved, tmp_path, options):
+def test_predict_prints_a_non_utf_8_name_unchanged(saved, tmp_path, options):
     name = os.fsdecode(b"caf\xe9.png")
     save(tmp_path / name)
     command = [sys.executable, "-m", "study.predict", str(tmp_path / name), "--model", "one", *options]
@@ -170,7 +171,7 @@ def test_predict_refuses_a_decompression_bomb_and_predicts_the_others(command, t
     assert "small.png" in out
 
 
-def test_predict_reads_turned_transparent_and_16_bit_images_as_a_study_does(saved, command, tmp_path):
+def test_predict_reads_images_as_a_study_does(saved, command, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     turned = save(tmp_path / "turned.jpg", exif=exif)

@@ -52,6 +52,7 @@ def runs_of(room: Path, experiment: str, name: str):
     return client, parent, children
 
 
+@pytest.mark.slow
 def test_baseline_trains_tests_records_and_tracks(study, image_folder):
     grey = image_folder / "train" / "cat" / "0.png"  # and of another size than the others
     Image.open(grey).convert("L").resize((40, 50)).save(grey)
@@ -90,7 +91,8 @@ def broken_weights(tmp_path):
     return path
 
 
-def test_a_baseline_whose_trials_all_fail_exits_1_with_the_reason(study, image_folder, broken_weights):
+@pytest.mark.slow
+def test_baseline_whose_trials_all_fail_exits_1(study, image_folder, broken_weights):
     flags = ["--data", image_folder, *QUICK, "--weights", broken_weights]
     done = study("--baseline", "resnet18", *flags, "--name", "one")
     assert done.returncode == 1
@@ -111,6 +113,7 @@ epochs = 2
 """
 
 
+@pytest.mark.slow
 def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_folder):
     (study.room / "first.toml").write_text(f"{SPACE}[budget]\ntrials = 4\n")
     another = SPACE.replace("resnet18", "resnet34")
@@ -154,7 +157,8 @@ def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_fo
     assert again.stdout.splitlines()[-1] == "verdict  reproduced"
 
 
-def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image_folder):
+@pytest.mark.slow
+def test_time_budget_ends_the_search_before_the_verdict(study, image_folder):
     (study.room / "small.toml").write_text(SPACE)
     flags = ["--data", image_folder, *QUICK, "--repeats", "1", "--pruner", "none", "--name", "one"]
     with subprocess.Popen(
@@ -178,7 +182,8 @@ def test_a_time_budget_ends_the_search_and_the_verdict_comes_on_top(study, image
     assert any(line.startswith("verdict  ") for line in done.stdout.splitlines())
 
 
-def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_folder, broken_weights):
+@pytest.mark.slow
+def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weights):
     (study.room / "small.toml").write_text(SPACE)
     flags = ["--data", image_folder, "--weights", broken_weights, "--trials", "2", "--epochs", "1"]
     done = study("--search", "small.toml", *flags, "--image-size", "32", "--name", "one")
@@ -231,7 +236,7 @@ def test_a_search_whose_trials_all_fail_exits_1_with_each_reason(study, image_fo
         ([], "one of --baseline, --search, --resume, --reproduce and --models must be given"),
     ],
 )
-def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, message):
+def test_usage_error_exits_2_and_leaves_nothing(study, arguments, message):
     (study.room / "a").mkdir()
     (study.room / "a" / "resnet18.toml").write_text(SPACE)
     done = study(*arguments)
@@ -241,7 +246,7 @@ def test_a_usage_error_exits_2_in_one_line_and_leaves_nothing(study, arguments, 
     assert not list(study.room.glob("mlruns/studies/*"))
 
 
-def test_a_weights_file_that_hides_code_is_refused_before_anything_is_written(run_here, image_folder, tmp_path):
+def test_weights_file_that_hides_code_is_refused(run_here, image_folder, tmp_path):
     marker = tmp_path / "ran"
     hostile = tmp_path / "weights.pth"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
@@ -261,7 +266,7 @@ def test_a_broken_image_is_named(run_here, image_folder, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_tracking_server_that_does_not_answer_stops_the_study_before_it_begins(run_here, image_folder, tmp_path):
+def test_silent_tracking_server_stops_the_study_before_it_begins(run_here, image_folder, tmp_path):
     uri = "http://127.0.0.1:9"  # the discard port: closed
     done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, "--tracking-uri", uri, *QUICK)
     assert done.returncode == 1
@@ -294,8 +299,9 @@ def test_no_network_and_no_weights_names_every_way_round(run_here, image_folder,
         assert expected in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, image_folder, name):
+def test_interruption_exits_130_and_leaves_no_process(study, image_folder, name):
     arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK, "--epochs", "100000"]
     with subprocess.Popen(
         command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -319,7 +325,8 @@ def test_an_interruption_exits_130_kills_the_runs_and_leaves_no_process(study, i
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
 
 
-def test_an_interruption_before_the_record_names_no_study_to_go_on_with(study, image_folder):
+@pytest.mark.slow
+def test_interruption_before_the_record_names_no_study(study, image_folder):
     arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK]
     with subprocess.Popen(
         command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -357,6 +364,7 @@ def children_of(pid: int) -> set[int]:
     return below - {pid}
 
 
+@pytest.mark.slow
 def test_models_lists_what_can_be_studied(run_here, tmp_path):
     done = run_here(tmp_path, "--models")
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,8 @@ def status_of(address, **headers):
         return error.code
 
 
-def test_ui_answers_on_a_free_port_to_this_machine_alone_and_leaves_no_process(room):
+@pytest.mark.slow
+def test_ui_answers_this_machine_alone_and_leaves_no_process(room):
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -78,8 +79,9 @@ def test_ui_answers_on_a_free_port_to_this_machine_alone_and_leaves_no_process(r
     assert left == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", [False, True])
-def test_ui_exits_2_where_there_is_nothing_to_show_and_creates_nothing(tmp_path, database):
+def test_ui_exits_2_without_a_store_and_creates_nothing(tmp_path, database):
     if database:
         (tmp_path / "mlruns").mkdir()
         connect(local_uri(tmp_path / "mlruns"), verbose=False)

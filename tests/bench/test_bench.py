@@ -74,7 +74,8 @@ def test_parts_that_there_are_not_are_refused(parts, capsys):
     assert "--parts" in capsys.readouterr().err
 
 
-def test_parts_1_and_4_measure_every_side_in_each_round_without_ray_mlflow_and_optuna(tmp_path):
+@pytest.mark.slow
+def test_parts_1_and_4_need_no_ray_mlflow_or_optuna(tmp_path):
     """In the processes that they start, too."""
     blocked, stores = tmp_path / "blocked", tmp_path / "stores"
     stores.mkdir()
@@ -110,6 +111,7 @@ def one_round(monkeypatch):
     monkeypatch.setattr(orchestration, "ROUNDS", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_round")
 def test_part_2_measures_both_sides(tmp_path, make_recipe):
     recipes = [make_recipe(epochs=1, unfreeze_depth=depth) for depth in (0, 1)]
@@ -117,6 +119,7 @@ def test_part_2_measures_both_sides(tmp_path, make_recipe):
     assert [(figure.name, figure.n, figure.trials) for figure in found] == [("stock Ray Tune", 1, 2), ("ours", 1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_round")
 def test_part_3_measures_every_side(tmp_path):
     found = orchestration.measure_orchestration(tmp_path, trials=3, stock_trials=1)
@@ -128,13 +131,15 @@ def test_part_3_measures_every_side(tmp_path):
     assert all(figure.median > 0 for figure in found)
 
 
-def test_part_5_measures_the_driver_and_the_trials_process_at_every_mark(tmp_path):
+@pytest.mark.slow
+def test_part_5_measures_both_processes_at_every_mark(tmp_path):
     found = {figure.name: figure.median for figure in orchestration.measure_growth(tmp_path, marks=(2, 3, 4))}
     for mark in (2, 3, 4):
         assert found[f"driver at {mark} trials"] > 10
         assert found[f"worker at {mark} trials"] > 10
 
 
+@pytest.mark.slow
 def test_main_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--parts", "4", "--json", "out.json"]) == 0

@@ -26,6 +26,7 @@ def can_mount(folder: Path) -> bool:
     return mounted.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_study_that_is_struck_ends_exact(name, reference, tmp_path):
     if name == "disk" and not can_mount(tmp_path):

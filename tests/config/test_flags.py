@@ -36,7 +36,7 @@ def test_configure_bounds_the_store_as_the_flags_say(arguments, cache_gb):
     assert configure(parse("--search", "resnet18", *arguments), "one").cache_gb == cache_gb
 
 
-def test_configure_takes_a_file_of_weights_and_names_one_that_is_missing(tmp_path):
+def test_configure_names_a_missing_weights_file(tmp_path):
     file = tmp_path / "mine.pth"
     with pytest.raises(
         ConfigError, match=r"^--weights: unknown weights or file '.*mine\.pth'\. .*Known: imagenet, none"

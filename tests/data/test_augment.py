@@ -80,7 +80,7 @@ def test_augment_large_images_equal_torchvision_one_by_one():
     assert torch.equal(augment(images, draws), one_by_one(images, draws))
 
 
-def test_augment_more_alike_than_a_kernel_gets_at_once_equals_torchvision_one_by_one():
+def test_augment_equals_torchvision_for_more_than_a_chunk():
     draws = every_draw().take([64] * 150)
     images = noise(150, 32, 32)
     assert torch.equal(augment(images, draws), one_by_one(images, draws))
@@ -132,7 +132,7 @@ def test_draw_other_seed_or_epoch_differs(other):
     assert not torch.equal(draw(50, seed=3, epoch=2).probability, draw(50, **other).probability)
 
 
-def test_draw_of_an_image_does_not_depend_on_how_many_follow():
+def test_draw_does_not_depend_on_later_images():
     few, many = draw(7, seed=0, epoch=1), draw(1000, seed=0, epoch=1).take(range(7))
     assert all(torch.equal(vars(few)[name], vars(many)[name]) for name in vars(few))
 

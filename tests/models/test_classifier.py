@@ -113,6 +113,7 @@ def trace(
     return mode.calls, logits.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FAMILIES)
 def test_build_cuts_every_model_at_every_depth(model: str) -> None:
     """Both parts in a row are torchvision's forward: its operations, in its order, on the same tensors.
@@ -133,6 +134,7 @@ def test_build_cuts_every_model_at_every_depth(model: str) -> None:
     assert expected[1] == (2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FAMILIES)
 def test_build_cuts_every_backbone_into_five_blocks(model: str) -> None:
     """The last four end at 1/4, 1/8, 1/16 and 1/32 of the image's side."""
@@ -162,7 +164,7 @@ def test_trainable_parameters_are_the_assignments_at_depth_1(model: str, expecte
     )
 
 
-def test_trainable_parameters_are_the_last_layers_alone_at_depth_0_of_resnet18() -> None:
+def test_depth_0_of_resnet18_trains_the_last_layer_alone() -> None:
     classifier = build("resnet18", classes=10, unfreeze_depth=0, pretrained=shapes("resnet18"), seed=0)
     assert classifier.trainable_parameters() == 512 * 10 + 10
 
@@ -195,6 +197,7 @@ def test_prefix_digest_names_the_frozen_weights_alone(small: StateDict) -> None:
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ONE_OF_EACH)
 def test_training_changes_the_suffix_alone_at_every_depth(model: str, images: Tensor) -> None:
     """Frozen parameters, and the statistics of frozen BatchNorm, are the same after a step; all others are not."""
@@ -364,7 +367,7 @@ def test_load_pretrained_tensors_export_to_numpy_without_a_copy(small: StateDict
         assert array.__array_interface__["data"][0] == tensor.data_ptr()
 
 
-def test_load_pretrained_keeps_a_files_last_layer_of_as_many_classes(small: StateDict, tmp_path: Path) -> None:
+def test_load_pretrained_keeps_a_fitting_last_layer(small: StateDict, tmp_path: Path) -> None:
     pretrained = load_pretrained(SMALL, save(small, tmp_path / "weights.pt"), classes=1000)
     assert pretrained.state is not None
     assert pretrained.state.keys() == small.keys()
@@ -418,6 +421,7 @@ def test_load_pretrained_replaces_a_head_layer_as_a_whole(damage: str, small: St
     build(SMALL, classes=1000, unfreeze_depth=0, pretrained=pretrained.state, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FAMILIES)
 def test_build_initialises_any_models_head(model: str) -> None:
     """Its last layer to the same values whether or not the others are new too."""

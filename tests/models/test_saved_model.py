@@ -29,7 +29,8 @@ def images():
     return torch.randint(0, 256, (5, 3, 32, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_saved_model_gives_the_probabilities_of_the_network_that_was_saved(tmp_path, images):
+@pytest.mark.slow
+def test_saved_model_gives_the_networks_probabilities(tmp_path, images):
     card = make_card()
     classifier = make_classifier(card.recipe, CLASSES)
     save_model(tmp_path / "model", classifier, card)

@@ -24,6 +24,7 @@ from study.tracking.tracker import Tracker
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
+    pytest.mark.slow,  # start a browser and MLflow's server
     pytest.mark.filterwarnings("ignore"),  # of MLflow and SQLAlchemy
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER) and "STUDY_NEEDS_BROWSER" not in os.environ,
@@ -163,7 +164,7 @@ def press(browser, heading: str, place: int = -1) -> str:
     return button.find_element("xpath", "..").get_attribute("aria-sort")
 
 
-def test_the_report_opens_from_disk_without_an_error_and_shows_all_its_pictures(browser, report):
+def test_report_opens_from_disk_with_all_pictures(browser, report):
     browser.get(report)
     pictures = browser.find_elements("css selector", "img")
     assert pictures
@@ -222,7 +223,7 @@ def test_the_report_sorts_an_interval_by_its_lower_end(browser, baseline_report)
     assert [float(cell.partition(" to ")[0]) for cell in column(browser, "95 % interval", 0)] == lower[::-1]
 
 
-def test_a_confusion_matrix_of_ten_classes_is_shown_in_its_own_size(browser, baseline_report):
+def test_confusion_matrix_of_ten_classes_has_its_own_size(browser, baseline_report):
     browser.get(baseline_report)
     (picture, *_) = browser.find_elements("css selector", "img[alt^='confusion matrix']")
     assert picture.size["width"] == picture.get_property("naturalWidth") > 800
@@ -263,7 +264,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_the_report_is_light_or_dark_as_the_reader_likes_it(browser, report, scheme, is_dark):
+def test_report_is_light_or_dark_as_preferred(browser, report, scheme, is_dark):
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get(report)
@@ -322,9 +323,7 @@ def click(browser, selector: str, text: str = "") -> None:
     wait_for(browser, attempt)
 
 
-def test_mlflows_ui_leads_from_the_study_to_ten_trials_side_by_side_and_to_a_confusion_matrix(
-    browser, ui, record, tmp_path
-):
+def test_mlflows_ui_compares_trials_and_shows_a_confusion_matrix(browser, ui, record, tmp_path):
     """The way of somebody who only ever clicks."""
     browser.get(ui)
     titles = [trial.plan.title for trial in record.trials()]

@@ -52,7 +52,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def test_confusion_matrix_shows_each_count_with_the_percent_of_its_row() -> None:
+def test_confusion_matrix_shows_counts_and_percent_of_the_row() -> None:
     figure = figures.confusion_matrix(CONFUSION, CLASSES, "validation")
     cells = [text.get_text() for text in figure.axes[0].texts]
     assert cells[:6] == ["6\n75 %", "2\n25 %", "0\n0 %", "1\n25 %", "3\n75 %", "0\n0 %"]
@@ -137,7 +137,7 @@ def test_confusion_difference_centres_its_colours_at_zero(after: list[list[int]]
     assert low == -high < 0
 
 
-def test_samples_writes_the_name_under_its_image_and_shows_its_colours() -> None:
+def test_samples_shows_colours_above_their_names() -> None:
     images = np.zeros((2, 3, 4, 4))
     images[0, 0] = 1  # red
     images[1, 2] = 1  # blue
@@ -185,7 +185,7 @@ def test_learning_curve_joins_the_epochs_that_were_measured() -> None:
     assert list(losses.lines[0].get_xdata()) == [1, 3]
 
 
-def test_learning_curve_writes_long_names_below_the_curves_and_not_over_them() -> None:
+def test_learning_curve_writes_long_names_below_the_curves() -> None:
     names = [f"#{number} resnet18 · depth 1 · lr 0.001 · batch 64" for number in range(12)]
     figure = figures.learning_curve([1, 2], {f"{name}_loss": [2.0, 1.0] for name in names}, "training loss")
     render(figure)
@@ -195,7 +195,7 @@ def test_learning_curve_writes_long_names_below_the_curves_and_not_over_them() -
     assert figure.axes[0].get_window_extent().height > 150
 
 
-def test_learning_curve_draws_a_trial_that_failed_before_its_first_epoch() -> None:
+def test_learning_curve_draws_a_trial_without_epochs() -> None:
     assert figures.png(figures.learning_curve([], {}, "trial 0"))
 
 
@@ -204,7 +204,7 @@ def test_comparison_writes_the_value_at_each_bar() -> None:
     assert {"vgg16", "resnet18", "39.3 %", "71.4 %", "3.2", "1,260"} <= shown
 
 
-def test_comparison_keeps_bars_in_line_where_a_model_lacks_a_value() -> None:
+def test_comparison_keeps_bars_in_line_without_a_value() -> None:
     models = ["resnet18", "vgg16"]
     figure = figures.comparison(models, {"resnet18": [1.4]}, {"resnet18": 0.7}, {"resnet18": 26.0})
     assert "nan" not in " ".join(texts(figure))

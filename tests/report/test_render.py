@@ -155,7 +155,7 @@ def test_report_of_a_search_gives_verdict_importances_and_every_trial(make_recor
         assert expected in page
 
 
-def test_report_needs_nothing_from_elsewhere_and_runs_nothing_that_it_was_given(baseline, dataset):
+def test_report_loads_nothing_and_runs_no_given_text(baseline, dataset):
     page = render([(baseline, dataset)])
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
@@ -167,7 +167,7 @@ def test_report_without_images_says_so(baseline):
     assert "The images of the study are missing or have changed, so no batch is shown." in render([(baseline, None)])
 
 
-def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, make_recipe):
+def test_report_of_a_study_without_results_is_written(tmp_path, make_recipe):
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     record.fail(record.next_trial(), "train_loss: must stay finite")
@@ -177,7 +177,7 @@ def test_report_of_a_study_that_came_to_nothing_is_one_all_the_same(tmp_path, ma
     record.close()
 
 
-def test_report_of_a_study_without_a_test_shows_no_batch_and_says_so(tmp_path, make_recipe, dataset):
+def test_report_without_a_test_shows_no_batch(tmp_path, make_recipe, dataset):
     record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     given = section(record, "First training batch", dataset)
@@ -197,7 +197,7 @@ def begin_search(tmp_path, make_recipe, trials):
     return record
 
 
-def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reached(tmp_path, make_recipe):
+def test_report_of_a_running_search_has_no_verdict_yet(tmp_path, make_recipe):
     record = begin_search(tmp_path, make_recipe, trials=3)
     assert describe(record, None).found == "No verdict yet: the study has not finished."
     for _ in range(2):
@@ -209,7 +209,7 @@ def test_report_of_a_search_that_goes_on_says_that_the_verdict_has_not_been_reac
     record.close()
 
 
-def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_verdict(tmp_path, make_recipe):
+def test_report_of_a_search_without_a_result_says_why(tmp_path, make_recipe):
     record = begin_search(tmp_path, make_recipe, trials=1)
     record.fail(record.next_trial(), "no memory")
     record.note("importances", {})
@@ -217,7 +217,7 @@ def test_report_of_a_search_that_ended_without_a_winner_says_why_there_is_no_ver
     record.close()
 
 
-def test_seconds_to_a_loss_are_those_until_the_first_epoch_that_is_so_low(make_tested):
+def test_seconds_to_a_loss_end_at_its_first_epoch(make_tested):
     record = make_tested(
         ({}, {"losses": (4.0, 2.5, 1.9, 0.0), "seconds": 10.0}),
         ({"model": "vgg11"}, {"losses": (4.0, 3.5, 3.0, 2.9), "seconds": 2.0}),
@@ -256,7 +256,7 @@ def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
     assert thousand - two == pytest.approx(9_998 * 512 / 1e6, abs=1)
 
 
-def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(make_tested):
+def test_trials_that_read_from_the_store_are_marked(make_tested):
     record = make_tested(({}, {"computed": 16}), ({"unfreeze_depth": 2}, {"read": 16}))
     (table,) = section(record, "Test accuracy").tables
     assert column(table, "training time (s)") == ["6.0", "6.0*"]
@@ -267,7 +267,7 @@ def test_trials_that_read_from_the_store_are_marked_and_the_mark_is_explained(ma
     assert html.escape(table.note, quote=False) in render([(record, None)]).replace("&#39;", "'")
 
 
-def test_a_trial_that_read_only_its_own_validation_images_is_not_marked(tmp_path, make_recipe):
+def test_trial_that_read_only_its_validation_images_is_unmarked(tmp_path, make_recipe):
     """Four of them, of the sixteen and four that each epoch tells of."""
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(2), Pruner("none"), Resources()
@@ -302,7 +302,7 @@ def test_time_is_told_by_state_and_shares_by_image(make_tested, make_record):
     assert "counted by training and validation image: 75% read, 25% computed." in told.text
 
 
-def test_best_recipe_of_each_depth_is_the_one_with_the_highest_validation_accuracy(tmp_path, make_recipe):
+def test_best_recipe_of_a_depth_has_the_highest_accuracy(tmp_path, make_recipe):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(9), Pruner("none"), Resources()
     )
@@ -400,7 +400,7 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
     record.close()
 
 
-def test_command_names_the_file_of_a_space_that_is_not_shipped(tmp_path, make_recipe):
+def test_command_names_the_file_of_an_own_space(tmp_path, make_recipe):
     file = tmp_path / "resnet18.toml"
     space = replace(load_space("resnet18"), file=file)
     manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
@@ -515,7 +515,7 @@ def test_the_command_suggests_a_name(baseline, tmp_path, monkeypatch, capsys):
     assert "Did you mean 'one'?" in capsys.readouterr().err
 
 
-def test_the_command_compares_several_studies_in_a_file_of_its_own(make_record, tmp_path, monkeypatch, capsys):
+def test_command_compares_several_studies_in_one_file(make_record, tmp_path, monkeypatch, capsys):
     one, _ = make_record("baseline"), make_record("search", "two")
     monkeypatch.chdir(tmp_path)
     assert main(["one", "two"]) == 0

@@ -33,7 +33,7 @@ def test_lines_are_read_back_as_they_were_written(path):
     assert list(journal.read_logs(2)) == [FIRST]
 
 
-def test_a_step_stands_in_the_file_only_when_it_is_over(path):
+def test_step_is_written_only_when_it_is_over(path):
     journal = Journal(path, writable=True)
     with journal.step():
         journal.append_logs([FIRST])
@@ -89,14 +89,14 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(path):
 
 
 @pytest.mark.parametrize("content", [b"no journal", b"\x80\x04\x95", b'{"op_code": 0'])
-def test_a_file_without_any_whole_line_is_no_journal_and_stays_as_it_is(path, content):
+def test_file_without_a_whole_line_is_no_journal(path, content):
     path.write_bytes(content)
     with pytest.raises(RecordError, match=r"journal.log: line 1 must be a JSON object, but is damaged"):
         Journal(path, writable=True)
     assert path.read_bytes() == content
 
 
-def test_a_disk_that_takes_no_more_is_told_and_leaves_no_half_step(path):
+def test_full_disk_leaves_no_half_step(path):
     """A limit on the file's size stands for a full disk: the write ends in the middle of a line."""
     journal = Journal(path, writable=True)
     journal.append_logs([FIRST])

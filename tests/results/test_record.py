@@ -105,7 +105,7 @@ def test_seconds_are_those_of_training_validation_and_test(record, make_recipe):
     assert (record.trial(plan).training_s, record.trial(plan).seconds) == (6.0, 9.0)
 
 
-def test_a_trial_of_the_verdict_is_not_complete_without_its_test(record, make_recipe):
+def test_refit_is_not_complete_without_its_test(record, make_recipe):
     record.add([Plan(None, "final", make_recipe(), 1)])
     plan = record.next_trial()
     record.epoch(plan, scored(1, 0.5))
@@ -385,7 +385,7 @@ def test_record_refuses_a_directory_that_cannot_be_made(tmp_path):
         Record.create(tmp_path / "studies" / "one", {})
 
 
-def test_record_gives_each_study_a_name_of_its_own_for_mlflow(record, tmp_path):
+def test_record_gives_each_study_its_own_uid(record, tmp_path):
     other = Record.create(tmp_path / "studies" / "two", {})
     assert other.manifest["uid"] != record.manifest["uid"]
     other.close()
@@ -436,7 +436,7 @@ def test_open_ends_what_was_only_not_said_to_have_ended(make_search, make_recipe
     again.close()
 
 
-def test_open_counts_the_time_until_a_killed_session_was_last_seen(make_search, monkeypatch):
+def test_open_counts_a_killed_session_until_last_seen(make_search, monkeypatch):
     monkeypatch.setattr("study.results.record.BEAT_S", 0.0)
     record = make_search(time_s=0.4)
     record.next_trial()
@@ -470,7 +470,7 @@ def test_a_changed_budget_is_kept(make_search):
 
 
 @pytest.mark.parametrize("kept", range(0, 90, 7))
-def test_a_search_that_was_cut_anywhere_goes_on_as_one_that_was_not(make_search, kept):
+def test_search_that_was_cut_anywhere_continues_unchanged(make_search, kept):
     """Cut after any line of the journal, or within one, a resumed search ends like one that was never stopped."""
     asha = Pruner("asha", min_epochs=1, reduction_factor=2)
     whole = make_search("whole", trials=14, pruner=asha)

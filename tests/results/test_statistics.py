@@ -52,7 +52,7 @@ def test_mcnemar_exact_is_one_without_discordant_images():
     assert mcnemar_exact(flags(5, 10), flags(5, 10)) == 1.0
 
 
-def test_mcnemar_exact_is_one_when_as_many_are_won_as_lost():
+def test_mcnemar_is_one_for_equal_wins_and_losses():
     assert mcnemar_exact(flags(5, 10), ~flags(5, 10)) == pytest.approx(1.0)
 
 
@@ -127,6 +127,7 @@ def test_paired_difference_handles_a_resample_count_that_no_batch_divides():
     assert difference.low < difference.mean < difference.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5], ids=["images-matter", "both-matter", "seeds-matter"])
 def test_decide_seldom_calls_one_of_two_equal_recipes_better(seeds, spread):

@@ -139,7 +139,7 @@ def test_final_seeds_stay_when_more_are_asked_for():
 
 
 @pytest.mark.parametrize(("depth", "order"), [(2, (1, 0)), (1, (0, 1)), (0, (0, 1))])
-def test_plan_finals_goes_through_the_seeds_pair_by_pair_the_deeper_first(depth, order):
+def test_plan_finals_goes_pair_by_pair_the_deeper_first(depth, order):
     recipes = [BASELINE, replace(WINNER, unfreeze_depth=depth)]
     planned = plan_finals(trial(7, recipes[1], value=0.9), BASELINE, 5, 2)
     assert planned == [Plan(None, "final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
@@ -211,7 +211,7 @@ def test_judge_reads_refits_only():
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_judge_drops_the_pair_of_a_failed_refit_and_says_so(side):
+def test_judge_drops_the_pair_of_a_failed_refit(side):
     sides = [[errs_on(range(90))] * 3, [errs_on(range(30))] * 3]
     sides[side] = [sides[side][0], "out of memory.", sides[side][2]]
     verdict = verdict_on(finals(*sides))
@@ -228,7 +228,7 @@ def test_judge_takes_a_refit_that_was_run_again():
     assert (verdict.seeds, verdict.missing) == ([11, 12, 13], [])
 
 
-def test_judge_takes_the_first_of_two_complete_refits_of_a_seed():
+def test_judge_takes_the_first_complete_refit_of_a_seed():
     trials = finals([errs_on(range(90))] * 3, [errs_on(range(30))] * 3)
     again = trial(26, BASELINE, stage="final", seed=12, test=errs_on([]))
     assert verdict_on([again, *trials]) == verdict_on(trials)
@@ -246,7 +246,7 @@ def test_judge_names_the_state_of_a_refit_without_reason():
     assert verdict.missing == ["#final-20 baseline: waiting."]
 
 
-def test_judge_with_one_seed_has_no_spread_and_says_how_little_it_knows():
+def test_judge_with_one_seed_has_no_spread():
     verdict = verdict_on(finals([errs_on(range(90))], [errs_on(range(30))]))
     assert (verdict.decision, verdict.baseline.std, verdict.comparison.winner.std) == ("better", None, None)
     assert sentence(verdict).endswith("1 seed). With one seed, this compares two trained classifiers, not two recipes.")

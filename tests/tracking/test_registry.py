@@ -68,6 +68,7 @@ def pixels(count):
     return torch.nn.functional.interpolate(squares, (32, 36)).to(torch.uint8)
 
 
+@pytest.mark.slow
 def test_the_first_model_of_its_name_becomes_champion(one_model):
     folder, saved, registration = one_model
     assert (registration.name, registration.version, registration.champion) == (NAME, "1", True)
@@ -76,6 +77,7 @@ def test_the_first_model_of_its_name_becomes_champion(one_model):
     assert float(version.tags["study.test_accuracy"]) == saved.card.test_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "champion", "note"),
     [
@@ -96,7 +98,7 @@ def test_the_first_model_of_its_name_becomes_champion(one_model):
         ),
     ],
 )
-def test_another_model_becomes_champion_only_if_it_is_better_on_the_same_images(store, changes, champion, note):
+def test_champion_changes_only_for_a_better_model(store, changes, champion, note):
     registration, client = register(store, uid="another", **changes)
     assert registration.champion is champion
     assert note in registration.note
@@ -110,7 +112,7 @@ def test_a_model_that_was_registered_before_is_not_registered_again(store):
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
 
 
-def test_a_model_that_a_killed_session_left_without_a_version_is_replaced(store):
+def test_model_without_a_version_is_replaced(store):
     client = connect(local_uri(store), verbose=False)
     (logged,) = search_models(client)
     client.delete_model_version(NAME, "1")
@@ -133,7 +135,7 @@ def test_a_champion_that_no_study_made_stays(store):
     assert (registration.version, registration.champion) == ("2", False)
 
 
-def test_the_model_of_another_network_has_a_name_of_its_own():
+def test_model_of_another_network_has_another_name():
     assert registered_name(make_card(model="resnet18", data="my pets: 2/3 @home")) == "my-pets-2-3-home-resnet18"
 
 
@@ -156,7 +158,7 @@ def model_directory(folder):
 
 
 @pytest.mark.parametrize("images", [1, 5])
-def test_the_logged_model_takes_raw_images_and_answers_as_the_kept_one(one_model, monkeypatch, images):
+def test_logged_model_answers_as_the_kept_one(one_model, monkeypatch, images):
     folder, saved, _ = one_model
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     served = mlflow.pyfunc.load_model(str(model_directory(folder)))
@@ -279,7 +281,8 @@ def server(command, log, **environment):
             process.wait(20)
 
 
-def test_a_model_is_logged_to_a_server_served_from_it_and_answers_as_predict_does(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_served_model_answers_as_predict_does(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     backend = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/files"]
     with server(["server", "--workers", "1", *backend], tmp_path / "server.log") as uri:

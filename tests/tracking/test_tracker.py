@@ -171,7 +171,7 @@ def test_tracker_ends_what_was_interrupted_as_killed(client, record, tmp_path):
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
 
 
-def test_tracker_takes_up_the_runs_of_a_study_that_was_killed(client, record, tmp_path):
+def test_tracker_continues_the_runs_of_a_killed_study(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
     plan = record.next_trial()
     record.epoch(plan, epoch(1))
@@ -190,7 +190,7 @@ def test_tracker_takes_up_the_runs_of_a_study_that_was_killed(client, record, tm
     assert parent.data.tags["mlflow.note.content"].startswith("It is done.")
 
 
-def test_tracker_deletes_a_run_that_a_late_answer_has_made_twice(client, record, tmp_path):
+def test_tracker_deletes_a_run_that_was_made_twice(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
     plan = run_a_trial(record, tracker)
     tracker.finish("FINISHED", {}, {})
@@ -248,7 +248,7 @@ def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record
     assert runs_of(client)[1]["0"].data.params["model"] == "resnet18"
 
 
-def test_tracker_says_what_a_store_that_went_away_was_not_given(client, record, tmp_path):
+def test_tracker_counts_the_runs_that_were_not_sent(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
     (tmp_path / "mlflow.db").rename(tmp_path / "gone.db")
     (tmp_path / "mlflow.db").mkdir()
@@ -258,7 +258,8 @@ def test_tracker_says_what_a_store_that_went_away_was_not_given(client, record, 
     assert record.trials()[0].state == "complete"
 
 
-def test_tracker_asks_a_store_that_is_silent_once_and_not_once_a_trial(record, make_recipe, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_tracker_asks_a_silent_store_once(record, make_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -341,7 +342,8 @@ def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
         server.server_close()
 
 
-def test_connect_makes_a_database_anew_that_a_crash_left_half_made(tmp_path):
+@pytest.mark.slow
+def test_connect_remakes_a_half_made_database(tmp_path):
     """As a driver leaves it that is killed while MLflow migrates: killed as soon as there are tables."""
     mlruns = tmp_path / "mlruns"
     mlruns.mkdir()
@@ -366,7 +368,7 @@ def test_ui_command_opens_a_local_store_on_loopback_alone():
     assert command.endswith("--allowed-hosts localhost:5000,127.0.0.1:5000")
 
 
-def test_ui_command_is_the_short_one_for_the_store_of_this_directory(tmp_path, monkeypatch):
+def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
     assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))

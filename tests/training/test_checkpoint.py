@@ -27,6 +27,7 @@ def make_training(make_images):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -94,7 +95,7 @@ def test_checkpoint_in_a_forbidden_place_costs_a_warning_only(make_training, mak
         assert len(list(epochs)) == 2
 
 
-def test_checkpoint_on_a_full_disk_is_an_error_but_between_epochs(make_training, make_recipe, small_disk):
+def test_last_checkpoint_on_a_full_disk_is_an_error(make_training, make_recipe, small_disk):
     path = small_disk / "trial.safetensors"
     with pytest.raises(RecordError, match=r"trial.safetensors: must have room, but got: .*No space left on device"):
         saved(make_training, make_recipe, path)

@@ -126,7 +126,7 @@ def test_stream_reads_the_first_segment_from_the_call_on(store):
     assert same(chunks)
 
 
-def test_stream_reads_a_segment_while_the_one_before_it_is_taken(store):
+def test_stream_reads_the_next_segment_ahead(store):
     read(store)
     _, second = unread(store)
     chunks = store.stream(KEY, ORDER, refuse)
@@ -136,7 +136,7 @@ def test_stream_reads_a_segment_while_the_one_before_it_is_taken(store):
     assert same([taken, *chunks])
 
 
-def test_stream_finds_what_was_not_there_yet_when_it_looked_ahead(store):
+def test_stream_finds_what_came_after_reading_ahead(store):
     chunks = store.stream(KEY, ORDER, refuse)
     store._reader.submit(lambda: None).result()  # behind that look
     read(FeatureStore(store.directory, 10**9))
@@ -341,7 +341,7 @@ def test_store_gives_up_where_files_are_slower_than_computing(tmp_path, when):
     assert store.tally == {"stored" if when == "storing" else "read": SEGMENT, "computed": len(ORDER) - SEGMENT}
 
 
-def test_default_limit_is_a_fifth_of_the_free_disk_at_most_50_gb(tmp_path):
+def test_default_limit_is_a_fifth_of_the_disk(tmp_path):
     assert 0 < default_limit_bytes(tmp_path / "not" / "there") <= 50 * 10**9
 
 
@@ -364,7 +364,7 @@ def test_store_turns_itself_off_where_it_cannot_write(tmp_path):
     assert store.failure == f"{store.directory}: must be writable and have room, but got 'File exists'."
 
 
-def test_store_and_its_default_limit_survive_a_directory_that_cannot_be_looked_at(tmp_path):
+def test_store_survives_an_unreadable_directory(tmp_path):
     """As below a parent that may not be entered, which nothing forbids root."""
     directory = tmp_path / ("long" * 100)
     store = FeatureStore(directory, default_limit_bytes(directory))
@@ -373,6 +373,7 @@ def test_store_and_its_default_limit_survive_a_directory_that_cannot_be_looked_a
         assert same(read(store))
 
 
+@pytest.mark.slow
 def test_store_turns_itself_off_where_files_may_not_grow(tmp_path):
     code = (
         "import resource, warnings, sys; sys.path.insert(0, sys.argv[1])\n"
@@ -428,6 +429,7 @@ def test_store_removes_what_a_dead_process_left(store):
 # Several at once
 
 
+@pytest.mark.slow
 def test_processes_that_need_one_entry_compute_it_once(tmp_path):
     """Each process writes down what it computes; together that is every segment once."""
     code = (
@@ -542,6 +544,7 @@ VGG_DEPTHS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "depth", "precision"), [*EVERY_DEPTH, *VGG_DEPTHS])
 def test_trial_gives_the_same_results_with_and_without_the_store(
     store, make_recipe, make_images, model, depth, precision
@@ -558,7 +561,8 @@ def test_trial_gives_the_same_results_with_and_without_the_store(
     assert store.tally["computed"] == 0
 
 
-def test_trials_of_two_processes_that_need_one_epoch_at_once_give_what_one_alone_does(tmp_path, make_recipe):
+@pytest.mark.slow
+def test_two_trials_that_share_an_epoch_give_one_result(tmp_path, make_recipe):
     """And leave nothing to be computed alone: what one has stored the other reads."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
@@ -610,7 +614,7 @@ def test_trial_that_ends_after_an_epoch_has_stored_one(store, make_recipe, make_
     assert len(files(store)) == 1
 
 
-def test_trial_has_its_next_epoch_read_while_a_result_is_taken(store, make_recipe, make_images):
+def test_trial_reads_its_next_epoch_ahead(store, make_recipe, make_images):
     """And the images are counted where they are trained on."""
     recipe, images = make_recipe(epochs=2), make_images(70)
     fit(recipe, images, features=store)

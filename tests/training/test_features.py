@@ -124,6 +124,7 @@ def test_train_keeps_its_epochs_in_the_devices_memory(make_images, make_recipe, 
     assert fit() == [(loss, {"read": CHUNK + 6}) for loss, _ in first]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", ["resnet18", "vgg11", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small"])
 def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_recipe, tmp_path, model, precision):

@@ -50,7 +50,7 @@ def test_watch_keeps_what_was_taken_whole():
     assert len(memory.get("a")) == 2
 
 
-def test_watch_keeps_nothing_of_what_was_broken_off_or_does_not_fit():
+def test_watch_keeps_nothing_incomplete_or_too_large():
     memory = DeviceMemory(100)
     list(itertools.islice(memory.watch("broken off", tensors(2), rows=20), 1))
     assert len(list(memory.watch("too large", tensors(5), rows=50))) == 5

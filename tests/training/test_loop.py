@@ -137,12 +137,12 @@ def test_train_reports_progress_up_to_the_last_image(make_recipe, make_images):
     assert [progress.images for progress in seen] == [16, 32, 40]
 
 
-def test_train_names_the_epoch_of_a_loss_that_is_not_finite(make_recipe, make_images):
+def test_train_names_the_epoch_of_a_nonfinite_loss(make_recipe, make_images):
     with pytest.raises(TrialError, match=r"train_loss: must stay finite, but got nan in epoch 1"):
         fit(make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5), make_images(64))
 
 
-def test_train_names_the_epoch_of_a_validation_loss_that_is_not_finite(make_recipe, make_images):
+def test_train_names_the_epoch_of_a_nonfinite_validation_loss(make_recipe, make_images):
     """The last step may spoil the weights after the last loss of training was taken."""
     recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, batch_size=16)
     with pytest.raises(TrialError, match=r"val_loss: must stay finite, but got \w+ in epoch 1\. Lower lr"):
@@ -156,7 +156,7 @@ def test_evaluations_are_equal_whatever_they_took():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_train_on_a_gpu_gives_the_same_with_and_without_the_store(make_recipe, make_images, tmp_path, precision):
+def test_train_on_a_gpu_is_the_same_without_store(make_recipe, make_images, tmp_path, precision):
     """Within GPU_TOLERANCE of each loss, and of the share of images with another prediction; see docs/benchmarks.md."""
     images, recipe = make_images(200), make_recipe(lr=1e-4)
     hardware, store = Hardware(torch.device("cuda"), precision), FeatureStore(tmp_path, 10**9)

@@ -138,7 +138,7 @@ def sent(monkeypatch):
 
 
 @pytest.mark.parametrize("allocate", [lambda: np.empty(2**50), lambda: torch.empty(2**50)], ids=["numpy", "torch"])
-def test_trainable_gives_memory_back_before_it_reports_that_there_was_too_little(inputs, make_recipe, sent, allocate):
+def test_trainable_frees_memory_before_it_reports_a_lack(inputs, make_recipe, sent, allocate):
     class Huge(dict):
         def __getitem__(self, model):
             allocate()
@@ -156,7 +156,7 @@ def test_trainable_reports_a_bug_as_a_failure(inputs, make_recipe, sent):
     assert sent == [Failure("KeyError: 'resnet18'")]
 
 
-def test_trainable_opens_no_test_where_the_disk_has_no_room_for_what_was_trained(inputs, make_recipe, sent, small_disk):
+def test_trainable_opens_no_test_on_a_full_disk(inputs, make_recipe, sent, small_disk):
     inputs = dataclasses.replace(inputs, checkpoints=small_disk / "checkpoints")
     trainable({"plan": Plan(0, "final", make_recipe(epochs=1), 0)}, inputs=inputs)
     *_, last = sent

@@ -66,7 +66,7 @@ def test_share_resources_divides_what_there_is(monkeypatch, nodes, asked, given)
     assert share_resources(*asked, trials=100) == given
 
 
-def test_share_resources_runs_no_more_at_once_than_there_are_trials(monkeypatch):
+def test_share_resources_runs_at_most_all_trials_at_once(monkeypatch):
     machines(monkeypatch, (8, 0))
     assert share_resources(1, None, None, trials=3).concurrent == 3
 
@@ -90,6 +90,7 @@ def test_share_resources_needs_a_node_with_cores(monkeypatch):
         share_resources(None, None, None, trials=1)
 
 
+@pytest.mark.slow
 def test_a_local_ray_refuses_strangers_and_tells_nobody(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     done = subprocess.run(

@@ -134,7 +134,7 @@ def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
     assert f"{plan.title} epoch 2/2 25% 15.0 images/s 6s left" in words
 
 
-def test_a_search_shows_its_best_five_its_tally_and_its_time_under_the_running_trials(record, space):
+def test_search_shows_best_five_tally_and_time(record, space):
     console, output = terminal()
     console.on_resources(Allotment(2, 0, 1), space)
     console.on_record(record)
@@ -230,7 +230,7 @@ def test_weights_are_told_with_their_origin(weights, said):
     assert output.getvalue() == said
 
 
-def test_a_search_is_announced_with_its_space_its_budget_and_what_a_trial_gets(space):
+def test_search_is_announced_with_space_budget_and_resources(space):
     console, output = pipe()
     console.on_resources(Allotment(2, 0.5, 3), space)
     assert output.getvalue().splitlines() == [
@@ -240,7 +240,7 @@ def test_a_search_is_announced_with_its_space_its_budget_and_what_a_trial_gets(s
     ]
 
 
-def test_the_end_of_a_search_tells_best_recipe_tally_importances_and_verdict(record, space):
+def test_end_of_a_search_shows_recipe_tally_and_verdict(record, space):
     console, output = pipe()
     console.on_resources(Allotment(2, 0, 1), space)
     console.on_record(record)
@@ -257,7 +257,7 @@ def test_the_end_of_a_search_tells_best_recipe_tally_importances_and_verdict(rec
     assert re.findall(r"(\w+) \S+ instead of", line) == changed
 
 
-def test_a_search_that_the_baseline_won_says_that_it_is_best(record, space):
+def test_search_that_the_baseline_won_says_so(record, space):
     console, output = pipe()
     console.on_resources(Allotment(2, 0, 1), space)
     console.on_record(record)
@@ -267,7 +267,7 @@ def test_a_search_that_the_baseline_won_says_that_it_is_best(record, space):
     assert "best     #0: the baseline's recipe\n" in output.getvalue()
 
 
-def test_a_time_budget_that_no_trial_could_keep_is_told_as_the_reason(record, space):
+def test_time_budget_that_no_trial_kept_is_the_reason(record, space):
     console, output = pipe()
     console.on_resources(Allotment(2, 0, 1), space)
     console.on_record(record)
@@ -280,7 +280,7 @@ def test_a_time_budget_that_no_trial_could_keep_is_told_as_the_reason(record, sp
     assert not result.succeeded
 
 
-def test_a_baseline_that_was_tested_says_so_at_the_end_of_its_line(fixed):
+def test_tested_trial_says_its_test_accuracy_at_its_end(fixed):
     console, output = pipe()
     console.on_record(fixed)
     plan = fixed.next_trial()

@@ -67,7 +67,7 @@ def finish(study, *, trials, complete=True):
             study.record.fail(plan, "out of memory")
 
 
-def test_the_kept_classifier_predicts_what_the_record_says_of_its_test(study):
+def test_kept_classifier_predicts_as_its_test_recorded(study):
     finish(study, trials=1)
     plan, data, record = study.record.next_trial(), study.dataset, study.record
     record.facts(plan, FACTS)

@@ -86,7 +86,7 @@ def test_a_process_that_dies_again_and_again_fails_its_trial(tune):
     assert following["plan"].number == 1
 
 
-def test_a_trial_that_is_repeated_alone_stays_alone_when_its_process_dies(tune):
+def test_trial_repeated_alone_stays_alone_when_it_dies(tune):
     first = tune.searcher.suggest("a")
     tune.report(first, OUT_OF_MEMORY)
     tune.searcher.on_trial_complete("a", {})
@@ -111,7 +111,7 @@ def test_a_failure_fails_its_trial_at_once(tune):
     assert tune.searcher.suggest("b")["plan"].number == 1
 
 
-def test_a_failure_that_is_none_of_the_trials_ends_the_session_and_leaves_the_trial_to_the_next(tune):
+def test_failure_of_the_study_leaves_its_trial_unfinished(tune):
     config = tune.searcher.suggest("a")
     with pytest.raises(BaseException, match="must have room"):  # no Exception: Ray Tune would go on with the next trial
         tune.report(config, Failure("weights: must have room", stops_study=True))

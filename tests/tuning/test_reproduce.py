@@ -68,14 +68,14 @@ def test_reproduce_trains_the_same_classifier_from_the_card_alone(study):
     assert result.agrees
 
 
-def test_reproduce_tells_a_training_that_does_not_give_the_recorded_confusion(study):
+def test_reproduce_reports_another_confusion(study):
     result = reproduce(changed(study, confusion=[[0, 3], [3, 0]]), nobody)
     assert result.moved > 0
     assert not result.agrees
     assert describe(result)[-1] == "verdict  not reproduced"
 
 
-def test_reproduce_computes_with_the_threads_of_then_and_leaves_the_process_its_own(study):
+def test_reproduce_uses_the_recorded_number_of_threads(study):
     torch.set_num_threads(2)
     assert reproduce(study.directory, nobody).same_arithmetic  # which names the threads, 1 here
     assert torch.get_num_threads() == 2
@@ -94,7 +94,7 @@ def test_reproduce_refuses_other_images_and_weights(study, changes, message):
         reproduce(changed(study, **changes), nobody)
 
 
-def test_reproduce_names_the_card_of_a_study_that_kept_no_model(tmp_path):
+def test_reproduce_names_the_missing_model_card(tmp_path):
     with pytest.raises(RecordError, match=r"model/model\.json: must be readable"):
         reproduce(tmp_path, nobody)
 

@@ -103,8 +103,9 @@ def memory_holds(pid: int, patterns: list[bytes]) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc to look into a process's memory")
-def test_no_test_image_is_in_the_memory_of_a_searchs_trial(room):
+def test_search_trial_has_no_test_image_in_memory(room):
     tested, trained = pixels_of(room / "noise" / "test"), pixels_of(room / "noise" / "train")
     arguments = [*FLAGS, "--epochs", "100000", "--pruner", "none"]
     small = {**os.environ, "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(10**8)}  # which is searched as well
@@ -136,7 +137,8 @@ def journal_of(room: Path, name: str) -> list[object]:
     return [strip(json.loads(line)) for line in lines]
 
 
-def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
+@pytest.mark.slow
+def test_searches_of_one_seed_write_the_same_journal(room):
     for name in ("former", "latter"):
         arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", name]
         done = subprocess.run(command(*arguments), cwd=room, capture_output=True, text=True)
@@ -146,7 +148,8 @@ def test_two_searches_of_one_seed_write_the_same_journal_but_for_times(room):
     assert former == latter
 
 
-def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(room):
+@pytest.mark.slow
+def test_killed_trial_ends_under_its_own_number(room):
     arguments = ["--baseline", "resnet18", *FLAGS[2:], "--epochs", "40", "--name", "killed"]
     process = subprocess.Popen(
         command(*arguments), cwd=room, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -167,7 +170,8 @@ def test_a_trial_whose_process_is_killed_starts_again_and_ends_under_its_number(
     assert (only.state, [result.epoch for result in only.epochs]) == ("complete", list(range(1, 41)))
 
 
-def test_a_trial_that_kills_its_process_each_time_fails_after_two_retries_and_the_others_go_on(tmp_path, make_recipe):
+@pytest.mark.slow
+def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_recipe):
     tries = tmp_path / "tries"
 
     def die_if_second(config, *, inputs):

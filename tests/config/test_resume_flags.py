@@ -1,0 +1,111 @@
+"""Which flags and spaces a resumed study accepts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from study.config.flags import build_parser, configure
+from study.config.plan import Design
+from study.config.resume_flags import check_flags, check_space, recorded_config
+from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
+from study.errors import ConfigError
+
+
+@pytest.fixture
+def space(tmp_path, make_recipe):
+    return SearchSpace(
+        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("asha"), Resources()
+    )
+
+
+@pytest.fixture
+def manifest(space):
+    """What a search of one seed says of itself."""
+    told = {"source": "digits", "fraction": 1.0, "weights": "none", "seed": 0, "precision": "auto"}
+    return told | Design("search", (space.base,), space, repeats=3).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("flag", "then", "now"),
+    [
+        ("--data", "digits", "cifar10"),
+        ("--fraction", 1.0, 0.5),
+        ("--weights", "none", "imagenet"),
+        ("--seed", 0, 1),
+        ("--precision", "auto", "fp32"),
+        ("--epochs", 2, 3),
+        ("--image-size", 32, 64),
+        ("--repeats", 3, 4),
+        ("--pruner", "asha", "none"),
+    ],
+)
+def test_flag_that_changes_the_study_is_refused_with_both_values(manifest, flag, then, now):
+    options = build_parser().parse_args(["--resume", "one", flag, str(now)])
+    with pytest.raises(ConfigError, match=rf"^{flag}: must stay {then!r}, as recorded, but got {now!r}\."):
+        check_flags(options, manifest, {})
+
+
+def test_the_flags_that_a_study_began_with_are_taken_again(manifest):
+    given = "--data digits --fraction 1 --weights none --seed 0 --epochs 2 --image-size 32 --repeats 3 --pruner asha"
+    check_flags(build_parser().parse_args(["--resume", "one", *given.split()]), manifest, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "message"),
+    [
+        ("baseline", ["--baseline", "vgg16"], "--baseline: must stay 'resnet18', as recorded, but got 'vgg16'"),
+        ("baseline", ["--as-written"], "--as-written: must stay 'baseline', as recorded, but got 'as-written'"),
+        ("search", ["--baseline"], "--baseline: must stay 'search', as recorded, but got 'baseline'"),
+        ("search", ["--as-written"], "--as-written: must stay 'search', as recorded, but got 'as-written'"),
+    ],
+)
+def test_another_kind_of_study_and_other_models_are_refused(manifest, stage, flags, message):
+    options = build_parser().parse_args(["--resume", "one", *flags])
+    with pytest.raises(ConfigError, match=message):
+        check_flags(options, {**manifest, "stage": stage}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("baseline", ["--baseline"]),
+        ("baseline", ["--baseline", "resnet18", "resnet18"]),
+        ("as-written", ["--baseline", "--as-written"]),
+        ("as-written", ["--baseline"]),
+    ],
+)
+def test_recorded_kind_and_models_are_accepted_again(manifest, stage, flags):
+    check_flags(build_parser().parse_args(["--resume", "one", *flags]), {**manifest, "stage": stage}, {})
+
+
+@pytest.mark.parametrize(("flags", "directory"), [([], "/then"), (["--data-dir", "/now"], "/now")])
+def test_downloads_may_have_moved(manifest, flags, directory):
+    options = build_parser().parse_args(["--resume", "one", *flags])
+    told = {**manifest, "data_dir": "/then", "tracking_uri": None}
+    assert recorded_config(options, told, configure(options, "one")).data_dir == Path(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": {"lr": Float(1e-6, 1.0)}}, r"--search small: space.lr: must stay"),
+        ({"name": "other"}, r"--search: must stay 'small', as recorded, but got 'other'"),
+        ({"pruner": Pruner("none")}, r"--search small: pruner.name: must stay 'asha'"),
+    ],
+)
+def test_another_space_is_refused(manifest, space, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_space(replace(space, **changes), manifest)
+
+
+def test_space_of_choices_survives_the_journal(space):
+    space = replace(space, domains={**space.domains, "optimizer": Categorical(("adam", "sgd"))})
+    manifest = json.loads(json.dumps({"space": space.to_dict()}))
+    check_space(space, manifest)
+    assert SearchSpace.from_dict(manifest["space"]) == SearchSpace.from_dict(space.to_dict()) == space
+
+
+def test_another_budget_is_no_other_space(manifest, space):
+    check_space(replace(space, budget=Budget(9, 60.0)), manifest)

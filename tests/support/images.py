@@ -1,0 +1,29 @@
+"""Small labelled images for tests."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from study.data.images import Images
+
+
+def make_images(count: int, classes: int = 3, side: int = 32, seed: int = 0) -> Images:
+    """Return images of classes that can be told apart: each class has its own colour, under noise."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    colours = generator.integers(0, 256, (classes, 3, 1, 1))
+    noise = generator.integers(-40, 41, (count, 3, side, side))
+    pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+    return Images(pixels, labels.astype(np.int64))
+
+
+def write_image_folder(root: Path) -> Path:
+    """Write PNG files of two classes, 8 training and 4 test images each, and return the folder."""
+    for split, count in (("train", 16), ("test", 8)):
+        images = make_images(count, classes=2)
+        for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+            folder = root / split / ("cat", "dog")[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{index}.png")
+    return root
