@@ -106,7 +106,7 @@ def _resume(options: argparse.Namespace) -> int:
         check_flags(options, manifest, given)
         for space in spaces:
             check_space(space, manifest)
-        design = Design.from_dict(manifest)
+        design = manifest.design
         _check_budget(options, record)
         if record.space:
             record.set_budget(change_budget(options, record.space.budget))

@@ -15,7 +15,8 @@ ROOT = Path(study.__file__).parent
 GROUND = ["errors", "seeding", "formatting", "files", "output", "exit_codes"]
 PACKAGES = {
     "config": [
-        "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "resume_flags", "flags",
+        "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",
+        "resume_flags", "flags",
     ],
     "results": [
         "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",

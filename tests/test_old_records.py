@@ -61,7 +61,7 @@ def test_old_checkpoint_is_restored():
     trial = record.trials()[1]
     classifier = build("resnet18", classes=10, unfreeze_depth=0, pretrained=None, seed=trial.plan.seed)
     untrained = classifier.network.fc.weight.clone()
-    checkpoint = open_checkpoint(record.checkpoints, record.manifest["uid"], trial.plan)
+    checkpoint = open_checkpoint(record.checkpoints, record.manifest.uid, trial.plan)
     assert checkpoint.restore(classifier) == len(trial.epochs) == 1
     assert not torch.equal(classifier.network.fc.weight, untrained)
 

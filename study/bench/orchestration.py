@@ -15,8 +15,10 @@ from ray import tune
 
 from study.bench.training import CLASSES, ROUNDS, Figure, make_images
 from study.config.load_toml import baseline_recipe
-from study.config.plan import Plan
+from study.config.manifest import Manifest
+from study.config.plan import Design, Plan
 from study.config.recipe import Recipe
+from study.config.search_space import SearchSpace
 from study.data.images import Images
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Progress
@@ -33,23 +35,36 @@ if TYPE_CHECKING:
 
 MODEL = "resnet18"
 DEPTHS = (0, 1, 2, 3)
-MANIFEST = {
-    "data": "bench",
-    "source": "bench",
-    "fraction": 1.0,
-    "classes": [str(label) for label in range(CLASSES)],
-    "train_images": 0,
-    "test_images": 0,
-    "data_fingerprint": "none",
-    "split_fingerprint": "none",
-    "versions": {},
-    "git_commit": None,
-}
 ONE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
     "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
 )
 """A PNG, where a study would draw a training batch."""
+
+
+def make_manifest(space: SearchSpace | None = None) -> Manifest:
+    """Return the manifest of a study of generated images."""
+    return Manifest(
+        design=Design("search", (baseline_recipe(MODEL),), space),
+        data="bench",
+        source="bench",
+        data_dir="",
+        classes=tuple(str(label) for label in range(CLASSES)),
+        fraction=1.0,
+        image_size=baseline_recipe(MODEL).image_size,
+        train_images=0,
+        val_images=0,
+        test_images=0,
+        data_fingerprint="none",
+        split_fingerprint="none",
+        weights="none",
+        weights_digests={},
+        seed=0,
+        precision="auto",
+        tracking_uri=None,
+        versions={},
+        git_commit=None,
+    )
 
 
 def make_recipes() -> list[Recipe]:
@@ -201,7 +216,7 @@ def _ray(folder: Path, environment: Mapping[str, str] = TRIAL_ENVIRONMENT) -> It
 
 
 def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room: Path) -> None:
-    record = Record.create(room / "study", MANIFEST)
+    record = Record.create(room / "study", make_manifest())
     record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
     run_trials(record, inputs, [], resources=allotment, scratch=room)
     assert all(trial.state == "complete" for trial in record.trials()), "every trial of a benchmark has to end well"
@@ -211,7 +226,7 @@ def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room:
 def _run_idle(
     recipes: list[Recipe], allotment: Allotment, room: Path, watch: _Marks, client: "MlflowClient | None"
 ) -> None:
-    record = Record.create(room / "study", MANIFEST)
+    record = Record.create(room / "study", make_manifest())
     record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
     inputs = Inputs(make_images(1), None, None, CLASSES, {}, "auto")
     listeners: list[Listener] = [watch]

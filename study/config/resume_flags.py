@@ -9,26 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study.config.plan import Design, StudyConfig
+from study.config.manifest import Manifest
+from study.config.plan import StudyConfig
 from study.config.search_space import SearchSpace
 from study.errors import ConfigError
 
 
-def recorded_config(options: Namespace, manifest: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
+def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig) -> StudyConfig:
     """Return `config` with the recorded settings; new flags may still move the data directory or the tracking store."""
     return replace(
         config,
-        data=manifest["source"],
-        data_dir=config.data_dir if options.data_dir else Path(manifest["data_dir"]),
-        fraction=manifest["fraction"],
-        weights=manifest["weights"],
-        seed=manifest["seed"],
-        precision=manifest["precision"],
-        tracking_uri=config.tracking_uri or manifest["tracking_uri"],
+        data=manifest.source,
+        data_dir=config.data_dir if options.data_dir else Path(manifest.data_dir),
+        fraction=manifest.fraction,
+        weights=manifest.weights,
+        seed=manifest.seed,
+        precision=manifest.precision,
+        tracking_uri=config.tracking_uri or manifest.tracking_uri,
     )
 
 
-def check_flags(options: Namespace, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]) -> None:
     """Check that the flags agree with the study's manifest; budget, machines and tracking may change.
 
     Args:
@@ -39,42 +40,41 @@ def check_flags(options: Namespace, manifest: Mapping[str, Any], given: Mapping[
     Raises:
         ConfigError: a flag contradicts the manifest. The message names both values.
     """
-    recipe = manifest["recipes"][0]
+    recipe = manifest.design.recipes[0]
     recorded = {
-        "data": manifest["source"],
-        "fraction": manifest["fraction"],
-        "weights": manifest["weights"],
-        "seed": manifest["seed"],
-        "precision": manifest["precision"],
-        "epochs": recipe["epochs"],
-        "image_size": recipe["image_size"],
-        "repeats": manifest["repeats"],
-        "pruner": manifest["space"] and manifest["space"]["pruner"]["name"],
+        "data": manifest.source,
+        "fraction": manifest.fraction,
+        "weights": manifest.weights,
+        "seed": manifest.seed,
+        "precision": manifest.precision,
+        "epochs": recipe.epochs,
+        "image_size": recipe.image_size,
+        "repeats": manifest.design.repeats,
+        "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }
     for option, value in recorded.items():
         now = given.get(option, getattr(options, option))
         if now is not None:
             _check_same(f"--{option.replace('_', '-')}", value, now)
-    stage = manifest["stage"]
+    stage = manifest.design.stage
     if options.as_written:
         _check_same("--as-written", stage, "as-written")
     elif options.baseline is not None and stage != "as-written":
         _check_same("--baseline", stage, "baseline")
     if options.baseline:
         models = " ".join(dict.fromkeys(options.baseline))
-        _check_same("--baseline", " ".join(Design.from_dict(manifest).models), models)
+        _check_same("--baseline", " ".join(manifest.design.models), models)
 
 
-def check_space(space: SearchSpace, manifest: Mapping[str, Any]) -> None:
+def check_space(space: SearchSpace, manifest: Manifest) -> None:
     """Check that `space` is the space that the study searches; its budget and resources may differ.
 
     Raises:
         ConfigError: `space` differs from the recorded space. The message names both values.
     """
-    then = manifest["space"]
-    if then is None:
+    if manifest.design.space is None:
         raise ConfigError(f"--search: must be left out, since the study has fixed trials, but got {space.name}.")
-    now = space.to_dict()
+    then, now = manifest.design.space.to_dict(), space.to_dict()
     _check_same("--search", then["name"], now["name"])
     for part in ("base", "pruner", "space"):
         keys = dict.fromkeys([*then[part], *now[part]])

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+from pydantic import ValidationError
+
 from study.errors import ConfigError, unknown_name
 
 
@@ -67,3 +69,27 @@ def within(place: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{place}{error}") from None
+
+
+RULES = {
+    "greater_than": "be above {gt:g}",
+    "greater_than_equal": "be at least {ge:g}",
+    "less_than": "be below {lt:g}",
+    "less_than_equal": "be at most {le:g}",
+    "int_type": "be a whole number",
+    "float_type": "be a number",
+    "string_type": "be a string",
+    "string_too_short": "not be empty",
+    "too_short": "hold {min_length} or more",
+}
+"""Our words for pydantic's kinds of errors; the others keep its own."""
+
+
+def explain(error: ValidationError, place: str) -> ConfigError:
+    """Translate all errors that pydantic found, one a line, into our form: place, rule, value."""
+    lines = []
+    for found in error.errors():
+        key = ".".join(str(part) for part in found["loc"])
+        rule = RULES.get(found["type"], found["msg"].removeprefix("Input should ")).format(**found.get("ctx", {}))
+        lines.append(f"{place}{key}: must {rule[0].lower()}{rule[1:]}, but got {found['input']!r}.")
+    return ConfigError("\n".join(lines))

@@ -169,19 +169,19 @@ def find_images(record: "Record") -> "Dataset | None":
     from study.data.images import fingerprint
 
     manifest = record.manifest
-    if manifest["source"] == "cifar10" and not _has_cifar10(Path(manifest["data_dir"])):
+    if manifest.source == "cifar10" and not _has_cifar10(Path(manifest.data_dir)):
         return None
     try:
         dataset = load_dataset(
-            manifest["source"],
-            fraction=manifest["fraction"],
-            seed=manifest["seed"],
-            image_size=manifest["image_size"],
-            data_dir=Path(manifest["data_dir"]),
+            manifest.source,
+            fraction=manifest.fraction,
+            seed=manifest.seed,
+            image_size=manifest.image_size,
+            data_dir=Path(manifest.data_dir),
         )
     except StudyError:
         return None
-    return dataset if fingerprint(dataset.train, dataset.test) == manifest["data_fingerprint"] else None
+    return dataset if fingerprint(dataset.train, dataset.test) == manifest.data_fingerprint else None
 
 
 def _has_cifar10(data_dir: Path) -> bool:

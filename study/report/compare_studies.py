@@ -22,7 +22,7 @@ def compare_studies(records: Sequence[Record]) -> View:
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if tested_trials(record):
-            groups.setdefault((record.manifest["data_fingerprint"], *record.manifest["classes"]), []).append(record)
+            groups.setdefault((record.manifest.data_fingerprint, *record.manifest.classes), []).append(record)
     sentences, sections = [], []
     for group in groups.values():
         sentences.append(_best_of(group))
@@ -40,7 +40,7 @@ def _best_of(records: Sequence[Record]) -> str:
     assert best.test
     manifest = record.manifest
     return (
-        f"On {manifest['data']}, the highest test accuracy is {best.test.accuracy:.2%} of {manifest['test_images']:,}"
+        f"On {manifest.data}, the highest test accuracy is {best.test.accuracy:.2%} of {manifest.test_images:,}"
         f" images, by {best.plan.title} of {record.name} (tested trials: {len(tested)}). {_fastest(tested)}"
     ).strip()
 
@@ -48,7 +48,7 @@ def _best_of(records: Sequence[Record]) -> str:
 def _fastest(tested: Sequence[tuple[Record, TrialRecord]]) -> str:
     """Rank the models' training speeds, without trials that read from the feature store; empty without two models."""
     fresh = [(record, trial) for record, trial in tested if not is_helped(trial)]
-    rows = [row for record, trial in fresh for row in compare([trial], record.manifest["classes"])]
+    rows = [row for record, trial in fresh for row in compare([trial], record.manifest.classes)]
     devices = dict.fromkeys(f"{trial.facts.get('device')}, {trial.facts.get('precision')}" for _, trial in fresh)
     text = faster(rows) or ""
     return f"{text} The trials ran on different devices: {'; '.join(devices)}." if text and len(devices) > 1 else text
@@ -59,13 +59,13 @@ def _compare_group(records: Sequence[Record]) -> list[Section]:
     manifest = records[0].manifest
     tested = {f"{record.name} {trial.plan.title}": trial for record in records for trial in tested_trials(record)}
     rows = [(record.name, *result_row(trial, manifest)) for record in records for trial in tested_trials(record)]
-    place = f"{manifest['data']}, {manifest['test_images']:,} test images"
+    place = f"{manifest.data}, {manifest.test_images:,} test images"
     _, hardest = hardest_pair_of([*tested.values()], manifest)
     curves, different = draw_curves(tested)
     return [
         Section(
             f"Test accuracy: {place}",
-            f"All trials were tested on the same images (data fingerprint {manifest['data_fingerprint']}).",
+            f"All trials were tested on the same images (data fingerprint {manifest.data_fingerprint}).",
             [Table(("study", *RESULT_COLUMNS), rows, sortable=True)],
         ),
         Section(f"Most confused classes: {place}", hardest),

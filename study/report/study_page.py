@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from study.config.paths import search_spaces_directory
-from study.config.plan import Design
 from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.formatting import format_value
@@ -40,12 +39,12 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         _again(record),
     ]
     facts = [
-        ("data", f"{manifest['data']}: {manifest['train_images']:,} training, {manifest['val_images']:,} validation and"
-                 f" {manifest['test_images']:,} test images in {len(manifest['classes'])} classes"),
-        ("split fingerprint", manifest["split_fingerprint"]),
-        ("weights", manifest["weights"]),
-        ("seed", str(manifest["seed"])),
-        ("software", ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())),
+        ("data", f"{manifest.data}: {manifest.train_images:,} training, {manifest.val_images:,} validation and"
+                 f" {manifest.test_images:,} test images in {len(manifest.classes)} classes"),
+        ("split fingerprint", manifest.split_fingerprint),
+        ("weights", manifest.weights),
+        ("seed", str(manifest.seed)),
+        ("software", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
     ]  # fmt: skip
     return View(record.name, answer(record), facts, [section for section in sections if section])
 
@@ -56,7 +55,7 @@ def answer(record: Record) -> str:
         verdict = stored_verdict(record)
         nothing_to_judge = record.noted("importances") is not None and choose(record.trials()) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
-    rows = compare(record.trials(), record.manifest["classes"])
+    rows = compare(record.trials(), record.manifest.classes)
     if not rows:
         return "No trial was tested."
     best = max(rows, key=lambda row: row.test_accuracy)
@@ -148,7 +147,7 @@ def _again(record: Record) -> Section:
 
 def _recipes(record: Record) -> dict[str, Recipe]:
     """Return the recipes by column heading: the baseline and the best one of a search, or all fixed trials."""
-    recipes = Design.from_dict(record.manifest).recipes
+    recipes = record.manifest.design.recipes
     if record.space is None:
         return {f"#{number}": recipe for number, recipe in enumerate(recipes)}
     winner = choose(record.trials())
@@ -166,14 +165,14 @@ def run_command(record: Record) -> str:
     Flags that do not determine the results are left out: those for hardware, cluster, cache, name and directories.
     """
     manifest, space = record.manifest, record.space
-    design = Design.from_dict(manifest)
+    design = manifest.design
     recipe = design.recipes[0]
     flags: dict[str, object] = {
-        "data": manifest["source"],
-        "fraction": manifest["fraction"],
-        "weights": manifest["weights"],
-        "seed": manifest["seed"],
-        "precision": manifest["precision"],
+        "data": manifest.source,
+        "fraction": manifest.fraction,
+        "weights": manifest.weights,
+        "seed": manifest.seed,
+        "precision": manifest.precision,
     }
     # A flag sets a field in both the baseline recipe and the space's base. If these differ, no flag was given.
     for name in ("epochs", "image_size"):

@@ -5,10 +5,10 @@ Values come from the trials' records, statistics from `statistics.py` and figure
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
+from study.config.manifest import Manifest
 from study.data.images import Dataset
 from study.models.list_models import count_operations
 from study.report import figures
@@ -28,7 +28,7 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 
 
-def result_row(trial: TrialRecord, told: dict[str, Any]) -> tuple[str, ...]:
+def result_row(trial: TrialRecord, manifest: Manifest) -> tuple[str, ...]:
     """Return a tested trial's cells in the order of RESULT_COLUMNS."""
     assert trial.test
     counts = np.asarray(trial.test.confusion)
@@ -59,25 +59,25 @@ def is_helped(trial: TrialRecord) -> bool:
     return any((result.features or {}).get("read", 0) > np.sum(result.val_confusion or 0) for result in trial.epochs)
 
 
-def results(tested: Sequence[TrialRecord], told: dict[str, Any]) -> Section | None:
+def results(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
     """Return the section with the accuracy, its interval, the speed and the confusion matrix of each trial."""
     if not tested:
         return None
     pictures = []
     for trial in tested:
         assert trial.test
-        drawn = figures.confusion_matrix(np.asarray(trial.test.confusion), told["classes"], trial.plan.title)
+        drawn = figures.confusion_matrix(np.asarray(trial.test.confusion), manifest.classes, trial.plan.title)
         pictures.append(draw_picture(f"confusion matrix of {trial.plan.title}", drawn))
-    table = Table(RESULT_COLUMNS, [result_row(trial, told) for trial in tested], sortable=True)
+    table = Table(RESULT_COLUMNS, [result_row(trial, manifest) for trial in tested], sortable=True)
     text = "Each trial trained on all training images and was tested once. Wilson's interval covers images, not seeds."
     return Section("Test accuracy", text, [table], pictures)
 
 
-def hardest(tested: Sequence[TrialRecord], told: dict[str, Any], dataset: Dataset | None) -> Section | None:
+def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset | None) -> Section | None:
     """Return the two classes that are confused most often over all tests, and the images confused most often."""
     if not tested:
         return None
-    pair, text = hardest_pair_of(tested, told)
+    pair, text = hardest_pair_of(tested, manifest)
     pictures = []
     if dataset:
         errors = np.zeros(len(dataset.test), dtype=int)
@@ -89,7 +89,7 @@ def hardest(tested: Sequence[TrialRecord], told: dict[str, Any], dataset: Datase
         worst = worst[errors[worst] > 0]
         if len(worst):
             chosen = dataset.test.take(worst)
-            labels = [told["classes"][label] for label in chosen.labels]
+            labels = [manifest.classes[label] for label in chosen.labels]
             names = [f"{name} ({times}×)" for name, times in zip(labels, errors[worst], strict=True)]
             colours = chosen.pixels.astype(np.float32) / 255
             title = "Images of these classes that are confused most often: true class (number of errors)"
@@ -98,16 +98,16 @@ def hardest(tested: Sequence[TrialRecord], told: dict[str, Any], dataset: Datase
     return Section("Most confused classes", text, [], pictures)
 
 
-def hardest_pair_of(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> tuple[ClassPair, str]:
+def hardest_pair_of(tested: Sequence[TrialRecord], manifest: Manifest) -> tuple[ClassPair, str]:
     """Return the two classes that are confused most often in all tests together, and a text on them."""
     pair = hardest_pair(np.sum([trial.test.confusion for trial in tested if trial.test], axis=0))
-    first, second = told["classes"][pair.first], told["classes"][pair.second]
+    first, second = manifest.classes[pair.first], manifest.classes[pair.second]
     tests = "one test" if len(tested) == 1 else f"{len(tested)} tests"
     text = f"Classes: {first} and {second}. Wrong predictions over {tests}: {pair.first_as_second} of class {first} as"
     return pair, f"{text} {second}, {pair.second_as_first} of class {second} as {first}."
 
 
-def training(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> Section | None:
+def training(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
     """Return the loss curves, the training time to given losses, and the operation counts that explain the speed."""
     if not tested:
         return None
@@ -118,7 +118,7 @@ def training(tested: Sequence[TrialRecord], told: Mapping[str, Any]) -> Section 
     speed = Table(
         ("trial", *(f"seconds to loss {mark:.{digits}g}" for mark in marks), "million multiply-adds", "frozen share"),
         [
-            (trial.plan.title, *(_seconds_to(trial, mark) for mark in marks), *_operations(trial, told))
+            (trial.plan.title, *(_seconds_to(trial, mark) for mark in marks), *_operations(trial, manifest))
             for trial in tested
         ],
         caption=f"{start} of one image's forward pass",
@@ -159,12 +159,12 @@ def _seconds_to(trial: TrialRecord, loss: float) -> str:
     return starred(next((f"{seconds:.1f}" for seconds in reached), "–"), trial)
 
 
-def _operations(trial: TrialRecord, told: Mapping[str, Any]) -> tuple[str, str]:
+def _operations(trial: TrialRecord, manifest: Manifest) -> tuple[str, str]:
     recipe = trial.plan.recipe
     frozen, trained = count_operations(
         recipe.model,
         image_size=recipe.image_size,
         unfreeze_depth=recipe.unfreeze_depth,
-        classes=len(told["classes"]),
+        classes=len(manifest.classes),
     )
     return f"{(frozen + trained) / 1e6:,.0f}", f"{frozen / (frozen + trained):.0%}"

@@ -8,7 +8,6 @@ import math
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from study.config.manifest import Manifest
 from study.config.paths import check_new
 from study.config.plan import Plan
 from study.config.search_space import Budget, SearchSpace
@@ -51,6 +51,7 @@ class Record:
         """
         self.directory = directory
         self.name = directory.name
+        self.manifest: Manifest
         self._writable = writable
         self._lock = FileLock(directory / "lock")
         self._whole = threading.RLock()  # held during a step: other threads read only whole steps
@@ -71,16 +72,13 @@ class Record:
     def create(
         cls,
         directory: Path,
-        manifest: Mapping[str, Any],
-        *,
-        space: SearchSpace | None = None,
+        manifest: Manifest,
     ) -> Self:
         """Create a study, completely or not at all, and open it for running.
 
         Args:
             directory: directory to create for the study; its last part is the study's name.
-            manifest: description of the study (data, split, seed, weights, …), as JSON values.
-            space: search space with budget and pruner; None if all trials are fixed.
+            manifest: what the study is; its design's space, if there is one, is searched.
 
         Raises:
             RecordError: the study exists already, or its directory cannot be written.
@@ -93,8 +91,7 @@ class Record:
                     storage = JournalStorage(journal)
                     study = optuna.create_study(storage=storage, study_name=directory.name, direction="maximize")
                     optuna.create_study(storage=storage, study_name=f"{directory.name} final", direction="maximize")
-                    described = {"uid": uuid.uuid4().hex, **manifest, "space": space.to_dict() if space else None}
-                    study.set_user_attr("manifest", described)
+                    study.set_user_attr("manifest", manifest.to_dict())
         except OSError as error:
             raise RecordError(
                 f"{directory}: must be writable, but got: {error.strerror}. Run where you may write."
@@ -130,9 +127,8 @@ class Record:
             self._storage = JournalStorage(self._journal)
             self._trials = optuna.load_study(study_name=self.name, storage=self._storage)
             self._finals = optuna.load_study(study_name=f"{self.name} final", storage=self._storage)
-            manifest = self.manifest
-            self._space = SearchSpace.from_dict(manifest["space"]) if manifest["space"] else None
-            self._seed = manifest.get("seed", 0)
+            self.manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
+            self._space = self.manifest.design.space
             if self._space and (budget := self.noted("budget")):
                 self._space = replace(self._space, budget=Budget(**budget))
             self._trials.pruner = build_pruner(self._space)
@@ -182,12 +178,6 @@ class Record:
                     self.complete(trial.plan)
                 else:
                     self._left.append(trial.plan)
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Description of the study, as given to `create`."""
-        manifest: dict[str, Any] = self._trials.user_attrs["manifest"]
-        return manifest
 
     @property
     def space(self) -> SearchSpace | None:
@@ -256,9 +246,9 @@ class Record:
         if number >= self._space.budget.trials:
             return None
         with self._step():
-            trial = propose(self._trials, self._space, derive_seed(self._seed, "sampler", number))
+            trial = propose(self._trials, self._space, derive_seed(self.manifest.seed, "sampler", number))
             recipe = self._space.recipe(trial.params)
-            for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self._seed)):
+            for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self.manifest.seed)):
                 trial.set_user_attr(key, value)
         return self._remember(self._storage.get_trial(trial._trial_id))
 

@@ -204,7 +204,7 @@ def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) ->
         labels=labels,
         baseline=record.trials()[0].plan.recipe,
         winner=winner,
-        classes=record.manifest["classes"],
+        classes=record.manifest.classes,
     )
     record.note("test_labels", list(labels))
     record.note("verdict", asdict(verdict))

@@ -21,7 +21,7 @@ import csv
 import io
 
 
-def trial_files(trial: TrialRecord, classes: list[str]) -> dict[str, bytes]:
+def trial_files(trial: TrialRecord, classes: Sequence[str]) -> dict[str, bytes]:
     """Return the artifacts of a finished trial by file name; a trial that failed early has fewer or none."""
     files: dict[str, bytes] = {}
     title = trial.plan.title
@@ -49,7 +49,7 @@ def epoch_metrics(result: EpochResult) -> dict[str, float | None]:
     return {name: getattr(result, name) for name in names}
 
 
-def _classification_report(confusion: np.ndarray, classes: list[str]) -> dict[str, Any]:
+def _classification_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Return scikit-learn's classification report of a confusion matrix: a count of n stands for n equal pairs."""
     from sklearn.metrics import classification_report
 

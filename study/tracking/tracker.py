@@ -221,7 +221,7 @@ class Tracker:
             metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        files = trial_files(trial, self._manifest["classes"])
+        files = trial_files(trial, self._manifest.classes)
         if drawn := self._samples(trial.plan):
             files["samples.png"] = drawn
         self._send_files(run, files)
@@ -245,7 +245,8 @@ class Tracker:
             else:
                 self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
             facts = {
-                key: value if isinstance(value, str) else json.dumps(value) for key, value in self._manifest.items()
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in self._manifest.to_dict().items()
             }
             self._log_params(self._runs["parent"], facts)
             if self._record.space:  # a tag, since the budget may change and a parameter cannot
@@ -272,7 +273,7 @@ class Tracker:
 
     def _open_experiment(self) -> str:
         """Return the id of the data set's experiment; create the experiment if it is missing."""
-        name = self._manifest["data"]
+        name = self._manifest.data
         if experiment := self.client.get_experiment_by_name(name):
             if experiment.lifecycle_stage == "deleted":  # MLflow reserves the name until the experiment is purged
                 self.client.restore_experiment(experiment.experiment_id)
@@ -287,7 +288,7 @@ class Tracker:
         """
         token = None
         while True:
-            mine = f"tags.`study.uid` = '{self._manifest['uid']}'"
+            mine = f"tags.`study.uid` = '{self._manifest.uid}'"
             page = self.client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], page_token=token)
             for run in page:
                 key = run.data.tags.get("study.trial", "parent")
@@ -302,21 +303,21 @@ class Tracker:
 
     def _common_tags(self) -> dict[str, str]:
         named = ("uid", "data_fingerprint", "split_fingerprint")
-        tags = {f"study.{key}": self._manifest[key] for key in named} | {"study.name": self._record.name}
-        tags |= {f"version.{name}": version for name, version in self._manifest["versions"].items()}
-        if commit := self._manifest["git_commit"]:
+        tags = {f"study.{key}": getattr(self._manifest, key) for key in named} | {"study.name": self._record.name}
+        tags |= {f"version.{name}": version for name, version in self._manifest.versions.items()}
+        if commit := self._manifest.git_commit:
             tags["mlflow.source.git.commit"] = commit
         return tags
 
     def _log_dataset(self, run: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        sizes = {key: self._manifest[key] for key in ("train_images", "test_images")}
+        sizes = {"train_images": self._manifest.train_images, "test_images": self._manifest.test_images}
         dataset = Dataset(
-            name=self._manifest["data"],
-            digest=self._manifest["data_fingerprint"],
+            name=self._manifest.data,
+            digest=self._manifest.data_fingerprint,
             source_type="local",
-            source=json.dumps({"source": self._manifest["source"], "fraction": self._manifest["fraction"]}),
-            profile=json.dumps({**sizes, "classes": len(self._manifest["classes"])}),
+            source=json.dumps({"source": self._manifest.source, "fraction": self._manifest.fraction}),
+            profile=json.dumps({**sizes, "classes": len(self._manifest.classes)}),
         )
         self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])

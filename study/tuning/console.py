@@ -1,7 +1,7 @@
 """What a person sees of a study while it runs and at its end: live lines in a terminal, plain lines elsewhere."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
@@ -49,13 +50,13 @@ class Console:
         self._hardware: set[str] = set()
         self._store_failures: set[str] = set()
 
-    def on_data(self, dataset: Dataset, facts: Mapping[str, Any]) -> None:
+    def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Say which images there are, and how they are split."""
         height, width = dataset.train.pixels.shape[2:]
-        held_out = f", {facts['val_images']:,} validation" if facts["val_images"] else ""
+        held_out = f", {manifest.val_images:,} validation" if manifest.val_images else ""
         self._say(
-            f"data     {dataset.name}: {facts['train_images']:,} training{held_out} and {facts['test_images']:,} test"
-            f" images, {len(dataset.classes)} classes, stored {width}×{height} px, split {facts['split_fingerprint']}"
+            f"data     {dataset.name}: {manifest.train_images:,} training{held_out} and {manifest.test_images:,} test"
+            f" images, {len(dataset.classes)} classes, stored {width}×{height} px, split {manifest.split_fingerprint}"
         )
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:

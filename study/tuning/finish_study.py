@@ -76,7 +76,7 @@ def has_ended(record: Record) -> bool:
         return False
     if record.space:
         return record.noted("verdict") is not None and (record.directory / MODEL_DIRECTORY).is_dir()
-    return len(trials) == len(record.manifest["recipes"])
+    return len(trials) == len(record.manifest.design.recipes)
 
 
 def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
@@ -91,7 +91,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         RecordError: the report cannot be written.
     """
     shutil.rmtree(record.checkpoints, ignore_errors=True)
-    trials, classes = record.trials(), record.manifest["classes"]
+    trials, classes = record.trials(), record.manifest.classes
     importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:

@@ -51,7 +51,7 @@ def keep_model(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pre
         pretrained=pretrained.state,
         seed=refit.plan.seed,
     )
-    checkpoint = open_checkpoint(record.checkpoints, record.manifest["uid"], refit.plan)
+    checkpoint = open_checkpoint(record.checkpoints, record.manifest.uid, refit.plan)
     if checkpoint.restore(classifier) != recipe.epochs:
         return None
     save_model(directory, classifier, _describe(record, refit, dataset, pretrained))
@@ -82,14 +82,14 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
         seed=refit.plan.seed,
         classes=list(dataset.classes),
         confusion=refit.test.confusion,
-        data_seed=manifest["seed"],
+        data_seed=manifest.seed,
         stored_size=[width, height],
         test_fingerprint=dataset.test.fingerprint,
         weights_digest=pretrained.digest,
         study=record.name,
-        uid=manifest["uid"],
+        uid=manifest.uid,
         trial=refit.plan.key,
-        versions=manifest["versions"],
-        **{key: manifest[key] for key in copied},
+        versions=dict(manifest.versions),
+        **{key: getattr(manifest, key) for key in copied},
         **{key: refit.facts[key] for key in ("precision", "threads", "arithmetic")},
     )

@@ -10,8 +10,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
@@ -42,7 +43,7 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "
 class Observer(Listener, Protocol):
     """Callbacks for a study's setup, besides those for its trials."""
 
-    def on_data(self, dataset: Dataset, manifest: Mapping[str, Any]) -> None:
+    def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Called when the images are loaded."""
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
@@ -86,7 +87,7 @@ class _Desk:
             pretrained={model: weights.arrays for model, weights in self.pretrained.items()},
             precision=self.config.precision,
             cache_gb=self.config.cache_gb if share else 0.0,
-            study=self.record.manifest["uid"],
+            study=self.record.manifest.uid,
             checkpoints=self.record.checkpoints,
         )
         run_trials(
@@ -168,15 +169,15 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             data_dir=config.data_dir,
         )
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
-        facts = _describe_data(config, dataset, parts)
-        observer.on_data(dataset, facts)
+        manifest = _describe(config, design, dataset, parts)
+        observer.on_data(dataset, manifest)
         pretrained: dict[str, Pretrained] = {}
         for model in design.models:
             pretrained[model] = load_pretrained(model, config.weights, classes=len(dataset.classes))
             observer.on_weights(model, pretrained[model])
-        facts["weights_digests"] = {model: weights.digest for model, weights in pretrained.items()}
+        manifest = replace(manifest, weights_digests={model: weights.digest for model, weights in pretrained.items()})
         if record:
-            _check_same(record, facts)
+            _check_same(record, manifest)
         # This creates a local database, so it comes after every check for missing data and weights.
         client = connect(_store(config), verbose=config.verbose)
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
@@ -185,8 +186,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         resources = share_resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=trials)
         observer.on_resources(resources, design.space)
         if record is None:
-            manifest = facts | _describe_study(config, design)
-            record = Record.create(config.mlruns / "studies" / config.name, manifest, space=design.space)
+            record = Record.create(config.mlruns / "studies" / config.name, manifest)
             stack.callback(record.close)
         record.add(Plan(None, design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
@@ -199,7 +199,7 @@ def _tracking(
     config: StudyConfig, record: Record, dataset: Dataset | None, client: "MlflowClient"
 ) -> Iterator[Tracker]:
     """Keep MLflow in step with the record, beginning with its present trials; on an error, end the runs."""
-    images = {"search": _parts(dataset, record.manifest["seed"])[0]} if dataset and record.space else {}
+    images = {"search": _parts(dataset, record.manifest.seed)[0]} if dataset and record.space else {}
 
     def draw(plan: Plan) -> bytes | None:
         if dataset is None:
@@ -227,16 +227,17 @@ def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
     return split(dataset.train, fraction=VALIDATION_FRACTION, seed=seed)
 
 
-def _check_same(record: Record, facts: Mapping[str, Any]) -> None:
+def _check_same(record: Record, manifest: Manifest) -> None:
     """Check that a resumed study has the images and the weights that it began with.
 
     Raises:
         RecordError: images, split or weights differ.
     """
     for key in ("data_fingerprint", "split_fingerprint", "weights_digests"):
-        if facts[key] != record.manifest[key]:
+        then, now = getattr(record.manifest, key), getattr(manifest, key)
+        if then != now:
             raise RecordError(
-                f"{record.directory}: {key.replace('_', ' ')} must stay {record.manifest[key]}, but got {facts[key]}."
+                f"{record.directory}: {key.replace('_', ' ')} must stay {then}, but got {now}."
                 " Restore the original files, or begin a new study."
             )
 
@@ -253,33 +254,29 @@ def _make_writable(mlruns: Path) -> None:
         ) from None
 
 
-def _describe_data(config: StudyConfig, dataset: Dataset, parts: Sequence[Images]) -> dict[str, Any]:
-    return {
-        "data": dataset.name,
-        "source": config.data,
-        "classes": list(dataset.classes),
-        "fraction": dataset.fraction,
-        "train_images": len(parts[0]),
-        "val_images": sum(len(part) for part in parts[1:]),
-        "test_images": len(dataset.test),
-        "data_fingerprint": fingerprint(dataset.train, dataset.test),
-        "split_fingerprint": fingerprint(*parts),
-    }
-
-
-def _describe_study(config: StudyConfig, design: Design) -> dict[str, Any]:
-    return {
-        "kind": "search" if design.space else "baseline",
-        **design.to_dict(),
-        "image_size": design.image_size,
-        "seed": config.seed,
-        "weights": config.weights,
-        "precision": config.precision,
-        "data_dir": str(config.data_dir),
-        "tracking_uri": config.tracking_uri and without_credentials(config.tracking_uri),
-        "versions": {package: version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
-    }
+def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequence[Images]) -> Manifest:
+    """Describe a study before its weights are loaded."""
+    return Manifest(
+        design=design,
+        data=dataset.name,
+        source=config.data,
+        data_dir=str(config.data_dir),
+        classes=tuple(dataset.classes),
+        fraction=dataset.fraction,
+        image_size=design.image_size,
+        train_images=len(parts[0]),
+        val_images=sum(len(part) for part in parts[1:]),
+        test_images=len(dataset.test),
+        data_fingerprint=fingerprint(dataset.train, dataset.test),
+        split_fingerprint=fingerprint(*parts),
+        weights=config.weights,
+        weights_digests={},
+        seed=config.seed,
+        precision=config.precision,
+        tracking_uri=config.tracking_uri and without_credentials(config.tracking_uri),
+        versions={package: version(package) for package in PACKAGES},
+        git_commit=_git_commit(),
+    )
 
 
 def _git_commit() -> str | None:

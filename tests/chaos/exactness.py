@@ -83,8 +83,8 @@ def _faults_of_journal(record: Record, *, trials: int, repeats: int) -> Iterator
 
 def _faults_of_mlflow(record: Record, ended: list[TrialRecord], uri: str) -> Iterator[str]:
     client = connect(uri, verbose=False)
-    uid = record.manifest["uid"]
-    experiment = client.get_experiment_by_name(record.manifest["data"])
+    uid = record.manifest.uid
+    experiment = client.get_experiment_by_name(record.manifest.data)
     runs = client.search_runs([experiment.experiment_id], f"tags.`study.uid` = '{uid}'", max_results=5000)
     times = Counter(run.data.tags.get("study.trial", "parent") for run in runs)
     if times != Counter(["parent", *(trial.plan.key for trial in ended)]):

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import tune
 
-from study.bench.orchestration import MANIFEST, ONE_PIXEL, own_bytes
+from study.bench.orchestration import ONE_PIXEL, make_manifest, own_bytes
 from study.bench.training import make_images
 from study.config.load_toml import load_space
 from study.config.plan import Plan
@@ -74,7 +74,7 @@ def main() -> int:
         room = Path(folder)
         space = load_space("resnet18")
         space = replace(space, base=replace(space.base, epochs=1), budget=Budget(trials))
-        record = Record.create(room / "studies" / "many", {**MANIFEST, "classes": ["a", "b"]}, space=space)
+        record = Record.create(room / "studies" / "many", make_manifest(space))
         client = connect(local_uri(room), verbose=False)
         tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
         inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
@@ -97,7 +97,7 @@ def find_faults(record: Record, client: Any, trials: int) -> list[str]:
     """Return what journal and MLflow have that they should not have, or the other way round."""
     wanted = Counter({(str(number), value_of(number)): 1 for number in range(trials)})
     recorded = Counter((trial.plan.key, trial.value) for trial in record.trials() if trial.state == "complete")
-    experiment = client.get_experiment_by_name(record.manifest["data"]).experiment_id
+    experiment = client.get_experiment_by_name(record.manifest.data).experiment_id
     runs, token = [], None
     while True:
         page = client.search_runs([experiment], "tags.`study.stage` = 'search'", page_token=token)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from support.manifests import make_manifest
 
 from study.config.load_toml import baseline_recipe
 from study.config.paths import check_new
@@ -71,11 +72,11 @@ def test_plan_title_tells_what_differs(make_recipe, stage, title):
 
 def test_check_new_says_what_the_record_would_say(tmp_path):
     check_new(tmp_path / "one")
-    Record.create(tmp_path / "one", {}).close()
+    Record.create(tmp_path / "one", make_manifest()).close()
     with pytest.raises(RecordError) as early:
         check_new(tmp_path / "one")
     with pytest.raises(RecordError) as late:
-        Record.create(tmp_path / "one", {})
+        Record.create(tmp_path / "one", make_manifest())
     assert str(early.value) == str(late.value)
 
 

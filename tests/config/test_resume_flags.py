@@ -5,26 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.manifests import make_manifest, make_space
 
 from study.config.flags import build_parser, configure
-from study.config.plan import Design
+from study.config.manifest import Manifest
 from study.config.resume_flags import check_flags, check_space, recorded_config
-from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
+from study.config.search_space import Budget, Categorical, Float, Pruner
 from study.errors import ConfigError
 
 
 @pytest.fixture
-def space(tmp_path, make_recipe):
-    return SearchSpace(
-        "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("asha"), Resources()
-    )
+def space():
+    return make_space(pruner=Pruner("asha"))
 
 
 @pytest.fixture
 def manifest(space):
-    """What a search of one seed says of itself."""
-    told = {"source": "digits", "fraction": 1.0, "weights": "none", "seed": 0, "precision": "auto"}
-    return told | Design("search", (space.base,), space, repeats=3).to_dict()
+    """The manifest of a search with a verdict of three seeds."""
+    return make_manifest(space=space, repeats=3, source="digits")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_the_flags_that_a_study_began_with_are_taken_again(manifest):
 def test_another_kind_of_study_and_other_models_are_refused(manifest, stage, flags, message):
     options = build_parser().parse_args(["--resume", "one", *flags])
     with pytest.raises(ConfigError, match=message):
-        check_flags(options, {**manifest, "stage": stage}, {})
+        check_flags(options, replace(manifest, design=replace(manifest.design, stage=stage)), {})
 
 
 @pytest.mark.parametrize(
@@ -77,14 +75,18 @@ def test_another_kind_of_study_and_other_models_are_refused(manifest, stage, fla
     ],
 )
 def test_recorded_kind_and_models_are_accepted_again(manifest, stage, flags):
-    check_flags(build_parser().parse_args(["--resume", "one", *flags]), {**manifest, "stage": stage}, {})
+    check_flags(
+        build_parser().parse_args(["--resume", "one", *flags]),
+        replace(manifest, design=replace(manifest.design, stage=stage)),
+        {},
+    )
 
 
 @pytest.mark.parametrize(("flags", "directory"), [([], "/then"), (["--data-dir", "/now"], "/now")])
 def test_downloads_may_have_moved(manifest, flags, directory):
     options = build_parser().parse_args(["--resume", "one", *flags])
-    told = {**manifest, "data_dir": "/then", "tracking_uri": None}
-    assert recorded_config(options, told, configure(options, "one")).data_dir == Path(directory)
+    recorded = replace(manifest, data_dir="/then")
+    assert recorded_config(options, recorded, configure(options, "one")).data_dir == Path(directory)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +104,9 @@ def test_another_space_is_refused(manifest, space, changes, message):
 
 def test_space_of_choices_survives_the_journal(space):
     space = replace(space, domains={**space.domains, "optimizer": Categorical(("adam", "sgd"))})
-    manifest = json.loads(json.dumps({"space": space.to_dict()}))
-    check_space(space, manifest)
-    assert SearchSpace.from_dict(manifest["space"]) == SearchSpace.from_dict(space.to_dict()) == space
+    recorded = Manifest.from_dict(json.loads(json.dumps(make_manifest(space=space).to_dict())))
+    check_space(space, recorded)
+    assert recorded.design.space == space
 
 
 def test_another_budget_is_no_other_space(manifest, space):

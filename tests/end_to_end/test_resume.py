@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.images import write_image_folder
+from support.manifests import make_manifest
 
 from study.results.record import Record
 from study.tracking.client import connect, local_uri
@@ -150,7 +151,7 @@ def test_pickles_in_place_of_model_and_journal_are_refused(room, run_here):
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", ".one-draft"])
 def test_no_name_leads_out_of_the_studies(tmp_path, name):
-    Record.create(tmp_path / "mlruns" / "studies" / "one", {}).close()
+    Record.create(tmp_path / "mlruns" / "studies" / "one", make_manifest()).close()
     done = run(tmp_path, "--resume", name)
     assert done.returncode == 2
     assert "unknown study" in done.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ray import tune
+from support.manifests import make_manifest
 
 from study.bench.training import make_images
 from study.config.plan import Plan
@@ -181,7 +182,7 @@ def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_rec
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
         tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=[[1, 0], [0, 1]])})
 
-    record = Record.create(tmp_path / "one", {})
+    record = Record.create(tmp_path / "one", make_manifest())
     record.add(Plan(None, "search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
     inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
     with ray_session(None, verbose=False) as scratch:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.manifests import make_manifest
 
 from study.config.plan import Design, Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
@@ -35,12 +36,6 @@ OPTIONS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
 ]  # fmt: skip
-MANIFEST = {
-    "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,
-    "classes": ["cat", "dog"], "train_images": 16, "val_images": 4, "test_images": 8, "git_commit": None,
-    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
-    "precision": "auto",
-}  # fmt: skip
 WAIT_S = 60
 
 
@@ -64,8 +59,8 @@ def record(tmp_path, make_recipe) -> Iterator[Record]:
     """A search of ten trials, the seventh of them the best, three of them pruned."""
     domains = {"lr": Float(1e-5, 1e-2, log=True), "unfreeze_depth": Int(0, 3)}
     space = SearchSpace("pets", tmp_path, domains, make_recipe(), Budget(10), Pruner("none"), Resources())
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "mlruns" / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "mlruns" / "studies" / "one", manifest)
     record.add([Plan(None, "search", replace(space.base, unfreeze_depth=1), 0)])
     for number in range(10):
         plan = record.next_trial()
@@ -86,7 +81,7 @@ def baseline(tmp_path, make_recipe) -> Iterator[Record]:
     """A baseline of two tested models, of ten classes and a long name."""
     classes = [f"class {index}" for index in range(10)]
     recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
-    manifest = MANIFEST | {"classes": classes} | Design("baseline", recipes).to_dict()
+    manifest = make_manifest(Design("baseline", recipes), classes=tuple(classes))
     record = Record.create(tmp_path / "mlruns" / "studies" / f"two-{'long' * 15}", manifest)
     record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
     for right in (9, 10):
@@ -117,7 +112,7 @@ def baseline_report(baseline, make_images, browser) -> str:
     """The address of the baseline's report, with an empty console."""
     images = make_images(10, classes=10)
     browser.get_log("browser")
-    dataset = Dataset("pets", tuple(baseline.manifest["classes"]), images, images, 1.0)
+    dataset = Dataset("pets", tuple(baseline.manifest.classes), images, images, 1.0)
     return write_report(baseline, dataset).as_uri()
 
 
@@ -204,7 +199,7 @@ def test_the_report_sorts_text_from_a_to_z_and_back(browser, report):
 
 def test_the_report_sorts_trials_by_their_number(browser, tmp_path, make_recipe):
     recipes = tuple(make_recipe(lr=10.0**-number) for number in range(12))
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", recipes).to_dict())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("baseline", recipes)))
     record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
     browser.get(write_report(record, None).as_uri())
     record.close()

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pytest
+from support.manifests import make_manifest as make_pets_manifest
 
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
@@ -28,12 +29,11 @@ from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 from study.results.verdict import choose, reach_verdict
 
-MANIFEST = {
-    "data": "pets", "source": "pets", "data_dir": "nowhere", "fraction": 1.0, "seed": 0, "image_size": 32,
-    "classes": ["cat", "<script>alert(1)</script>"], "train_images": 16, "val_images": 4, "test_images": 8,
-    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
-    "precision": "auto",
-}  # fmt: skip
+CLASSES = ("cat", "<script>alert(1)</script>")
+
+
+def make_manifest(design, **changes):
+    return make_pets_manifest(design, **{"classes": CLASSES, "source": "pets", **changes})
 
 
 def result(epoch, right):
@@ -49,7 +49,7 @@ def evaluation(wrong):
 def dataset(make_images):
     train, test = make_images(16, classes=2), make_images(8, classes=2, seed=1)
     test = type(test)(test.pixels, np.repeat([0, 1], 4).astype(np.int64))
-    return Dataset("pets", tuple(MANIFEST["classes"]), train, test, 1.0)
+    return Dataset("pets", CLASSES, train, test, 1.0)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def make_record(tmp_path, make_recipe):
         directory = tmp_path / "mlruns" / "studies" / name
         if kind == "baseline":
             recipes = tuple(make_recipe(model=model) for model in ("resnet18", "vgg11"))
-            manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
+            manifest = make_manifest(Design("baseline", recipes), **told)
             record = Record.create(directory, manifest)
             record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
             for wrong in (2, 1):
@@ -70,8 +70,8 @@ def make_record(tmp_path, make_recipe):
             space = SearchSpace(
                 "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
             )
-            manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict() | told
-            record = Record.create(directory, manifest, space=space)
+            manifest = make_manifest(Design("search", (space.base,), space, 1), **told)
+            record = Record.create(directory, manifest)
             record.add([Plan(None, "search", space.base, 0)])
             for right in (1, 2):
                 plan = record.next_trial()
@@ -110,7 +110,7 @@ def make_tested(tmp_path, make_recipe):
 
     def make(*trials, name="one", **told):
         recipes = tuple(make_recipe(**changes) for changes, _ in trials)
-        manifest = MANIFEST | Design("baseline", recipes).to_dict() | told
+        manifest = make_manifest(Design("baseline", recipes), **told)
         record = Record.create(tmp_path / "mlruns" / "studies" / name, manifest)
         record.add(Plan(None, "baseline", recipe, 0) for recipe in recipes)
         for _, found in trials:
@@ -168,7 +168,7 @@ def test_report_without_images_says_so(baseline):
 
 
 def test_report_of_a_study_without_results_is_written(tmp_path, make_recipe):
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("baseline", (make_recipe(),))))
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     record.fail(record.next_trial(), "train_loss: must stay finite")
     page = render([(record, None)])
@@ -178,7 +178,7 @@ def test_report_of_a_study_without_results_is_written(tmp_path, make_recipe):
 
 
 def test_report_without_a_test_shows_no_batch(tmp_path, make_recipe, dataset):
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("baseline", (make_recipe(),))))
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     given = section(record, "First training batch", dataset)
     assert given.text == "No trial was tested, so no batch is shown."
@@ -191,8 +191,8 @@ def begin_search(tmp_path, make_recipe, trials):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(trials), Pruner("none"), Resources()
     )
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add([Plan(None, "search", space.base, 0)])
     return record
 
@@ -250,7 +250,7 @@ def test_losses_of_different_label_smoothing_are_not_compared(make_tested):
 def test_multiply_adds_are_those_of_the_studys_own_classes(make_tested):
     ours, imagenets = (
         section(make_tested(({}, {}), name=name, classes=classes), "Training loss and speed").tables[0]
-        for name, classes in (("two", ["cat", "dog"]), ("thousand", [str(index) for index in range(10_000)]))
+        for name, classes in (("two", ("cat", "dog")), ("thousand", tuple(map(str, range(10_000)))))
     )
     two, thousand = (int(column(table, "million multiply-adds")[0]) for table in (ours, imagenets))
     assert thousand - two == pytest.approx(9_998 * 512 / 1e6, abs=1)
@@ -272,8 +272,8 @@ def test_trial_that_read_only_its_validation_images_is_unmarked(tmp_path, make_r
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(2), Pruner("none"), Resources()
     )
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add(Plan(None, "search", make_recipe(lr=lr), 0) for lr in (0.1, 0.2))
     for features in ({"stored": 16, "read": 4}, {"stored": 15, "read": 5}):
         record.epoch(record.next_trial(), replace(result(1, 1), features=features))
@@ -306,8 +306,8 @@ def test_best_recipe_of_a_depth_has_the_highest_accuracy(tmp_path, make_recipe):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(9), Pruner("none"), Resources()
     )
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add(
         Plan(None, "search", make_recipe(unfreeze_depth=depth, lr=lr), 0) for depth in (1, 2) for lr in (0.1, 0.2)
     )
@@ -339,8 +339,8 @@ def test_images_mistaken_most_often_come_first_with_how_often(baseline, dataset,
 def test_every_trial_shows_every_searched_field(tmp_path, make_recipe):
     domains = {"lr": Float(1e-5, 1.0), "weight_decay": Float(0.0, 1.0), "optimizer": Categorical(("adam", "sgd"))}
     space = SearchSpace("small", tmp_path, domains, make_recipe(), Budget(1), Pruner("none"), Resources())
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add([Plan(None, "search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
     (table,) = section(record, "All trials").tables
     assert list(table.columns)[9:] == ["device time (s)", "weight decay", "optimizer", "reason"]
@@ -378,7 +378,7 @@ def test_command_of_a_baseline_runs_the_same_study(tmp_path, make_recipe, image_
     folder = image_folder.rename(tmp_path / "cats and dogs")
     recipes = tuple(make_recipe(model=model, epochs=3, image_size=48) for model in ("vgg16", "resnet18"))
     told = {"source": str(folder), "fraction": 0.5, "seed": 7, "precision": "fp32"}
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("as-written", recipes).to_dict() | told)
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("as-written", recipes), **told))
     options, config = study_of(run_command(record))
     assert (options.baseline, options.as_written) == (["vgg16", "resnet18"], True)
     assert recipe_changes(options) == {"epochs": 3, "image_size": 48}
@@ -392,8 +392,8 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
     space = load_space("resnet18")
     space = replace(space, budget=Budget(5, time_s=90.0), pruner=replace(space.pruner, name="none"))
     baseline = make_recipe(epochs=space.base.epochs, image_size=space.base.image_size)
-    manifest = MANIFEST | Design("search", (baseline,), space, 4).to_dict() | {"source": "digits"}
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (baseline,), space, 4), source="digits")
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     options, _ = study_of(run_command(record))
     assert (options.search, options.repeats) == (["resnet18"], 4)
     assert read_space("resnet18", options) == space
@@ -403,8 +403,8 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
 def test_command_names_the_file_of_an_own_space(tmp_path, make_recipe):
     file = tmp_path / "resnet18.toml"
     space = replace(load_space("resnet18"), file=file)
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     assert f"--search {file} " in run_command(record)
     record.close()
 
@@ -436,8 +436,8 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
     )
-    manifest = MANIFEST | Design("search", (space.base,), space, 1).to_dict()
-    record = Record.create(tmp_path / "studies" / "one", manifest, space=space)
+    manifest = make_manifest(Design("search", (space.base,), space, 1))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add(Plan(None, "search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
     helps = section(record, "Search results")
     assert helps.text == f"Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
@@ -492,7 +492,7 @@ def test_comparison_puts_trials_of_other_images_into_another_table(make_tested):
 
 
 def test_comparison_of_studies_without_a_test_says_so(tmp_path, make_recipe):
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST | Design("baseline", (make_recipe(),)).to_dict())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("baseline", (make_recipe(),))))
     assert comparison(record, record).found == "No trial was tested."
     record.close()
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import optuna
 import pytest
+from support.manifests import make_manifest
 
 from study.config.plan import Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
@@ -29,7 +30,7 @@ def _quiet_optuna():
 
 @pytest.fixture
 def record(tmp_path):
-    record = Record.create(tmp_path / "studies" / "one", {"data": "digits"})
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(data="digits"))
     yield record
     record.close()
 
@@ -197,7 +198,7 @@ def make_search(tmp_path, make_recipe):
             pruner=pruner or Pruner("none"),
             resources=Resources(),
         )
-        opened.append(Record.create(tmp_path / "studies" / name, {"seed": seed}, space=space))
+        opened.append(Record.create(tmp_path / "studies" / name, make_manifest(space=space, seed=seed)))
         opened[-1].add([Plan(None, "search", space.base, seed)])
         return opened[-1]
 
@@ -376,18 +377,18 @@ def test_the_journal_is_text_and_holds_no_pickle(record, make_recipe):
 
 def test_record_refuses_a_name_that_exists(record, tmp_path):
     with pytest.raises(RecordError, match=r"a study named 'one' exists. Choose another --name"):
-        Record.create(tmp_path / "studies" / "one", {})
+        Record.create(tmp_path / "studies" / "one", make_manifest())
 
 
 def test_record_refuses_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "studies").write_text("in the way")
     with pytest.raises(RecordError, match=r"one: must be writable, but got: "):
-        Record.create(tmp_path / "studies" / "one", {})
+        Record.create(tmp_path / "studies" / "one", make_manifest())
 
 
 def test_record_gives_each_study_its_own_uid(record, tmp_path):
-    other = Record.create(tmp_path / "studies" / "two", {})
-    assert other.manifest["uid"] != record.manifest["uid"]
+    other = Record.create(tmp_path / "studies" / "two", make_manifest())
+    assert other.manifest.uid != record.manifest.uid
     other.close()
 
 

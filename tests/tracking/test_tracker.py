@@ -14,6 +14,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
+from support.manifests import make_manifest
 
 from study.config.plan import Plan
 from study.errors import TrackingError
@@ -25,10 +26,6 @@ from study.tracking.tracker import Tracker
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
 CLASSES = ["cat", "dog"]
-MANIFEST = {
-    "data": "pets", "classes": CLASSES, "source": "/pets", "fraction": 1.0, "train_images": 8, "test_images": 8,
-    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "versions": {"torch": "2"}, "git_commit": "abc",
-}  # fmt: skip
 TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 
 
@@ -39,7 +36,7 @@ def epoch(number: int) -> EpochResult:
 @pytest.fixture
 def record(tmp_path, make_recipe):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record.create(tmp_path / "studies" / "one", MANIFEST)
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(train_images=8, git_commit="abc"))
     record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "baseline", make_recipe(unfreeze_depth=2), 0)])
     yield record
     record.close()

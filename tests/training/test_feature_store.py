@@ -21,6 +21,7 @@ from safetensors import safe_open
 from study.data.images import Images
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
+from study.training import feature_store
 from study.training.feature_file import Key
 from study.training.feature_store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, default_limit_bytes
 from study.training.hardware import Hardware, choose_hardware
@@ -332,10 +333,12 @@ def test_eviction_leaves_mapped_entries_readable(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["storing", "reading"])
-def test_store_gives_up_where_files_are_slower_than_computing(tmp_path, when):
+def test_store_gives_up_where_files_are_slower_than_computing(tmp_path, when, monkeypatch):
     ready = [chunk.clone() for chunk in EXPECTED]  # so that computing takes no time at all
     store = FeatureStore(tmp_path, 10**9, tolerance_s=0)
     if when == "reading":
+        load = feature_store.load_segment
+        monkeypatch.setattr(feature_store, "load_segment", lambda *span: time.sleep(0.1) or load(*span))
         read(FeatureStore(tmp_path, 10**9), compute=lambda order: iter(ready[int(order[0]) // CHUNK :]))
     assert same(read(store, compute=lambda order: iter(ready[int(order[0]) // CHUNK :])))
     assert store.tally == {"stored" if when == "storing" else "read": SEGMENT, "computed": len(ORDER) - SEGMENT}

@@ -109,7 +109,7 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
 def test_train_keeps_its_epochs_in_the_devices_memory(make_images, make_recipe, tmp_path, monkeypatch):
     """A second trial needs neither the images nor the store's files."""
     memory, store = DeviceMemory(10**8), FeatureStore(tmp_path, 10**8)
-    monkeypatch.setattr("study.features.device_memory", lambda device: memory)
+    monkeypatch.setattr("study.training.features.device_memory", lambda device: memory)
     images, recipe = make_images(CHUNK + 6), make_recipe(batch_size=48)
 
     def fit():

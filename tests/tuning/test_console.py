@@ -6,6 +6,7 @@ import re
 import numpy as np
 import optuna
 import pytest
+from support.manifests import make_manifest
 
 from study.config.plan import Plan
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
@@ -35,7 +36,7 @@ def space(tmp_path, make_recipe):
 def record(tmp_path, space):
     """Of a search that begins with the baseline's recipe."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record.create(tmp_path / "one", {}, space=space)
+    record = Record.create(tmp_path / "one", make_manifest(space=space))
     record.add([Plan(None, "search", space.base, 0)])
     yield record
     record.close()
@@ -45,7 +46,7 @@ def record(tmp_path, space):
 def fixed(tmp_path, make_recipe):
     """Of a baseline, which holds no validation images out."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    record = Record.create(tmp_path / "fixed", {})
+    record = Record.create(tmp_path / "fixed", make_manifest())
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     yield record
     record.close()
@@ -121,7 +122,7 @@ def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
 
 
 def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
-    record = Record.create(tmp_path / "two", {})
+    record = Record.create(tmp_path / "two", make_manifest())
     record.add([Plan(None, "final", make_recipe(model="mobilenet_v3_small", lr=3.1e-4, batch_size=128), 2147483647)])
     console, output = terminal()
     console.on_record(record)

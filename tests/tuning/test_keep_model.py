@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 import torch
+from support.manifests import make_manifest
 
 from study.config.plan import Plan
 from study.data.images import Dataset
@@ -17,10 +18,6 @@ from study.results.verdict import Verdict
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.tuning.keep_model import keep_model, recipe_to_keep
 
-MANIFEST = {
-    "data": "pets", "source": "/pets", "data_dir": "/cache", "fraction": 0.5, "image_size": 32, "seed": 3,
-    "data_fingerprint": "d" * 16, "split_fingerprint": "s" * 16, "weights": "none", "versions": {"torch": "2"},
-}  # fmt: skip
 UNTRAINED = Pretrained(None, "none", "every layer is new")
 
 
@@ -42,7 +39,7 @@ def study(tmp_path, make_images, make_recipe):
     """A record of two seeds' refits, of the baseline and of the winner each, and the images that they are of."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     dataset = Dataset("pets", ("cat", "dog", "eel"), make_images(24), make_images(9, seed=1), 0.5)
-    record = Record.create(tmp_path / "one", MANIFEST)
+    record = Record.create(tmp_path / "one", make_manifest(classes=dataset.classes, fraction=0.5, seed=3))
     recipe = make_recipe(unfreeze_depth=5, batch_size=4, epochs=1)
     record.add(Plan(None, "final", planned, seed) for seed in (5, 6) for planned in (make_recipe(epochs=1), recipe))
     yield SimpleNamespace(record=record, recipe=recipe, dataset=dataset)
@@ -60,7 +57,7 @@ def finish(study, *, trials, complete=True):
         study.record.facts(plan, FACTS)
         if complete:
             classifier = build("resnet18", classes=3, unfreeze_depth=5, pretrained=None, seed=plan.seed)
-            open_checkpoint(study.record.checkpoints, study.record.manifest["uid"], plan).save(1, classifier)
+            open_checkpoint(study.record.checkpoints, study.record.manifest.uid, plan).save(1, classifier)
             study.record.tested(plan, TEST)
             study.record.complete(plan)
         else:
@@ -71,7 +68,7 @@ def test_kept_classifier_predicts_as_its_test_recorded(study):
     finish(study, trials=1)
     plan, data, record = study.record.next_trial(), study.dataset, study.record
     record.facts(plan, FACTS)
-    weights, uid = {"resnet18": None}, record.manifest["uid"]
+    weights, uid = {"resnet18": None}, record.manifest.uid
     inputs = Inputs(data.train, None, data.test, 3, weights, "fp32", study=uid, checkpoints=record.checkpoints)
     *_, test = run_trial(plan, inputs)
     record.tested(plan, test)
@@ -89,7 +86,7 @@ def test_the_card_says_how_it_was_trained_and_on_what(study):
     assert (card.recipe, card.seed, card.data_seed) == (study.recipe, 5, 3)
     assert (card.classes, card.stored_size) == (["cat", "dog", "eel"], [32, 32])
     assert card.test_fingerprint == study.dataset.test.fingerprint
-    assert (card.study, card.uid) == ("one", study.record.manifest["uid"])
+    assert (card.study, card.uid) == ("one", study.record.manifest.uid)
     assert (card.precision, card.arithmetic) == ("fp32", "a machine")
 
 

@@ -4,10 +4,12 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from support.manifests import make_manifest, make_space
 
 from study.config.plan import Plan
-from study.config.search_space import Budget, Float, Pruner, Resources, SearchSpace
+from study.config.search_space import Budget, Pruner
 from study.results.metrics import EpochResult, Evaluation, Progress
+from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
 from study.tuning.ray_adapters import RecordScheduler, RecordSearcher
@@ -35,7 +37,7 @@ class Witness:
 @pytest.fixture
 def tune(tmp_path, make_recipe):
     """A record of three planned trials, and what stands between it and Ray Tune."""
-    record = Record.create(tmp_path / "one", {})
+    record = Record.create(tmp_path / "one", make_manifest())
     record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
     searcher = RecordSearcher(record, [witness])
@@ -147,19 +149,18 @@ def test_what_lacks_memory_even_alone_fails_with_its_reason(tune):
 
 
 def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
-    space = SearchSpace(
-        "small", tmp_path, {"lr": Float(1e-5, 1e-2)}, make_recipe(), Budget(2), Pruner("asha"), Resources()
-    )
-    record = Record.create(tmp_path / "two", {}, space=space)
+    space = make_space(budget=Budget(MIN_REPORTED + 1), pruner=Pruner("asha"))
+    record = Record.create(tmp_path / "two", make_manifest(space=space))
     record.add([Plan(None, "search", space.base, 0)])
     searcher = RecordSearcher(record, [])
     scheduler = RecordScheduler(record, searcher, [])
     good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
     decisions = []
-    for name, result in (("a", good), ("b", dataclasses.replace(good, val_confusion=[[1, 9], [9, 1]]))):
-        config = searcher.suggest(name)
+    bad = dataclasses.replace(good, val_confusion=[[1, 9], [9, 1]])
+    for name, result in enumerate([good] * MIN_REPORTED + [bad]):
+        config = searcher.suggest(str(name))
         decisions.append(scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": result}))
-        searcher.on_trial_complete(name, {})
-    assert decisions == ["CONTINUE", "STOP"]
-    assert [trial.state for trial in record.trials()] == ["complete", "pruned"]
+        searcher.on_trial_complete(str(name), {})
+    assert decisions == ["CONTINUE"] * MIN_REPORTED + ["STOP"]
+    assert record.trials()[-1].state == "pruned"
     record.close()
