@@ -31,7 +31,7 @@ from study.training import reference
 from study.training.feature_store import FeatureStore
 from study.training.features import WINDOW, epoch_outputs, rebatch
 from study.training.gpu_cache import release_memory
-from study.training.hardware import autocast, choose_hardware
+from study.training.hardware import choose_hardware
 from study.training.loop import batch_sizes, build_optimizer, train
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 
@@ -165,7 +165,7 @@ def _bare_suffix(images: Images, asked: Asked) -> float:
     order = torch.arange(len(images))
     chunks = epoch_outputs(
         classifier, recipe, images, order,
-        augmentation=(0, 1), device=hardware.device, precision=hardware.precision, store=None,
+        augmentation=(0, 1), hardware=hardware, store=None,
     )  # fmt: skip
     batches = list(rebatch(chunks, batch_sizes(len(images), recipe.batch_size)))
     targets = torch.from_numpy(images.labels).to(hardware.device).split(recipe.batch_size)
@@ -175,7 +175,7 @@ def _bare_suffix(images: Images, asked: Asked) -> float:
 
     def epoch() -> None:
         for batch, target in zip(batches, targets, strict=True):
-            with autocast(hardware.device, hardware.precision):
+            with hardware.autocast():
                 loss = cross_entropy(classifier.suffix(batch).float(), target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -32,7 +32,7 @@ def result_row(trial: TrialRecord, manifest: Manifest) -> tuple[str, ...]:
     """Return a tested trial's cells in the order of RESULT_COLUMNS."""
     assert trial.test
     counts = np.asarray(trial.test.confusion)
-    low, high = accuracy_interval(np.arange(counts.sum()) < np.trace(counts))
+    low, high = accuracy_interval(int(np.trace(counts)), int(counts.sum()))
     images = sum(result.images_per_s * result.epoch_s for result in trial.epochs)
     return (
         trial.plan.title,

@@ -38,15 +38,15 @@ class ClassPair(NamedTuple):
     second_as_first: int
 
 
-def accuracy_interval(correct: Flags, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def accuracy_interval(right: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return Wilson's interval for the accuracy of one trained classifier; it covers test images, not seeds.
 
     Args:
-        correct: correctness of each test image, (images,) bool.
+        right: number of correctly classified test images.
+        images: number of test images.
         confidence: confidence level, in (0, 1).
     """
-    right = int(np.count_nonzero(correct))
-    interval = stats.binomtest(right, correct.size).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(right, images).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 

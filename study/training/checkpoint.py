@@ -6,6 +6,7 @@ which cannot contain code.
 
 import errno
 import json
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Checkpoint:
     path: Path
     owner: str
     """Name of the study and the trial. A file of another owner is ignored."""
+    former_owner: re.Pattern[str] | None = None
+    """Pattern of the owner's name in files of version 0.1.0; None where there are no such files."""
     every_s: float = SAVE_EVERY_S
     """Minimum seconds between two saves."""
     _since: float = field(default_factory=time.monotonic)
@@ -48,19 +51,23 @@ class Checkpoint:
         """
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads(file.metadata()["study"])
+                metadata = json.loads(file.metadata()["study"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # `file` is no dict
         except Exception:  # no file, or a damaged one, for which the readers raise almost any exception
             return 0
-        if facts["owner"] != self.owner:
+        if not self._owns(metadata["owner"]):
             return 0
         classifier.suffix.load_state_dict(_below("suffix.", tensors))
-        if optimizer and schedule and facts["optimizer"]:
+        if optimizer and schedule and metadata["optimizer"]:
             state = _nest(_below("optimizer.", tensors), _parameters(optimizer))
-            optimizer.load_state_dict({**facts["optimizer"], "state": state})
-            schedule.load_state_dict(facts["schedule"])
-        epoch: int = facts["epoch"]
+            optimizer.load_state_dict({**metadata["optimizer"], "state": state})
+            schedule.load_state_dict(metadata["schedule"])
+        epoch: int = metadata["epoch"]
         return epoch
+
+    def _owns(self, owner: str) -> bool:
+        former = self.former_owner is not None and self.former_owner.fullmatch(owner) is not None
+        return owner == self.owner or former
 
     def save_if_due(
         self,
@@ -92,17 +99,17 @@ class Checkpoint:
             RecordError: the disk is full.
         """
         tensors = {f"suffix.{name}": tensor for name, tensor in classifier.suffix.state_dict().items()}
-        facts: dict[str, Any] = {"owner": self.owner, "epoch": epoch, "optimizer": None, "schedule": None}
+        metadata: dict[str, Any] = {"owner": self.owner, "epoch": epoch, "optimizer": None, "schedule": None}
         if optimizer and schedule:
             state = optimizer.state_dict()
             for index, values in state.pop("state").items():
                 tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
-            facts |= {"optimizer": state, "schedule": schedule.state_dict()}
+            metadata |= {"optimizer": state, "schedule": schedule.state_dict()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.path) as draft:
                 flat = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-                save_file(flat, draft, {"study": json.dumps(facts)})
+                save_file(flat, draft, {"study": json.dumps(metadata)})
         except Exception as error:  # safetensors reports a full disk with its own exception class
             if _is_full(error):
                 raise RecordError(f"{self.path}: must have room, but got: {error}.") from error

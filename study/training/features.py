@@ -21,7 +21,7 @@ from study.models.preprocessing import preprocessing
 from study.training.feature_file import Key
 from study.training.feature_store import FeatureStore
 from study.training.gpu_cache import DeviceMemory, device_memory
-from study.training.hardware import autocast, describe_arithmetic
+from study.training.hardware import Hardware
 
 CHUNK = 64
 """Images per forward pass of the prefix."""
@@ -38,37 +38,34 @@ def epoch_outputs(
     order: Tensor,
     *,
     augmentation: tuple[int, int] | None,
-    device: torch.device,
-    precision: str,
+    hardware: Hardware,
     store: FeatureStore | None,
     memory: DeviceMemory | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the prefix's outputs for `images[order]` on `device`, CHUNK images at a time, from the store if possible.
+    """Yield the prefix's outputs for `images[order]` on the device, CHUNK images at a time, from the store if possible.
 
     Outputs that are not stored are computed from the stored outputs of a shorter prefix, which a trial of larger
     unfreeze depth has left, or else from the images.
 
     Args:
-        classifier: classifier on `device`, with its prefix frozen and in evaluation mode.
+        classifier: classifier on the device, with its prefix frozen and in evaluation mode.
         recipe: recipe that gives the model, the image size and the augmentation.
         images: the whole set of images.
         order: indices into `images`, (m,) int64.
         augmentation: seed and epoch of the recipe's augmentation; None for images that are evaluated.
-        device: device on which the prefix runs.
-        precision: bf16 (autocast) or fp32.
+        hardware: device and precision of the prefix.
         store: feature store; None to compute everything here. Outputs of an empty prefix are never stored.
-        memory: cache on `device`, which is searched before the store; None for the process's own cache.
+        memory: cache on the device, which is searched before the store; None for the process's own cache.
     """
-    memory = memory or device_memory(device)
+    memory = memory or device_memory(hardware.device)
     policy = recipe.augmentation if augmentation else "none"
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
     from_images = partial(
         prefix_outputs,
         preprocess=preprocessing(recipe.model, recipe.image_size),
-        images=_on_device(images, device, memory),
+        images=_on_device(images, hardware.device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
-        device=device,
-        precision=precision,
+        hardware=hardware,
     )
     if store is None or not len(classifier.prefix):
         return from_images(classifier.prefix, order=order)
@@ -82,8 +79,8 @@ def epoch_outputs(
         augmentation=policy,
         seed=seed,
         epoch=epoch,
-        precision=precision,
-        machine=describe_arithmetic(device),
+        precision=hardware.precision,
+        machine=hardware.arithmetic,
     )
     if kept := memory.get(key):
         store.tally["read"] += len(order)
@@ -96,10 +93,10 @@ def epoch_outputs(
             shorter_key = replace(key, unfreeze_depth=depth, weights=digest_weights(shorter))
             if store.holds(shorter_key, order):
                 stored = store.stream(shorter_key, order, partial(from_images, shorter), rest, counted=False)
-                return run_blocks(classifier.prefix[len(shorter) :], stored, device=device, precision=precision)
+                return run_blocks(classifier.prefix[len(shorter) :], stored, hardware)
         return from_images(classifier.prefix, order=rest)
 
-    chunks = (chunk.to(device, non_blocking=True) for chunk in store.stream(key, order, compute))
+    chunks = (chunk.to(hardware.device, non_blocking=True) for chunk in store.stream(key, order, compute))
     return memory.watch(key, chunks, rows=len(order))
 
 
@@ -122,47 +119,42 @@ def prefix_outputs(
     preprocess: Callable[[Tensor], Tensor],
     images: Tensor,
     draws: Draws | None,
-    device: torch.device,
-    precision: str,
+    hardware: Hardware,
 ) -> Iterator[Tensor]:
-    """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, as bf16 or fp32 according to `precision`.
+    """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, at the hardware's precision.
 
     Args:
-        prefix: blocks on `device`, frozen and in evaluation mode.
+        prefix: blocks on the device, frozen and in evaluation mode.
         order: indices into `images`, (m,) int64.
         preprocess: transforms that belong to the weights, from uint8 (n, 3, height, width) to normalised float.
         images: images (n, 3, height, width) uint8, in host or device memory.
         draws: augmentation of all n images in this epoch; None for no augmentation.
-        device: device on which the prefix runs.
-        precision: bf16 (autocast) or fp32.
+        hardware: device and precision of the prefix.
     """
 
     def prepared() -> Iterator[Tensor]:
         for window in order.split(WINDOW):
-            selected = images[window.to(images.device)].to(device, non_blocking=True)
+            selected = images[window.to(images.device)].to(hardware.device, non_blocking=True)
             if draws is not None:
                 selected = augment(selected, draws.take(window))
             for chunk in selected.split(CHUNK):
                 # Channels-last before the resize, when an image is 3 × 32 × 32 bytes and not yet 3 × 224 × 224 floats.
                 yield preprocess(chunk.contiguous(memory_format=torch.channels_last))
 
-    return run_blocks(prefix, prepared(), device=device, precision=precision)
+    return run_blocks(prefix, prepared(), hardware)
 
 
-def run_blocks(
-    blocks: nn.Sequential, chunks: Iterable[Tensor], *, device: torch.device, precision: str
-) -> Iterator[Tensor]:
-    """Yield the outputs of frozen blocks for each chunk, as bf16 or fp32 according to `precision`.
+def run_blocks(blocks: nn.Sequential, chunks: Iterable[Tensor], hardware: Hardware) -> Iterator[Tensor]:
+    """Yield the outputs of frozen blocks for each chunk, at the hardware's precision.
 
     The outputs of every block are rounded to that precision, so that the results are bit-identical whichever block's
     stored outputs the computation starts from.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for chunk in chunks:
-        with torch.inference_mode(), autocast(device, precision):
-            outputs = chunk.to(device, non_blocking=True)
+        with torch.inference_mode(), hardware.autocast():
+            outputs = chunk.to(hardware.device, non_blocking=True)
             for block in blocks:
-                outputs = block(outputs).to(dtype)
+                outputs = block(outputs).to(hardware.dtype)
         yield outputs  # outside the contexts, which a generator would leak to its caller
 
 

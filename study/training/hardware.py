@@ -16,6 +16,25 @@ class Hardware:
     precision: str
     """bf16 (autocast) or fp32."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the outputs that the prefix hands on."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def arithmetic(self) -> str:
+        """Name of the hardware and software versions, which may change the last bit of a result."""
+        software = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
+        cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
+        kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
+        return f"{kind}, {torch.get_num_threads()} threads, {software}"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context for forward passes at this precision."""
+        return torch.autocast(self.device.type, dtype=self.dtype) if self.precision == "bf16" else nullcontext()
+
 
 def choose_hardware(precision: str) -> Hardware:
     """Choose the GPU if this process may use one, else the CPU, and make CUDA deterministic.
@@ -37,18 +56,3 @@ def _gains_from_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context for forward passes at `precision`, 'bf16' or 'fp32'."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def describe_arithmetic(device: torch.device) -> str:
-    """Name the hardware and software versions, which may change the last bit of a result."""
-    software = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
-    cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
-    kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
-    return f"{kind}, {torch.get_num_threads()} threads, {software}"

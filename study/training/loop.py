@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from study.seeding import derive_seed
 from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore
 from study.training.features import epoch_outputs, rebatch
-from study.training.hardware import Hardware, autocast
+from study.training.hardware import Hardware
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
@@ -111,8 +111,7 @@ def train(
             images,
             order,
             augmentation=(seed, epoch),
-            device=device,
-            precision=hardware.precision,
+            hardware=hardware,
             store=features,
         )
         return labels[order].to(device), chunks, time.perf_counter() - started
@@ -125,28 +124,17 @@ def train(
         started = time.perf_counter() - begin_s
         torch.manual_seed(derive_seed(seed, "dropout", epoch))
         classifier.set_training()
-        total, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
-        done = 0
-        for batch in rebatch(chunks, sizes):
-            target = targets[done : done + len(batch)]
-            with autocast(device, hardware.precision):
-                logits = classifier.suffix(batch).float()
-                loss = cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach() * len(batch)
-            right += (logits.detach().argmax(dim=1) == target).sum()
-            done += len(batch)
+
+        def on_batch(done: int, epoch: int = epoch, started: float = started) -> None:
             if watch:
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
-        train_loss = total.item() / len(images)  # waits for the device, so that epoch_s includes its work
+
+        train_loss, train_accuracy = _train_epoch(
+            classifier, recipe, rebatch(chunks, sizes), targets, optimizer, schedule, hardware, on_batch
+        )
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
-        result = EpochResult(
-            epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=right.item() / len(images)
-        )
+        result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=train_accuracy)
         if validation is not None:
             held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
             check_finite("val_loss", held_out.loss, epoch)
@@ -162,6 +150,50 @@ def train(
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
+
+
+def _train_epoch(
+    classifier: Classifier,
+    recipe: Recipe,
+    batches: Iterable[Tensor],
+    targets: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    hardware: Hardware,
+    on_batch: Callable[[int], None],
+) -> tuple[float, float]:
+    """Train on one epoch's batches, and return the mean loss and the accuracy over its images as they were trained on.
+
+    Args:
+        classifier: classifier on the device, its suffix in training mode.
+        recipe: recipe that gives the label smoothing.
+        batches: the prefix's outputs, one tensor for each step.
+        targets: labels of the epoch's images in their order, (n,) int64 on the device.
+        optimizer: optimizer of the suffix.
+        schedule: learning-rate schedule, advanced by each step.
+        hardware: device and precision.
+        on_batch: called after each step with the number of images so far.
+    """
+    total = torch.zeros((), device=hardware.device)
+    right = torch.zeros((), device=hardware.device, dtype=torch.long)
+    done = 0
+    for batch in batches:
+        target = targets[done : done + len(batch)]
+        with hardware.autocast():
+            logits = classifier.suffix(batch).float()
+            loss = cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.detach() * len(batch)
+        right += (logits.detach().argmax(dim=1) == target).sum()
+        done += len(batch)
+        on_batch(done)
+    return (
+        total.item() / done,
+        right.item() / done,
+    )  # waits for the device, so that the caller's seconds include its work
 
 
 def check_finite(name: str, loss: float, epoch: int) -> None:
@@ -191,13 +223,12 @@ def evaluate(
         images,
         torch.arange(len(images)),
         augmentation=None,
-        device=hardware.device,
-        precision=hardware.precision,
+        hardware=hardware,
         store=features,
     )
     classifier.set_evaluation()
     logits: list[Tensor] = []
-    with torch.inference_mode(), autocast(hardware.device, hardware.precision):
+    with torch.inference_mode(), hardware.autocast():
         for chunk in chunks:
             logits.append(classifier.suffix(chunk))
     return summarise(torch.cat(logits), images.labels, classes=classes, started=started)

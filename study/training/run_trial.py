@@ -1,5 +1,7 @@
 """Run one trial: a plan in, reports out, as a plain generator that needs no Ray."""
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from study.results.metrics import EpochResult, Evaluation, Progress
 from study.training import reference
 from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore, default_directory, default_limit_bytes
-from study.training.hardware import Hardware, choose_hardware, describe_arithmetic
+from study.training.hardware import Hardware, choose_hardware
 from study.training.loop import check_finite, evaluate, summarise, train
 
 OUT_OF_MEMORY = (
@@ -145,7 +147,10 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
 
 def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
     """Return the checkpoint of a trial; `study` is the identifier that `Inputs.study` describes."""
-    return Checkpoint(directory / plan.checkpoint, f"{study} {plan}")
+    owner = json.dumps({"study": study, "stage": plan.stage, "number": plan.number, "seed": plan.seed})
+    # Version 0.1.0 named the owner by the repr of its Plan, whose other fields follow from these in a study.
+    former = rf"{study} Plan\(number={plan.number}, stage='{plan.stage}', recipe=Recipe\(.*\), seed={plan.seed}\)"
+    return Checkpoint(directory / plan.checkpoint, owner, re.compile(former))
 
 
 @cache
@@ -193,5 +198,5 @@ def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
         parameters=sum(count for count, _ in counts),
         trainable_parameters=sum(count for count, trained in counts if trained),
         threads=torch.get_num_threads(),
-        arithmetic=describe_arithmetic(hardware.device),
+        arithmetic=hardware.arithmetic,
     )

@@ -19,7 +19,7 @@ from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import EpochResult, Evaluation
 from study.results.statistics import CONFIDENCE, accuracy_interval
-from study.training.hardware import choose_hardware, describe_arithmetic
+from study.training.hardware import choose_hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.cluster import TRIAL_ENVIRONMENT
 
@@ -92,7 +92,7 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", TRIAL_ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"])
     torch.set_num_threads(card.threads)
     try:
-        arithmetic = describe_arithmetic(choose_hardware(card.precision).device)
+        arithmetic = choose_hardware(card.precision).arithmetic
         test = _train(card, dataset, pretrained, watch)
     finally:
         torch.set_num_threads(threads)
@@ -149,6 +149,6 @@ def _check_same(key: str, then: str, now: str) -> None:
 def _meet(right: Sequence[int], total: Sequence[int], confidence: float) -> bool:
     """Tell whether the intervals of two shares, right / total each, have a value in common."""
     (low, high), (other_low, other_high) = (
-        accuracy_interval(np.arange(count) < hits, confidence) for hits, count in zip(right, total, strict=True)
+        accuracy_interval(int(hits), int(count), confidence) for hits, count in zip(right, total, strict=True)
     )
     return low <= other_high and other_low <= high

@@ -28,18 +28,18 @@ def equal_recipes(rng: np.random.Generator, seeds: int, images: int, spread: flo
 
 def test_accuracy_interval_is_wilsons():
     """For 8 of 10 and z = 1.96 Wilson's formula gives (0.490, 0.943)."""
-    assert accuracy_interval(flags(8, 10)) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert accuracy_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
 
 @pytest.mark.parametrize("right", [0, 10])
 def test_accuracy_interval_stays_in_the_unit_interval(right):
-    low, high = accuracy_interval(flags(right, 10))
+    low, high = accuracy_interval(right, 10)
     assert 0 <= low < high <= 1
 
 
 def test_accuracy_interval_widens_with_confidence():
-    low, high = accuracy_interval(flags(80, 100), confidence=0.8)
-    wider_low, wider_high = accuracy_interval(flags(80, 100), confidence=0.99)
+    low, high = accuracy_interval(80, 100, confidence=0.8)
+    wider_low, wider_high = accuracy_interval(80, 100, confidence=0.99)
     assert wider_low < low < high < wider_high
 
 

@@ -2,16 +2,22 @@
 
 import itertools
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from study.config.plan import Plan
 from study.errors import RecordError
 from study.models.classifier import build
+from study.results.record import Record
 from study.training.checkpoint import Checkpoint
 from study.training.hardware import Hardware
 from study.training.loop import build_lr_schedule, build_optimizer, train
+from study.training.run_trial import open_checkpoint
 
+RECORDS = Path(__file__).parents[1] / "records"
 CPU = Hardware(torch.device("cpu"), "fp32")
 
 
@@ -103,3 +109,30 @@ def test_last_checkpoint_on_a_full_disk_is_an_error(make_training, make_recipe, 
         _, epochs = make_training(make_recipe(), Checkpoint(path, "me", every_s=0))
         assert len(list(epochs)) == 2
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"number": 2}, {"seed": 1}, {"stage": "final"}],
+)
+def test_checkpoint_belongs_to_one_trial(tmp_path, make_training, make_recipe, change):
+    plan = Plan(1, "search", make_recipe(), 0)
+    open_checkpoint(tmp_path, "uid", plan).save(1, make_training(make_recipe())[0])
+    other = replace(open_checkpoint(tmp_path, "uid", replace(plan, **change)), path=tmp_path / plan.checkpoint)
+    assert other.restore(make_training(make_recipe())[0]) == 0
+
+
+def test_checkpoint_survives_a_change_of_the_recipes_fields(tmp_path, make_training, make_recipe):
+    plan = Plan(1, "search", make_recipe(), 0)
+    open_checkpoint(tmp_path, "uid", plan).save(1, make_training(make_recipe())[0])
+    later = replace(plan, recipe=make_recipe(label_smoothing=0.1))  # as if a field had been added
+    assert open_checkpoint(tmp_path, "uid", later).restore(make_training(make_recipe())[0]) == 1
+
+
+@pytest.mark.parametrize(("study", "number"), [("another", 1), (None, 0)])
+def test_old_checkpoint_belongs_to_its_own_trial(study, number):
+    record = Record.read(RECORDS / "killed")
+    plan = replace(record.trials()[1].plan, number=number)
+    checkpoint = open_checkpoint(record.checkpoints, study or record.manifest.uid, plan)
+    classifier = build("resnet18", classes=10, unfreeze_depth=0, pretrained=None, seed=0)
+    assert replace(checkpoint, path=record.checkpoints / "1.safetensors").restore(classifier) == 0

@@ -12,6 +12,8 @@ from study.training.gpu_cache import DeviceMemory
 from study.training.hardware import Hardware
 from study.training.loop import train
 
+CPU = Hardware(torch.device("cpu"), "fp32")
+
 
 def outputs(images, order, *, precision="fp32", draws=None):
     classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
@@ -22,8 +24,7 @@ def outputs(images, order, *, precision="fp32", draws=None):
             preprocess=preprocessing("resnet18", 32),
             images=torch.from_numpy(images.pixels),
             draws=draws,
-            device=torch.device("cpu"),
-            precision=precision,
+            hardware=Hardware(torch.device("cpu"), precision),
         )
     )
 
@@ -77,7 +78,7 @@ def test_prefix_outputs_leave_autograd_on_between_chunks(make_images):
     stream = prefix_outputs(
         classifier.prefix, torch.arange(8),
         preprocess=preprocessing("resnet18", 32), images=torch.from_numpy(make_images(8).pixels), draws=None,
-        device=torch.device("cpu"), precision="fp32",
+        hardware=CPU,
     )  # fmt: skip
     next(stream)
     assert torch.is_grad_enabled()
@@ -92,7 +93,7 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
     def epoch(store, number=1):
         stream = epoch_outputs(
             classifier, recipe, images, torch.randperm(CHUNK + 6, generator=torch.Generator().manual_seed(number)),
-            augmentation=(0, number), device=torch.device("cpu"), precision="fp32", store=store, memory=memory,
+            augmentation=(0, number), hardware=CPU, store=store, memory=memory,
         )  # fmt: skip
         return [chunk.clone() for chunk in stream]
 
@@ -134,7 +135,7 @@ def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_rec
     def epoch(classifier, depth, store):
         stream = epoch_outputs(
             classifier, make_recipe(model=model, unfreeze_depth=depth), images, torch.arange(10),
-            augmentation=(0, 1), device=torch.device("cpu"), precision=precision, store=store,
+            augmentation=(0, 1), hardware=Hardware(torch.device("cpu"), precision), store=store,
         )  # fmt: skip
         return torch.cat(list(stream))
 
@@ -155,7 +156,7 @@ def test_epoch_outputs_stay_on_the_gpu(make_images, make_recipe, tmp_path):
     for _ in range(2):
         (chunk,) = epoch_outputs(
             classifier, recipe, images, torch.arange(CHUNK),
-            augmentation=(0, 1), device=device, precision="fp32", store=FeatureStore(tmp_path, 10**9), memory=memory,
+            augmentation=(0, 1), hardware=Hardware(device, "fp32"), store=FeatureStore(tmp_path, 10**9), memory=memory,
         )  # fmt: skip
         assert chunk.device.type == "cuda"
     assert memory.used_bytes == images.pixels.nbytes + chunk.numel() * chunk.element_size()

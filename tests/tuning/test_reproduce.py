@@ -13,7 +13,7 @@ from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import Evaluation
-from study.training.hardware import describe_arithmetic
+from study.training.hardware import Hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.reproduce import Reproduction, describe, reproduce
 
@@ -39,7 +39,7 @@ def study(image_folder, tmp_path):
         **recipe, seed=11, classes=["cat", "dog"], confusion=test.confusion,
         data="pets", source=str(image_folder), fraction=0.75, data_seed=3, data_dir=str(tmp_path),
         stored_size=[32, 32], data_fingerprint=fingerprint(dataset.train, dataset.test),
-        threads=1, arithmetic=describe_arithmetic(torch.device("cpu")),
+        threads=1, arithmetic=Hardware(torch.device("cpu"), "fp32").arithmetic,
     )  # fmt: skip
     return SimpleNamespace(directory=keep(tmp_path / "one", card), test=test)
 
