@@ -1,4 +1,4 @@
-"""Shared by the tests: small real images, small recipes, and no way to the network or to the user's own caches."""
+"""Provide the tests' shared fixtures: small images and recipes, and a cache directory for each test."""
 
 import os
 import signal
@@ -15,15 +15,15 @@ from study.data.images import Images
 from study.exit_codes import SIGNALS
 from study.run import main
 
-# Before Ray, MLflow and matplotlib are imported: no telemetry, and no talk about what a study sets for itself.
+# Set before Ray and MLflow are imported: no telemetry.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-# Tests compute beside the processes that they start. Threads that wait for their next work by spinning take the cores
-# from those: two studies at once on two cores took five times as long.
+# Tests share the cores with the processes that they start. Threads that wait by spinning take the cores from those
+# processes: two studies at once on two cores took five times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# A shell that runs the tests in the background has told them, and so all that they start, to pass over Ctrl-C.
+# A shell that runs the tests in the background makes them, and all processes that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,18 +37,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
-    """Run a command that ends before it starts Ray in this process: of its own, it would import for ten seconds."""
+    """Run `study.run` in this process, for commands that end before Ray starts; a new process takes 10 s more."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(room: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
         monkeypatch.chdir(room)
-        given = [*map(str, arguments)]
+        command = [*map(str, arguments)]
         capfd.readouterr()
         try:
-            code = main(given)
+            code = main(command)
         except SystemExit as ended:
             code = ended.code
-        return subprocess.CompletedProcess(given, code, *capfd.readouterr())
+        return subprocess.CompletedProcess(command, code, *capfd.readouterr())
 
     yield run
     for number, handler in handlers.items():
@@ -57,7 +57,7 @@ def run_here(
 
 @pytest.fixture
 def make_recipe() -> Callable[..., Recipe]:
-    """The baseline's recipe, made small: resnet18 at 32 px, two epochs; keywords change fields."""
+    """Make a small variant of the baseline's recipe: resnet18 at 32 px, two epochs; keywords change fields."""
 
     def make(**changes: object) -> Recipe:
         small = {"model": "resnet18", "image_size": 32, "epochs": 2, "batch_size": 16}
@@ -80,7 +80,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for less than a segment of features or a checkpoint."""
+    """Mount a file system that is too small for a segment of features or a checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True).returncode:

@@ -1,7 +1,7 @@
-"""The benchmark: `python -m study.bench [--quick] [--json FILE]` measures on this machine, in one run.
+"""Measure the speed of a study on this machine, in one run: `python -m study.bench [--quick] [--json FILE]`.
 
-Parts 1 and 4 (`bench_training.py`) need torch, torchvision, safetensors, platformdirs and filelock, with what these
-bring; parts 2, 3 and 5 (`orchestration.py`) the rest.
+Parts 1 and 4 (`training.py`) need torch, torchvision, pydantic, safetensors, platformdirs, filelock and their
+dependencies; parts 2, 3 and 5 (`orchestration.py`) need Ray, Optuna and MLflow as well.
 """
 
 import argparse
@@ -29,14 +29,14 @@ QUICK_MODEL = "resnet18"
 
 @dataclass(frozen=True)
 class Goal:
-    """What a part was to reach, and what it reached."""
+    """A bound for one result of a part, and the measured value."""
 
     part: int
     what: str
     value: float
     bound: float
     at_least: bool
-    """Whether `bound` is the least value that meets the goal; otherwise it is the greatest."""
+    """Whether `bound` is the least value that meets the goal; otherwise `bound` is the greatest."""
 
     @property
     def met(self) -> bool:
@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m study.bench`."""
     parser = argparse.ArgumentParser(prog="python -m study.bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="parts 1 and 4, ResNet18 alone: two minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="parts 1 and 4 for ResNet18: two minutes on two cores")
     parser.add_argument(
-        "--parts", type=_parts, default=(1, 2, 3, 4, 5), metavar="1,2,…", help="which parts (default: all five)"
+        "--parts", type=_parts, default=(1, 2, 3, 4, 5), metavar="1,2,…", help="parts to measure (default: all five)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     return parser
 
 
@@ -98,12 +98,11 @@ def _parts(text: str) -> tuple[int, ...]:
 def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> list[Figure]:
     on_gpu = hardware.device.type == "cuda"
     if part == 1 and quick:
-        # Two minutes on two cores have no room for the assignment's loop twice a round, nor for more than a batch where
-        # they have no bf16.
+        # In two minutes, two cores run the assignment's loop once a round, and train on only one batch without bf16.
         count = 512 if on_gpu else 192 if hardware.precision == "bf16" else 64
         return measure_training(QUICK_MODEL, folder, images=count, without=("as written, memory kept",))
     if part == 1:
-        # Few images on a CPU, where the assignment's own loop takes a third of a second for one of VGG16's.
+        # Few images on a CPU, where the assignment's loop takes a third of a second per image with VGG16.
         images = {"resnet18": 512, "vgg16": 128}
         return [
             figure
@@ -124,7 +123,7 @@ def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> lis
 
 
 def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
-    """Compare what was measured with what was to be reached on such a machine."""
+    """Compare the measured figures with the goals for a CPU or a GPU; a goal without its figures is left out."""
     value = {(figure.part, figure.name): figure.median for figure in figures}
     goals: list[Goal] = []
 
@@ -155,7 +154,7 @@ def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
 
 
 def describe_machine(hardware: Hardware) -> dict[str, Any]:
-    """Return what the figures depend on besides the code."""
+    """Return the hardware and the package versions on which the figures depend."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
@@ -178,7 +177,7 @@ def describe_machine(hardware: Hardware) -> dict[str, Any]:
 
 
 def format_tables(figures: Sequence[Figure], goals: Sequence[Goal], machine: Mapping[str, Any], date: str) -> str:
-    """Return the figures and the goals as Markdown."""
+    """Format the figures and the goals as Markdown tables."""
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     gpu = machine["gpu"] or "no GPU: not measured on a GPU"
     rows = [

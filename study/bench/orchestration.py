@@ -1,4 +1,7 @@
-"""The benchmark's parts 2, 3 and 5: whole searches against stock Ray Tune, orchestration alone, and its growth."""
+"""Measure parts 2, 3 and 5 of the benchmark: searches against stock Ray Tune, orchestration alone, and its growth.
+
+Every part starts its own Ray with an empty cache. Needs Ray, Optuna and MLflow.
+"""
 
 import os
 import random
@@ -39,7 +42,7 @@ ONE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
     "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
 )
-"""A PNG, where a study would draw a training batch."""
+"""A PNG file of one pixel, in place of a study's picture of a training batch."""
 
 
 def make_manifest(space: SearchSpace | None = None) -> Manifest:
@@ -68,7 +71,7 @@ def make_manifest(space: SearchSpace | None = None) -> Manifest:
 
 
 def make_recipes() -> list[Recipe]:
-    """Return 12 recipes in random order: unfreeze depths in equal shares, learning rate and batch size drawn."""
+    """Return 12 recipes in random order: three per unfreeze depth, with random learning rate and batch size."""
     generator = random.Random(0)
     recipes = [
         replace(
@@ -86,14 +89,14 @@ def make_recipes() -> list[Recipe]:
 
 
 def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = None) -> list[Figure]:
-    """Measure 12 recipes one after the other, part 2: the assignment's loop on stock Ray Tune, and our search.
+    """Measure part 2: seconds for 12 recipes in sequence, by the assignment's loop on stock Ray Tune and by our search.
 
-    Ray is up before either is measured, and our store is empty.
+    Ray's start is not measured, and our store is empty.
 
     Args:
-        folder: for all that is written.
-        images: of an epoch; a tenth of them besides for validation.
-        recipes: other than the twelve.
+        folder: directory for all files.
+        images: number of training images of an epoch; a tenth as many are used for validation.
+        recipes: recipes to run; None for those of `make_recipes`.
     """
     set_verbosity(WARNING)
     recipes = recipes or make_recipes()
@@ -105,13 +108,19 @@ def measure_search(folder: Path, *, images: int, recipes: list[Recipe] | None = 
             values["stock Ray Tune"].append(_seconds(_run_stock, recipes, train, validation, allotment, room))
         with _ray(folder) as (room, allotment):
             values["ours"].append(_seconds(_run_ours, recipes, inputs, allotment, room))
-    return [Figure(2, name, "s", found, images, len(recipes)) for name, found in values.items()]
+    return [Figure(2, name, "s", seconds, images, len(recipes)) for name, seconds in values.items()]
 
 
 def measure_orchestration(folder: Path, *, trials: int, stock_trials: int) -> list[Figure]:
-    """Measure seconds a trial of trials that do nothing, part 3: stock Ray Tune, ours, ours with MLflow's runs.
+    """Measure part 3: seconds per trial that does nothing, with stock Ray Tune, ours, and ours with MLflow's runs.
 
-    Starting a process is in it: once of ours, and of stock Ray Tune's once a trial, so that fewer of these will do.
+    The start of processes is included: ours starts one in all, and stock Ray Tune starts one per trial, so that fewer
+    trials of stock Ray Tune suffice.
+
+    Args:
+        folder: directory for all files.
+        trials: number of our trials.
+        stock_trials: number of stock Ray Tune's trials.
     """
     set_verbosity(WARNING)
     recipes = _idle_recipes(trials)
@@ -122,29 +131,33 @@ def measure_orchestration(folder: Path, *, trials: int, stock_trials: int) -> li
             values["stock Ray Tune"].append(seconds / stock_trials)
         for name in ("ours", "ours with MLflow"):
             with _ray(folder) as (room, allotment):
-                client = None if name == "ours" else connect(local_uri(room), verbose=False)  # migrates, once a store
+                client = None if name == "ours" else connect(local_uri(room), verbose=False)  # creates its tables
                 values[name].append(_seconds(_run_idle, recipes, allotment, room, _Marks(()), client) / trials)
     return [
-        Figure(3, name, "s a trial", found, trials=stock_trials if name == "stock Ray Tune" else trials)
-        for name, found in values.items()
+        Figure(3, name, "s a trial", seconds, trials=stock_trials if name == "stock Ray Tune" else trials)
+        for name, seconds in values.items()
     ]
 
 
 def measure_growth(folder: Path, *, marks: tuple[int, ...]) -> list[Figure]:
-    """Measure memory and time at so many trials that do nothing, part 5, journal and MLflow included; once.
+    """Measure part 5, once: memory and time of trials that do nothing, journal and MLflow included.
 
-    One more trial than the last mark is run: when it starts, the process that ran all others is there to be looked at.
+    One trial more than the last mark is run: when that trial starts, the process that ran all others still exists.
+
+    Args:
+        folder: directory for all files.
+        marks: numbers of ended trials, ascending, at which memory and time are measured.
     """
     set_verbosity(WARNING)
     watch = _Marks(marks)
     with _ray(folder) as (room, allotment):
         _run_idle(_idle_recipes(marks[-1] + 1), allotment, room, watch, connect(local_uri(room), verbose=False))
-    assert all(watch.megabytes[mark]["worker"] > 0 for mark in marks), "a trial's process has to be found"
+    assert all(watch.megabytes[mark]["worker"] > 0 for mark in marks), "the trials' process must be found at every mark"
     figures = []
     for mark in marks:
         for process, megabytes in watch.megabytes[mark].items():
             figures.append(Figure(5, f"{process} at {mark:,} trials", "MB", [megabytes], trials=mark))
-    # The first trial starts a process.
+    # Times count from the end of the first trial, which starts a process.
     for first, last in zip((1, *marks), marks, strict=False):
         seconds = (watch.moments[last] - watch.moments[first]) / (last - first)
         figures.append(Figure(5, f"a trial, {first:,} to {last:,}", "s", [seconds], trials=last - first))
@@ -152,7 +165,7 @@ def measure_growth(folder: Path, *, marks: tuple[int, ...]) -> list[Figure]:
 
 
 class _Marks(Listener):
-    """Notes the moment and the memory when so many trials have ended."""
+    """Listener that records time and memory at given numbers of ended trials."""
 
     def __init__(self, marks: tuple[int, ...]) -> None:
         self._marks = (1, *marks)
@@ -161,7 +174,7 @@ class _Marks(Listener):
         self.megabytes: dict[int, dict[str, float]] = {}
 
     def on_start(self, plan: Plan) -> None:
-        ended = len(self._started)  # one at a time: when one starts, all before it have ended
+        ended = len(self._started)  # trials run one at a time: when one starts, all earlier ones have ended
         self._started.add(plan.key)
         if ended in self._marks:
             memory = {"driver": own_bytes(os.getpid()), "worker": sum(map(own_bytes, _trial_processes()))}
@@ -176,10 +189,10 @@ class _Marks(Listener):
 
 
 def _trial_processes() -> list[int]:
-    """Return the processes below this one that Ray has given a trial, which it says in their titles (Linux)."""
+    """Return the ids of this process's descendants that run a trial, as Ray writes in their titles (Linux)."""
     parents: dict[int, int] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        if facts := _read(file).rpartition(")")[2].split():  # behind the name, which may hold anything
+        if facts := _read(file).rpartition(")")[2].split():  # after the name, which may contain any character
             parents[int(file.parent.name)] = int(facts[1])
     ours = {os.getpid()}
     while children := {process for process, parent in parents.items() if parent in ours} - ours:
@@ -188,7 +201,7 @@ def _trial_processes() -> list[int]:
 
 
 def own_bytes(process: int) -> int:
-    """Return what a process holds for itself: the object store's pages belong to all."""
+    """Return a process's private resident bytes; pages of Ray's object store are shared, and do not count."""
     _, resident, shared, *_ = map(int, (_read(Path(f"/proc/{process}/statm")) or "0 0 0").split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
@@ -202,7 +215,7 @@ def _read(file: Path) -> str:
 
 @contextmanager
 def _ray(folder: Path, environment: Mapping[str, str] = TRIAL_ENVIRONMENT) -> Iterator[tuple[Path, Allotment]]:
-    """Start Ray with a cache of its own, and one trial at a time on all that there is."""
+    """Start Ray with an empty cache; yield a directory, and an allotment of the whole machine to one trial."""
     room = Path(tempfile.mkdtemp(dir=folder))
     kept = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(room / "cache")
@@ -219,7 +232,7 @@ def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room:
     record = Record.create(room / "study", make_manifest())
     record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
     run_trials(record, inputs, [], resources=allotment, scratch=room)
-    assert all(trial.state == "complete" for trial in record.trials()), "every trial of a benchmark has to end well"
+    assert all(trial.state == "complete" for trial in record.trials()), "every trial of the benchmark must complete"
     record.close()
 
 
@@ -237,7 +250,7 @@ def _run_idle(
     run_trials(record, inputs, listeners, resources=allotment, scratch=room, function=_do_nothing)
     if tracker:
         unsent = tracker.finish("FINISHED", {}, {})
-        assert unsent == 0, "MLflow has to have all runs"
+        assert unsent == 0, "all runs must reach MLflow"
     record.close()
 
 
@@ -246,7 +259,7 @@ def _run_stock(recipes: list[Recipe], train: Images, validation: Images, allotme
 
 
 def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotment, room: Path) -> None:
-    """Run each recipe on Ray Tune as it is, without anything of ours."""
+    """Run each recipe on stock Ray Tune: without our searcher, scheduler, record and store."""
     resources = {"cpu": allotment.cpus_per_trial, "gpu": allotment.gpus_per_trial}
     results = tune.Tuner(
         tune.with_resources(function, resources),
@@ -254,11 +267,11 @@ def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotm
         tune_config=tune.TuneConfig(max_concurrent_trials=allotment.concurrent),
         run_config=tune.RunConfig(storage_path=str(room / "stock"), verbose=0),
     ).fit()
-    assert results.num_errors == 0, "every trial of a benchmark has to end well"
+    assert results.num_errors == 0, "every trial of the benchmark must complete"
 
 
 def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
-    """Run the assignment's loop with a recipe, as a user of Ray Tune would write it."""
+    """Train one recipe with the assignment's loop, as a user of Ray Tune would write the trainable."""
     recipe = Recipe.from_dict(config["recipe"])
     device = reference.choose_device()
     network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network

@@ -1,7 +1,7 @@
-"""The benchmark's parts 1 and 4: training and augmentation, without Ray, Optuna and MLflow.
+"""Measure parts 1 and 4 of the benchmark: training and augmentation, without Ray, Optuna and MLflow.
 
-Each side is measured in a process of its own, in the environment that its trials have: the assignment's loop in a plain
-one, ours in that of a study's trials. The rounds go through the sides in turn.
+A side is one implementation to be compared. Two processes measure the sides, one with a plain environment for the
+assignment's loop, one with the environment of a study's trials for ours. Each round measures every side once.
 """
 
 import json
@@ -40,59 +40,60 @@ CLASSES = 10
 STORE_BYTES = 50 * 10**9
 
 Asked = Mapping[str, Any]
-"""What a worker is told besides its images: the recipe, and a folder for stores."""
+"""Request to a measuring process: side and number of images; in part 1 also the recipe and a folder for stores."""
 Measure = Callable[[Images, Asked], float]
-"""From images to images a second."""
+"""A function that measures one side on images, and returns images per second."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing, measured several times."""
+    """One quantity, measured one or more times."""
 
     part: int
     name: str
     unit: str
     values: list[float]
-    """In the order in which they were measured."""
+    """Measured values, in the order of measurement."""
     images: int | None = None
-    """That each value is of; None where there are none, like trials."""
+    """Number of images that each value covers; None if the part has no images."""
     trials: int | None = None
+    """Number of trials that each value covers; None if the part has no trials."""
 
     @property
     def n(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return len(self.values)
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """Median of the values."""
         return statistics.median(self.values)
 
 
 def measure_training(
     model: str, folder: Path, *, images: int, image_size: int | None = None, without: Collection[str] = ()
 ) -> list[Figure]:
-    """Measure images a second of one training epoch of the assignment's recipe, part 1.
+    """Measure part 1: images per second of one training epoch of the assignment's recipe.
 
     Args:
-        model: vgg16 or resnet18.
-        folder: for the stores.
-        images: of an epoch, 32 by 32 pixels as they are stored.
-        image_size: that the network sees; None for the assignment's.
-        without: sides that are left out.
+        model: name of the network, vgg16 or resnet18.
+        folder: directory for the stores.
+        images: number of images of an epoch, stored at 32 by 32 pixels.
+        image_size: side of the network's input in pixels; None for the assignment's.
+        without: names of the sides to leave out.
     """
     recipe = replace(baseline_recipe(model), epochs=1)
     if image_size:
         recipe = replace(recipe, image_size=image_size)
     sides = {side: how for side, how in TRAINING.items() if side not in without}
-    found = _measure_in_turn(sides, {"images": images, "recipe": recipe.to_dict(), "folder": str(folder)})
-    return [Figure(1, f"{model}, {side}", "images/s", values, images) for side, values in found.items()]
+    measured = _measure_in_turn(sides, {"images": images, "recipe": recipe.to_dict(), "folder": str(folder)})
+    return [Figure(1, f"{model}, {side}", "images/s", values, images) for side, values in measured.items()]
 
 
 def measure_augmentation(images: int) -> list[Figure]:
-    """Measure AutoAugment and flip, part 4: one image at a time through torchvision, and an epoch at once."""
-    found = _measure_in_turn(AUGMENTATION, {"images": images})
-    return [Figure(4, side, "images/s", values, images) for side, values in found.items()]
+    """Measure part 4: AutoAugment and flip, by torchvision one image at a time, and by ours in batches."""
+    measured = _measure_in_turn(AUGMENTATION, {"images": images})
+    return [Figure(4, side, "images/s", values, images) for side, values in measured.items()]
 
 
 def _measure_in_turn(sides: Mapping[str, tuple[Measure, bool]], request: dict[str, object]) -> dict[str, list[float]]:
@@ -105,18 +106,18 @@ def _measure_in_turn(sides: Mapping[str, tuple[Measure, bool]], request: dict[st
 
 
 def make_images(count: int) -> Images:
-    """Return random images (count, 3, 32, 32) of ten classes: what they show makes no difference to time."""
+    """Return random images (count, 3, 32, 32) uint8 of ten classes; the content of images does not change times."""
     generator = np.random.default_rng(0)
     return Images(generator.integers(0, 256, (count, 3, 32, 32), np.uint8), np.arange(count) % CLASSES)
 
 
 def serve() -> None:
-    """Measure what each line of standard input asks for, and answer on standard output.
+    """Measure one side per request: requests are JSON lines on standard input, answers are lines on standard output.
 
-    Before a side's first time a batch of the assignment warms it up. No side finds anything in a GPU's memory that
-    another, or the round before, has left there.
+    One batch of the assignment's size warms each side up before its first measurement. GPU memory is released before
+    each measurement, so that no side profits from the tensors of another side or round.
     """
-    answers = os.fdopen(os.dup(1), "w")  # whatever a library prints goes elsewhere
+    answers = os.fdopen(os.dup(1), "w")  # output that libraries print goes to standard error instead
     os.dup2(2, 1)
     warm: set[str] = set()
     for line in sys.stdin:
@@ -142,7 +143,7 @@ def _with_empty_store(images: Images, asked: Asked) -> float:
 
 
 def _with_full_store(images: Images, asked: Asked) -> float:
-    """Train as the next trial of a warm process does: from the store's files, or what a GPU's memory keeps of them."""
+    """Train as a later trial of a warm process does: read the store's files, or their copies in GPU memory."""
     with tempfile.TemporaryDirectory(dir=asked["folder"]) as directory:
         store = FeatureStore(Path(directory), STORE_BYTES, tolerance_s=float("inf"))
         _train(images, asked, store)
@@ -157,7 +158,7 @@ def _train(images: Images, asked: Asked, store: FeatureStore) -> float:
 
 
 def _bare_suffix(images: Images, asked: Asked) -> float:
-    """Train on tensors in memory, with nothing around it: what no sharing of the prefix can surpass."""
+    """Train the suffix alone on tensors in memory; this is the upper limit for sharing the prefix's outputs."""
     recipe = Recipe.from_dict(asked["recipe"])
     hardware = choose_hardware("auto")
     classifier = _build(recipe)
@@ -213,17 +214,17 @@ TRAINING: dict[str, tuple[Measure, bool]] = {
     "full store": (_with_full_store, True),
     "bare suffix": (_bare_suffix, True),
 }
-"""The sides of part 1: how each is measured, and whether in the environment that a study's trials have."""
+"""Sides of part 1, by name: the measuring function, and whether it runs in the environment of a study's trials."""
 AUGMENTATION: dict[str, tuple[Measure, bool]] = {
     "torchvision, one by one": (_augment_one_by_one, False),
     "ours": (_augment_at_once, True),
 }
-"""The sides of part 4, likewise."""
+"""Sides of part 4, in the same form."""
 
 
 @contextmanager
 def _worker(environment: dict[str, str]) -> Iterator[Callable[[dict[str, object]], float]]:
-    """Start a process that measures; yields how to ask it."""
+    """Start a measuring process, and yield a function that sends it a request and returns images per second."""
     command = [sys.executable, "-c", "from study.bench.training import serve; serve()"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}

@@ -1,4 +1,7 @@
-"""What a person sees of a study while it runs and at its end: live lines in a terminal, plain lines elsewhere."""
+"""Print a study's progress and result: live lines in a terminal, plain lines elsewhere.
+
+It only reads the record, and does not know Ray Tune. It needs rich, and a caller of `Console.on_…` for each event.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,93 +33,99 @@ PREDICT = "python -m study.predict IMAGE … --model {}"
 
 
 def open_screen(**options: Any) -> RichConsole:
-    """Return rich's console, which is to print text as it is: a path or a class may look like markup of its own."""
+    """Build a rich console that prints text unchanged, because a path or a class name may look like rich's markup."""
     return RichConsole(highlight=False, markup=False, emoji=False, **options)
 
 
 class Console:
-    """Observes a study for a person."""
+    """Listener that prints the events of one study."""
 
     def __init__(self, weights: str, screen: RichConsole | None = None) -> None:
-        """Print to a screen from `open_screen`, by default standard output; `weights` are the study's."""
+        """Set up the lines of one study.
+
+        Args:
+            weights: source of the study's starting weights: "imagenet", a file's path, or "none".
+            screen: rich console from `open_screen`; None for standard output.
+        """
         self._weights = weights
         self._out = screen or open_screen()
         self._live = Live(console=self._out, auto_refresh=False, transient=True)
         self._record: Record | None = None
         self._space: SearchSpace | None = None
         self._lines: dict[str, tuple[str, str]] = {}
-        """Of the running trials, by key: which trial and epoch it is, and how that goes."""
+        """Two lines of each running trial, by the trial's key: its title and epoch, and its progress."""
         self._trials: dict[str, TrialRecord] = {}
         self._hardware: set[str] = set()
         self._store_failures: set[str] = set()
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
-        """Say which images there are, and how they are split."""
+        """Print the data set's name, its number of images and classes, and its split."""
         height, width = dataset.train.pixels.shape[2:]
         held_out = f", {manifest.val_images:,} validation" if manifest.val_images else ""
-        self._say(
+        self._print(
             f"data     {dataset.name}: {manifest.train_images:,} training{held_out} and {manifest.test_images:,} test"
-            f" images, {len(dataset.classes)} classes, stored {width}×{height} px, split {manifest.split_fingerprint}"
+            f" images, {len(dataset.classes)} classes, stored at {width}×{height} px,"
+            f" split {manifest.split_fingerprint}"
         )
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
-        """Say what a model starts from."""
+        """Print the starting weights of one model."""
         origin = "" if self._weights == "none" else f"{self._weights}, "
-        self._say(f"weights  {model}: {origin}{pretrained.note}")
+        self._print(f"weights  {model}: {origin}{pretrained.note}")
 
     def on_resources(self, resources: Allotment, space: SearchSpace | None) -> None:
-        """Say what is searched, for how long, and what a trial gets."""
+        """Print the search space and its budget, and the CPUs and GPUs of a trial."""
         if space:
             fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
             limit = f" or {format_duration(space.budget.time_s)}" if space.budget.time_s else ""
-            self._say(f"space    {space.name}: {fields}")
-            self._say(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
-        self._say(f"machine  {resources}")
+            self._print(f"space    {space.name}: {fields}")
+            self._print(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
+        self._print(f"machine  {resources}")
 
     def on_record(self, record: Record) -> None:
-        """Say where the study is kept, and show its trials from now on."""
-        self._say(f"study    {record.directory}\n")
+        """Print the study's directory, and show its trials from now on."""
+        self._print(f"study    {record.directory}\n")
         self._record, self._space = record, record.space
         self._trials = {trial.plan.key: trial for trial in record.all_trials()}
         if self._out.is_terminal:
             self._live.start()
 
     def on_start(self, plan: Plan) -> None:
-        """Open a trial's line, or say that it starts again."""
+        """Show that a trial starts, or that it starts again because its process died."""
         assert self._record
         self._trials[plan.key] = self._record.trial(plan)
         self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
-        """Renew a trial's line, in a terminal."""
+        """Update a trial's line during an epoch; only in a terminal."""
         if not self._live.is_started:
             return
         epochs = self._trials[plan.key].epochs
-        said = f"  {_describe_epoch(epochs[-1])}" if epochs else ""
+        scores = f"  {_describe_epoch(epochs[-1])}" if epochs else ""
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
             plan,
             f"{plan.title}  epoch {progress.epoch}/{plan.recipe.epochs}",
-            f"{progress.images / progress.of:.0%}{said}"
+            f"{progress.images / progress.of:.0%}{scores}"
             f"  {progress.images_per_s:.1f} images/s  {format_duration(left / progress.images_per_s)} left",
         )
 
     def on_change(self, plan: Plan) -> None:
-        """Renew a trial's line from the record, and close it when the trial has finished."""
+        """Update a trial's line from the record; when the trial has ended, print its outcome instead."""
         assert self._record
         before = self._trials[plan.key]
         trial = self._trials[plan.key] = self._record.trial(plan)
         if trial.facts and (hardware := f"{trial.facts['device']}, {trial.facts['precision']}") not in self._hardware:
             self._hardware.add(hardware)
-            self._say(f"device   {hardware}")
+            self._print(f"device   {hardware}")
         failures = {result.store_failure for result in trial.epochs if result.store_failure}
         for failure in sorted(failures - self._store_failures):
-            self._say(f"store    {failure}")
+            self._print(f"store    {failure}")
         self._store_failures |= failures
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
-                self._say(f"{plan.title}  {_outcome(trial)}")
+                self._print(f"{plan.title}  {_outcome(trial)}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
@@ -127,50 +136,52 @@ class Console:
             )
 
     def close(self) -> None:
-        """Take the live lines away; safe to call twice."""
+        """Remove the live lines; safe to call twice."""
         self._live.stop()
 
     def print_result(self, result: StudyResult) -> None:
-        """Print what was found, what failed, and where everything is."""
+        """Print the results, the failed trials, and the places of the model, the files and the MLflow UI."""
         self.close()
         if result.rows:
-            self._out.print(_side_by_side(result.rows))
+            self._out.print(_baseline_table(result.rows))
             if statement := faster(result.rows):
-                self._say(statement)
+                self._print(statement)
         if self._space:
             self._print_search(result)
         for trial in [*result.trials, *result.finals]:
             if trial.state == "failed":
-                self._say(f"failed   {trial.plan.title}: {trial.reason}")
+                self._print(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
-            again = f"--resume {result.directory.name} sends them once it answers"
-            self._say(f"unsent   {result.unsent} runs, to {result.tracking_uri}; the record has them, and {again}")
+            hint = f"send them with --resume {result.directory.name}"
+            sending = f"{result.unsent} runs could not be sent completely to {result.tracking_uri}"
+            self._print(f"unsent   {sending}; the record keeps them: {hint}")
         if result.model:
-            self._say(f"\nmodel    {_describe_model(result)}")
+            self._print(f"\nmodel    {_describe_model(result)}")
         elif result.verdict and result.verdict.decision:
             checkpoints = result.directory / "checkpoints"
-            self._say(f"\nmodel    not kept: its last weights must reach {checkpoints}, which all nodes must share")
-        self._say(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
+            self._print(f"\nmodel    not kept: the final weights are not in {checkpoints}, which all nodes must share")
+        self._print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
-        self._out.print(_best(result.trials, 5))
-        self._say(_tally(result.trials))
+        self._out.print(_best_table(result.trials, 5))
+        self._print(_tally(result.trials))
         if winner := choose(result.trials):
-            self._say(f"best     #{winner.plan.key}: {_differences(winner.plan.recipe, result.trials[0].plan.recipe)}")
-        if shared := _shared(result.trials):
-            self._say(shared)
+            differences = _differences(winner.plan.recipe, result.trials[0].plan.recipe)
+            self._print(f"best     #{winner.plan.key}: {differences}")
+        if shared := _describe_sharing(result.trials):
+            self._print(shared)
         for field, share in result.importances.items():
-            self._say(f"  {field:<16} mattered {share:.0%}")
+            self._print(f"  {field:<16} importance {share:.0%}")
         if self._record and self._record.time_is_up() and not result.succeeded:
-            again = f"--resume {result.directory.name} --time-budget gives it more"
-            self._say(f"\nfailed   the time budget ended before any trial was complete; {again}")
-        self._say(f"\nverdict  {sentence(result.verdict)}")
+            hint = f"raise it with --resume {result.directory.name} --time-budget"
+            self._print(f"\nfailed   the time budget ended before any trial was complete; {hint}")
+        self._print(f"\nverdict  {sentence(result.verdict)}")
         if result.verdict:
             for name, text in details(result.verdict):
-                self._say(f"  {name:<15} {text}")
+                self._print(f"  {name:<15} {text}")
 
-    def _say(self, text: str) -> None:
-        """Print lines whole; under live lines, which the same setting would crop, they are wrapped."""
+    def _print(self, text: str) -> None:
+        """Print text without wrapping; wrap it above live lines, which rich would crop with `soft_wrap`."""
         self._out.print(text, soft_wrap=not self._live.is_started)
 
     def _show(self, plan: Plan, head: str, rest: str) -> None:
@@ -178,10 +189,10 @@ class Console:
         if self._live.is_started:
             self._refresh()
         else:
-            self._say(f"{head}  {rest}")
+            self._print(f"{head}  {rest}")
 
     def _refresh(self) -> None:
-        """Draw the running trials anew, under a search's best trials and what it has spent."""
+        """Redraw the running trials, and below them a search's best trials, its budget and its tally."""
         if not self._live.is_started:
             return
         parts: list[RenderableType] = [f"{head}\n  {rest}" for head, rest in self._lines.values()]
@@ -192,7 +203,7 @@ class Console:
             left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""
             ended = sum(trial.finished for trial in trials)
             parts += [
-                _best(trials, 5),
+                _best_table(trials, 5),
                 f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
                 _tally(trials),
             ]
@@ -200,15 +211,16 @@ class Console:
 
 
 def _describe_epoch(result: EpochResult) -> str:
-    """Say its loss, and its accuracy where that is known: on validation images, or else as it was trained."""
-    accuracy, where = result.val_accuracy, ""
+    """Describe an epoch's training loss and its validation accuracy, or its training accuracy without validation."""
+    accuracy, split = result.val_accuracy, "val"
     if accuracy is None:
-        accuracy, where = result.train_accuracy, " (training)"
-    return f"loss {result.train_loss:.4f}" + ("" if accuracy is None else f"  accuracy {100 * accuracy:.1f} %{where}")
+        accuracy, split = result.train_accuracy, "train"
+    scores = "" if accuracy is None else f"  {split} accuracy {100 * accuracy:.1f} %"
+    return f"train loss {result.train_loss:.4f}{scores}"
 
 
 def _differences(recipe: Recipe, baseline: Recipe) -> str:
-    """Say all in which a recipe differs from the baseline's."""
+    """Describe each field in which a recipe differs from the baseline's."""
     before = baseline.to_dict()
     changes = [
         f"{field} {format_value(value)} instead of {format_value(before[field])}"
@@ -219,13 +231,13 @@ def _differences(recipe: Recipe, baseline: Recipe) -> str:
 
 
 def _describe_model(result: StudyResult) -> str:
-    """Say where the trained classifier is, what the registry made of it, and how to use it."""
-    found = result.registration
-    if found:
-        said = f"{found.name} version {found.version}, {'champion: ' if found.champion else ''}{found.note}"
+    """Describe the place of the trained classifier, its registered version, and the command that uses it."""
+    version = result.registration
+    if version:
+        entry = f"{version.name} version {version.version}, {'champion: ' if version.champion else ''}{version.note}"
     else:
-        said = "not registered, since MLflow did not take it; --resume tries again"
-    return f"{result.model}\n  registry        {said}\n  use             {PREDICT.format(result.directory.name)}"
+        entry = "not registered, because MLflow did not accept it; --resume tries again"
+    return f"{result.model}\n  registry        {entry}\n  use             {PREDICT.format(result.directory.name)}"
 
 
 def _describe_domain(domain: Domain) -> str:
@@ -236,11 +248,11 @@ def _describe_domain(domain: Domain) -> str:
             return f"{format_value(low)} … {format_value(high)}{' (log)' if log else ''}"
 
 
-def _best(trials: Sequence[TrialRecord], number: int) -> Table:
-    """Return the table of the best trials by validation accuracy, the complete ones first."""
+def _best_table(trials: Sequence[TrialRecord], number: int) -> Table:
+    """Build the table of the best trials by validation accuracy, complete trials first."""
     scored = [trial for trial in trials if trial.val_accuracy is not None]
     scored.sort(key=lambda trial: (trial.state == "complete", trial.val_accuracy), reverse=True)
-    table = Table(title="Best on the validation images", title_justify="left")
+    table = Table(title="Best trials by validation accuracy", title_justify="left")
     for heading in ("trial", "accuracy", "epochs", "state"):
         table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
     for trial in scored[:number]:
@@ -255,29 +267,29 @@ def _tally(trials: Sequence[TrialRecord]) -> str:
     return f"{states}; {format_duration(spent)} of device time spent, {format_duration(saved)} saved by pruning"
 
 
-def _shared(trials: Sequence[TrialRecord]) -> str | None:
-    """Say where the frozen blocks' outputs came from; None where trials shared nothing."""
+def _describe_sharing(trials: Sequence[TrialRecord]) -> str | None:
+    """Describe how the frozen blocks' outputs were obtained; None if the trials shared none."""
     images = sum((trial.features for trial in trials), Counter[str]())
     if not images:
         return None
-    said = {
+    sources = {
         "read": "read from the store",
         "stored": "computed and stored",
-        "computed": "computed alone, since storing would not have paid",
-        "unstored": "computed alone, since the store did not work",
+        "computed": "computed and not stored, because storing would not have saved time",
+        "unstored": "computed and not stored, because the store failed",
     }
-    shares = [f"{images[key] / images.total():.0%} {text}" for key, text in said.items() if images[key]]
-    return f"frozen blocks: {', '.join(shares)}"
+    shares = [f"{images[key] / images.total():.0%} {text}" for key, text in sources.items() if images[key]]
+    return f"outputs of the frozen blocks: {', '.join(shares)}"
 
 
-def _side_by_side(rows: Sequence[Row]) -> Table:
-    """Return the table of a baseline: a column a model, a line a figure."""
+def _baseline_table(rows: Sequence[Row]) -> Table:
+    """Build the table of fixed trials: one column per trial, one row per figure."""
     table = Table(title="Trained on all training images, tested once", title_justify="left")
     table.add_column()
     for row in rows:
         table.add_column(row.model, justify="right")
     table.add_row("trainable parameters", *(f"{row.trainable_parameters:,}" for row in rows))
-    table.add_row("training", *(f"{row.seconds:.1f} s" for row in rows))
+    table.add_row("training time", *(f"{row.seconds:.1f} s" for row in rows))
     table.add_row("images/s", *(f"{row.images_per_s:.1f}" for row in rows))
     for epoch in range(max(len(row.losses) for row in rows)):
         table.add_row(f"loss of epoch {epoch + 1}", *(f"{row.losses[epoch]:.4f}" for row in rows))
@@ -287,10 +299,10 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
 
 
 def _outcome(trial: TrialRecord) -> str:
-    """Say how a trial ended."""
-    said = f"{trial.state} after {format_duration(trial.seconds)}"
+    """Describe how a trial ended: its state, device time, accuracy and reason."""
+    outcome = f"{trial.state} after {format_duration(trial.seconds)}"
     if trial.test:
-        said += f": test accuracy {trial.test.accuracy:.2%}"
+        outcome += f": test accuracy {trial.test.accuracy:.2%}"
     elif trial.val_accuracy is not None:
-        said += f": validation accuracy {trial.val_accuracy:.2%}"
-    return f"{said} ({trial.reason})" if trial.reason not in (None, trial.state) else said
+        outcome += f": validation accuracy {trial.val_accuracy:.2%}"
+    return f"{outcome} ({trial.reason})" if trial.reason not in (None, trial.state) else outcome

@@ -1,4 +1,4 @@
-"""Whether a study is exact: its journal, MLflow, its report and its files say the same of every trial, once."""
+"""Check that a study is exact: journal, MLflow, report and files agree, and each holds every trial exactly once."""
 
 import re
 from collections import Counter
@@ -15,18 +15,18 @@ from study.tracking.client import connect, local_uri
 from study.tracking.tracker import STATUS
 
 METRICS = ("train_loss", "val_loss", "val_accuracy", "epoch_s", "images_per_s")
-"""Of each epoch."""
+"""Metrics of each epoch, as MLflow names them."""
 
 
 def find_faults(room: Path, name: str, *, trials: int, repeats: int, uri: str | None = None) -> list[str]:
-    """Return what is wrong with a study that has ended, a sentence each; nothing if it is exact.
+    """Return the faults of a study that has ended, one sentence each; none if the study is exact.
 
     Args:
-        room: the directory that the study was run in.
-        name: of the study.
-        trials: that it was to run.
-        repeats: of each refit of its verdict.
-        uri: of MLflow's store, if not the room's own.
+        room: directory in which the study ran.
+        name: name of the study.
+        trials: number of trials that the search must have.
+        repeats: number of seeds of the verdict.
+        uri: MLflow's store; None for the room's own.
     """
     record = Record.read(room / "mlruns" / "studies" / name)
     ended = record.all_trials()
@@ -39,7 +39,7 @@ def find_faults(room: Path, name: str, *, trials: int, repeats: int, uri: str | 
 
 
 def results_of(record: Record) -> list[object]:
-    """Return all that a study has found but for times: what two runs of one seed have in common."""
+    """Return all results of a study except times; two runs with the same seed must have equal results."""
 
     def of_trial(trial: TrialRecord) -> object:
         kept = ("epoch", "train_loss", "val_loss", "val_confusion")
@@ -69,16 +69,16 @@ def _faults_of_journal(record: Record, *, trials: int, repeats: int) -> Iterator
         if numbers != list(range(count)):
             yield f"journal: {name} must have the trials 0 to {count - 1}, but has {numbers}"
         if [trial.number for trial in optuna.load_study(study_name=name, storage=storage).trials] != numbers:
-            yield f"journal: Optuna itself reads other trials of {name}"
+            yield f"journal: Optuna reads other trials of {name} than the record"
         for trial in ended:
             if not trial.finished:
-                yield f"journal: trial {trial.plan.key} is {trial.state}"
+                yield f"journal: trial {trial.plan.key} must have ended, but is {trial.state}"
             if trial.state == "failed":
-                yield f"journal: trial {trial.plan.key} has failed: {trial.reason}"
+                yield f"journal: trial {trial.plan.key} failed: {trial.reason}"
             epochs = [result.epoch for result in trial.epochs]
             wanted = trial.plan.recipe.epochs if trial.state == "complete" else len(epochs)
             if epochs != list(range(1, wanted + 1)):
-                yield f"journal: trial {trial.plan.key} has the epochs {epochs}"
+                yield f"journal: trial {trial.plan.key} must have the epochs 1 to {wanted}, but has {epochs}"
 
 
 def _faults_of_mlflow(record: Record, ended: list[TrialRecord], uri: str) -> Iterator[str]:
@@ -96,26 +96,26 @@ def _faults_of_mlflow(record: Record, ended: list[TrialRecord], uri: str) -> Ite
             continue
         place = f"MLflow: trial {trial.plan.key}"
         if (run.info.status, run.data.tags.get("study.state")) != (STATUS[trial.state], trial.state):
-            yield f"{place} is {run.info.status}, {run.data.tags.get('study.state')}"
+            yield f"{place} must be {trial.state}, but is {run.info.status}, {run.data.tags.get('study.state')}"
         params = {key: str(value) for key, value in {**trial.plan.recipe.to_dict(), "seed": trial.plan.seed}.items()}
         if run.data.params != params:
-            yield f"{place} has the recipe {run.data.params}"
+            yield f"{place} must have the recipe {params}, but has {run.data.params}"
         for name in METRICS:
             sent = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
             had = [(result.epoch, getattr(result, name)) for result in trial.epochs]
             if sorted(sent) != [(epoch, value) for epoch, value in had if value is not None]:
-                yield f"{place} has {name} {sent}"
+                yield f"{place} must have {name} {had}, but has {sent}"
         if trial.test and run.data.metrics.get("test_accuracy") != trial.value:
-            yield f"{place} has test_accuracy {run.data.metrics.get('test_accuracy')}"
+            yield f"{place} must have test_accuracy {trial.value}, but has {run.data.metrics.get('test_accuracy')}"
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         if missing := {"confusion_matrix.png", "confusion_matrix.json", "learning_curve.png", "samples.png"} - files:
             yield f"{place} lacks {sorted(missing)}"
     if by_key["parent"].info.status != "FINISHED":
-        yield f"MLflow: the study's run is {by_key['parent'].info.status}"
+        yield f"MLflow: the study's run must be FINISHED, but is {by_key['parent'].info.status}"
     versions = [v for v in client.search_model_versions() if v.tags.get("study.uid") == uid]
     models = client.search_logged_models([experiment.experiment_id], f"tags.`study.uid` = '{uid}'")
     if (len(versions), len(models)) != (1, 1):
-        yield f"MLflow: the model must be there once, but there are {len(models)}, and {len(versions)} versions"
+        yield f"MLflow: must have 1 model and 1 version, but has {len(models)} and {len(versions)}"
 
 
 def _faults_of_report(record: Record, ended: list[TrialRecord]) -> Iterator[str]:
@@ -135,20 +135,20 @@ def _faults_of_report(record: Record, ended: list[TrialRecord]) -> Iterator[str]
         for trial in ended
     ]
     if shown != wanted:
-        yield f"report: must show {wanted}, but shows {shown}"
+        yield f"report: table must have the rows {wanted}, but has {shown}"
 
 
 def _faults_of_files(record: Record, ended: list[TrialRecord]) -> Iterator[str]:
     studies = record.directory.parent
     if left := [path.name for path in studies.glob(".*")]:
-        yield f"files: {left} are left in {studies.name}/"
+        yield f"files: {studies.name}/ must have no hidden files, but has {left}"
     known = {"journal.log", "lock", "report.html", MODEL_DIRECTORY}
     if left := {path.name for path in record.directory.iterdir()} - known:
-        yield f"files: {sorted(left)} are left in {record.name}/"
+        yield f"files: {record.name}/ must have no other files than {sorted(known)}, but has {sorted(left)}"
     if not (record.directory / MODEL_DIRECTORY).is_dir():
-        yield "files: no model is kept"
+        yield "files: the model's directory is missing"
         return
     card = load_model(record.directory / MODEL_DIRECTORY).card
     (refit,) = (trial for trial in ended if trial.plan.key == card.trial)
     if card.confusion != refit.test.confusion or card.recipe != refit.plan.recipe:
-        yield f"files: the kept model is not trial {card.trial}"
+        yield f"files: the saved model must equal trial {card.trial}, but differs"

@@ -1,4 +1,4 @@
-"""What may befall a study: each fault strikes at random moments, and the study has to end as if nothing had been."""
+"""Strike a study with faults at random moments; the study must end as if no fault had struck."""
 
 import errno
 import random
@@ -17,29 +17,29 @@ from services import free_port, node, server
 
 @dataclass(frozen=True)
 class Reference:
-    """The study, run one trial at a time and never struck."""
+    """The same study without a fault, run one trial at a time."""
 
     size: Size
     results: list[object]
     lines: int
-    """Of its record at the end."""
+    """Number of lines in its journal at the end."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study has been through, and what is wrong with it afterwards."""
+    """The strikes on a study, and what is wrong with the study at its end."""
 
     strikes: list[str]
-    """Where the study was at each."""
+    """Phase of the study at each strike, from `phase_of`."""
     faults: list[str]
-    """Empty if it is exact."""
+    """One sentence per fault; empty if the study is exact."""
 
 
 Fault = Callable[[Path, random.Random, Reference], Outcome]
 
 
 def run_reference(room: Path, size: Size) -> Reference:
-    """Run the study as it is."""
+    """Run the study without a fault, and return its results."""
     session = begin(room, size, 1)
     session.wait()
     reference = Reference(size, results_of(record_of(room)), lines_of(room))
@@ -49,12 +49,12 @@ def run_reference(room: Path, size: Size) -> Reference:
 
 
 def kill_driver(room: Path, generator: random.Random, reference: Reference) -> Outcome:
-    """Kill the driver, again and again; half of the studies run one trial at a time, and have to repeat themselves."""
+    """Kill the driver repeatedly; half of the studies run one trial at a time, and must equal the reference."""
     concurrent = generator.choice((1, 2))
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    # Below 0 as it starts, whether there is a record yet or not.
+    # A part below 0 strikes within the first five seconds, whether or not a record exists yet.
     for part in sorted(generator.uniform(-0.1, 1) for _ in range(reference.size.kills)):
         if not run_past(part, room, session, generator, reference):
             break
@@ -66,7 +66,7 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
 
 
 def kill_worker(room: Path, generator: random.Random, reference: Reference) -> Outcome:
-    """Kill the process of a trial twice: a third time would be the trial's own fault."""
+    """Kill a trial's process twice; if its process died a third time, the trial would count as failed."""
     session = begin(room, reference.size, 2)
     strikes = []
     for part in sorted(generator.uniform(0, 0.7) for _ in range(2)):
@@ -92,7 +92,7 @@ def kill_node(room: Path, generator: random.Random, reference: Reference) -> Out
 
 
 def kill_tracking(room: Path, generator: random.Random, reference: Reference) -> Outcome:
-    """Kill the tracking server; it comes back while the study runs, or only for the next session."""
+    """Kill the tracking server, and restart it while the study runs, or only for the next session."""
     port = free_port()
     with server(room, port) as uri:
         session = begin(room, reference.size, 2, "--tracking-uri", uri)
@@ -106,17 +106,17 @@ def kill_tracking(room: Path, generator: random.Random, reference: Reference) ->
     with server(room, port) as uri:
         if session.wait():
             return Outcome(strikes, [f"session: {session.log.read_text()[-2000:]}"])
-        said = session.log.read_text()
-        lacks = [sentence for sentence in ("sends them once it answers", "--resume tries again") if sentence in said]
+        output = session.log.read_text()
+        lacks = [sentence for sentence in ("send them with --resume", "--resume tries again") if sentence in output]
         if stays_away and strikes and not lacks:
-            return Outcome(strikes, ["console: nothing says that runs or the model are not with MLflow"])
+            return Outcome(strikes, ["console: must report that MLflow lacks runs or the model, but does not"])
         if lacks:
             session = begin(room, reference.size, 2)
         return Outcome(strikes, finish(room, session, reference, uri=uri))
 
 
 def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Outcome:
-    """Fill the disk that the study writes to, wait until the study has ended of it, and make room."""
+    """Fill the disk that the study writes to, wait until the study ends, free the disk, and resume the study."""
     mlruns = room / "mlruns"
     mlruns.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "study-chaos", str(mlruns)], check=True)
@@ -138,7 +138,7 @@ def fill_disk(room: Path, generator: random.Random, reference: Reference) -> Out
 
 
 def resume_twice(room: Path, generator: random.Random, reference: Reference) -> Outcome:
-    """Kill the driver, and resume the study twice at once: one has to go on, and the other to be refused."""
+    """Kill the driver, and resume the study twice at once: one session must go on, the other must be refused."""
     session = begin(room, reference.size, 1)
     run_past(generator.uniform(0, 0.7), room, session, generator, reference)
     session.kill()
@@ -160,34 +160,34 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "disk": (fill_disk, 3),
     "twice": (resume_twice, 5),
 }
-"""By name, with how often each strikes for the record."""
+"""Each fault by name, and its number of strikes in the full chaos test."""
 
 
 def finish(
     room: Path, session: Session, reference: Reference, *, same: bool = False, uri: str | None = None
 ) -> list[str]:
-    """Let a session end, and return what is wrong then; `same` if the results have to be the reference's."""
+    """Wait for a session's end, and return its study's faults; with `same`, results must equal the reference's."""
     if code := session.wait():
         return [f"session: must end with 0, but ended with {code}: {session.log.read_text()[-2000:]}"]
     faults = find_faults(room, NAME, trials=reference.size.trials, repeats=reference.size.repeats, uri=uri)
     if same and results_of(record_of(room)) != reference.results:
-        faults.append("results: must be those of a study that was never struck, but differ")
+        faults.append("results: must equal those of the study without a fault, but differ")
     faults += [f"console: {log.name} has a traceback" for log in room.glob("*.log") if tells_a_traceback(log)]
     return faults
 
 
 def tells_a_traceback(log: Path) -> bool:
-    """Whether a session has shown a person a traceback; servers, which are not ours, may."""
+    """Return whether a session printed a traceback; the logs of servers, which are not ours, may have one."""
     return log.name.startswith("session-") and "Traceback" in log.read_text()
 
 
 def run_past(part: float, room: Path, session: Session, generator: random.Random, reference: Reference) -> bool:
-    """Let a session run until its record has grown to a part of the reference's, and up to five seconds longer.
+    """Let a session run until its journal reaches a part of the reference's lines, and up to five seconds longer.
 
-    Not by the clock alone: the machine may have become quicker since the reference ran.
+    The clock alone would not do: the machine may have become faster since the reference ran.
 
     Returns:
-        Whether it still runs.
+        Whether the session still runs.
     """
     while session.runs and lines_of(room) < part * reference.lines:
         time.sleep(0.05)
@@ -195,7 +195,7 @@ def run_past(part: float, room: Path, session: Session, generator: random.Random
 
 
 def fill(file: Path) -> None:
-    """Write until the disk is full."""
+    """Write to a file until the disk is full."""
     try:
         with open(file, "wb", buffering=0) as filler:
             while filler.write(bytes(2**16)):

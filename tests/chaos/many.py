@@ -1,7 +1,7 @@
-"""A search of very many trials that do nothing: `python tests/chaos/many.py [TRIALS]` sees that each is exact.
+"""Run a search of thousands of trials that do nothing, and check each: `python tests/chaos/many.py [TRIALS]`.
 
-It also tells how the driver's memory grows. Exit code 1 if a trial is not exact, or if the driver grows by more for
-each trial than what the study knows of it.
+It also prints how the driver's memory grows. The exit code is 1 if a trial is not exact, if a run was not sent to
+MLflow, or if the driver grows by more than `MOST_BYTES` per trial.
 """
 
 import os
@@ -30,15 +30,15 @@ from study.tuning.ray_adapters import run_trials
 
 EVERY = 100
 MOST_BYTES = 150_000
-"""That a trial may add to the driver: its record, and what Ray Tune and Optuna keep of it."""
+"""Most bytes by which the driver may grow per trial, for its record and for what Ray Tune and Optuna keep."""
 
 
 class Watch:
-    """Tells how far the study is, and what its driver takes."""
+    """Listener that prints the number of started trials and the driver's memory."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
-        """Of the driver, at every 100th trial."""
+        """Memory of the driver at every 100th trial."""
         self._started: set[str] = set()
         self._since = time.monotonic()
 
@@ -57,12 +57,12 @@ class Watch:
 
 
 def value_of(number: int) -> float:
-    """What a trial is to report."""
+    """Return the validation accuracy that a trial must report."""
     return (10 + number % 11) / 20
 
 
 def report_number(config: dict[str, Any], *, inputs: Inputs) -> None:
-    """Report what tells a trial from its neighbours."""
+    """Report one epoch whose accuracy differs from that of the neighbouring trials."""
     right = config["plan"].number % 11
     confusion = [[right, 10 - right], [0, 10]]
     tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=confusion)})
@@ -88,13 +88,13 @@ def main() -> int:
         record.close()
     steps = len(watch.bytes) - 1
     grown = (watch.bytes[-1] - watch.bytes[0]) / (EVERY * steps) if steps > 0 else 0.0
-    print(f"{trials} trials, {unsent} runs unsent, {len(faults)} not exact: {faults[:5]}")
-    print(f"driver: {grown / 1e3:.0f} kB a trial")
+    print(f"{trials} trials, {unsent} runs unsent, {len(faults)} faults: {faults[:5]}")
+    print(f"driver: {grown / 1e3:.0f} kB per trial")
     return 1 if faults or unsent or grown > MOST_BYTES else 0
 
 
 def find_faults(record: Record, client: Any, trials: int) -> list[str]:
-    """Return what journal and MLflow have that they should not have, or the other way round."""
+    """Return each trial and value that the journal or MLflow lacks or must not have."""
     wanted = Counter({(str(number), value_of(number)): 1 for number in range(trials)})
     recorded = Counter((trial.plan.key, trial.value) for trial in record.trials() if trial.state == "complete")
     experiment = client.get_experiment_by_name(record.manifest.data).experiment_id

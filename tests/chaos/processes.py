@@ -1,4 +1,4 @@
-"""Processes by what started them, read from /proc: whom to kill, and whether all are gone."""
+"""Find the processes below a process in /proc, kill them, and wait until they are gone (Linux)."""
 
 import contextlib
 import os
@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 Process = tuple[int, str]
-"""Its number, and the moment of its start, without which the number may be another's by now."""
+"""A process id and its start time; the id alone may belong to another process by now."""
 
 
 def family(pid: int) -> set[Process]:
-    """Return a process and all below it."""
+    """Return a process and all its descendants."""
     parents = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -24,7 +24,7 @@ def family(pid: int) -> set[Process]:
 
 
 def alive(processes: set[Process]) -> set[int]:
-    """Return those that are still there and not merely waited for by their parent."""
+    """Return the ids of the processes that still run; zombies do not count."""
     found = set()
     for pid, started in processes:
         with contextlib.suppress(OSError):
@@ -35,15 +35,15 @@ def alive(processes: set[Process]) -> set[int]:
 
 
 def wait_until_gone(processes: set[Process], limit_s: float = 60) -> list[str]:
-    """Return a fault for each process that is still there after so long."""
+    """Return a fault for each process that still runs after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while (left := alive(processes)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [f"processes: {Path(f'/proc/{pid}/cmdline').read_bytes()[:80]!r} is left" for pid in left]
+    return [f"processes: {Path(f'/proc/{pid}/cmdline').read_bytes()[:80]!r} still runs" for pid in left]
 
 
 def trial_processes(driver: int) -> list[int]:
-    """Return Ray's workers below a process that have been given a trial."""
+    """Return the ids of Ray's workers below a driver that run a trial."""
     found = []
     for pid, _ in family(driver):
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def trial_processes(driver: int) -> list[int]:
 
 
 def kill_all(processes: set[Process]) -> None:
-    """Kill processes at once."""
+    """Kill processes with SIGKILL."""
     for pid in alive(processes):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A directory with a small study in it, and the processes that run it."""
+"""Begin, resume and watch a small study in a directory of its own; a session is one process that runs it."""
 
 import contextlib
 import os
@@ -17,16 +17,16 @@ NAME = "chaos"
 
 @dataclass(frozen=True)
 class Size:
-    """How much a study has to do."""
+    """Amount of work of a study."""
 
     fraction: float
-    """Of the digits."""
+    """Fraction of the digits' images, in (0, 1]."""
     trials: int
     epochs: int
     repeats: int
     pruner: str
     kills: int
-    """Of its driver, at most."""
+    """Most kills of the study's driver."""
 
 
 FULL = Size(fraction=0.2, trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
@@ -44,14 +44,14 @@ name = "{size.pruner}"
 """
 STUDY = ["--data", "digits", "--weights", "none", "--image-size", "32"]
 LIMIT_S = 900
-"""No session of this study takes as long, unless it hangs."""
+"""Seconds after which a session counts as hanging."""
 
 
 class Session:
-    """A process that runs the study, until it ends or is killed; what it prints goes to a file."""
+    """A process that runs the study until its end or its kill; its output goes to the file `log`."""
 
     def __init__(self, room: Path, *arguments: str, **environment: str) -> None:
-        """Start it in `room`."""
+        """Start `study.run` in `room` with the arguments and the additional environment variables."""
         self.log = room / f"session-{time.monotonic_ns()}.log"
         with open(self.log, "wb") as output:
             self.process = subprocess.Popen(
@@ -62,11 +62,11 @@ class Session:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process still runs."""
         return self.process.poll() is None
 
     def wait(self) -> int:
-        """Return its exit code."""
+        """Wait for the process to end, and return its exit code."""
         try:
             return self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -74,13 +74,13 @@ class Session:
             raise AssertionError(f"a session took more than {LIMIT_S} s: {self.log.read_text()[-2000:]}") from None
 
     def run_on(self, seconds: float) -> bool:
-        """Let it run for so long; return whether it still runs."""
+        """Wait for at most `seconds`, and return whether the process still runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.runs
 
     def kill(self) -> set[Process]:
-        """Kill the driver, and it alone, as the kernel does; return the processes that it had."""
+        """Kill the driver alone, as the kernel does when memory is short; return the driver and its descendants."""
         had = family(self.process.pid)
         self.process.kill()
         self.process.wait()
@@ -88,34 +88,34 @@ class Session:
 
 
 def begin(room: Path, size: Size, concurrent: int, *more: str, **environment: str) -> Session:
-    """Begin the study, or go on with it if its record is there already."""
+    """Begin the study, or resume it if its record exists."""
     (room / "chaos.toml").write_text(SPACE.format(size=size))
-    much = ["--fraction", str(size.fraction), "--epochs", str(size.epochs), "--repeats", str(size.repeats)]
-    what = ["--search", "chaos.toml", "--name", NAME, *much, *STUDY]
+    work = ["--fraction", str(size.fraction), "--epochs", str(size.epochs), "--repeats", str(size.repeats)]
+    command = ["--search", "chaos.toml", "--name", NAME, *work, *STUDY]
     if record_of(room):
-        what = ["--resume", NAME]
-    return Session(room, *what, "--concurrent", str(concurrent), *more, **environment)
+        command = ["--resume", NAME]
+    return Session(room, *command, "--concurrent", str(concurrent), *more, **environment)
 
 
 def directory_of(room: Path) -> Path:
-    """Return where the study's record is, or will be."""
+    """Return the directory of the study's record, which may not exist yet."""
     return room / "mlruns" / "studies" / NAME
 
 
 def record_of(room: Path) -> Record | None:
-    """Read the study's record; None before there is one."""
+    """Read the study's record; None if it does not exist yet."""
     directory = directory_of(room)
     return Record.read(directory) if directory.exists() else None
 
 
 def lines_of(room: Path) -> int:
-    """Count the lines of the study's record; 0 before there is one."""
+    """Count the lines of the study's journal; 0 if it does not exist yet."""
     journal = directory_of(room) / "journal.log"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def phase_of(room: Path) -> str:
-    """Say how far the study is, from its record."""
+    """Describe the study's progress from its record."""
     record = record_of(room)
     if record is None:
         return "before the record"
@@ -127,7 +127,7 @@ def phase_of(room: Path) -> str:
 
 
 def wait_for_trial(session: Session) -> list[int]:
-    """Wait until a trial runs, and return the processes of trials; none if the session ends before."""
+    """Wait until a trial runs, and return the ids of trial processes; none if the session ends first."""
     processes = trial_processes(session.process.pid)
     while session.runs and not processes:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What a study may stand on besides itself: nodes of a Ray cluster, and MLflow's server."""
+"""Run the services that a study may use: nodes of a Ray cluster, and MLflow's server."""
 
 import os
 import socket
@@ -13,11 +13,11 @@ from pathlib import Path
 from processes import family, kill_all
 
 START_S = 120
-"""No service takes as long to begin, unless it hangs."""
+"""Seconds after which a service that is not ready counts as hanging."""
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 @contextmanager
 def service(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server beside the study, and at the end kill it with all that it has started."""
+    """Run a service, yield its process, and at the end kill the process and all its descendants."""
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
@@ -42,7 +42,7 @@ def service(log: Path, *command: str, **environment: str) -> Iterator[subprocess
 def node(
     room: Path, token: dict[str, str], *arguments: str, ip: str = "127.0.0.1"
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a node of one core, as `ray start` begins it on a machine."""
+    """Run a Ray node with one core, as `ray start` does on a machine, and yield its process once it is ready."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
     log = room / f"node-{ip}.log"
     with service(log, *command, f"--node-ip-address={ip}", *arguments, **token) as process:
@@ -51,7 +51,7 @@ def node(
 
 
 def titles(pid: int) -> bytes:
-    """Return the command lines of a process and all below it."""
+    """Return the command lines of a process and all its descendants."""
     found = b""
     for each, _ in family(pid):
         with suppress(OSError):
@@ -61,7 +61,7 @@ def titles(pid: int) -> bytes:
 
 @contextmanager
 def server(room: Path, port: int) -> Iterator[str]:
-    """Run MLflow's server on the room's own database, and yield its address once it answers."""
+    """Run MLflow's server on the room's own database, and yield its address once the server answers."""
     files = ["--backend-store-uri", f"sqlite:///{room}/server.db", "--artifacts-destination", f"{room}/server"]
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     uri, log = f"http://127.0.0.1:{port}", room / "server.log"
@@ -71,7 +71,7 @@ def server(room: Path, port: int) -> Iterator[str]:
 
 
 def answers(address: str) -> bool:
-    """Whether a server answers there."""
+    """Return whether a server answers at an address."""
     with suppress(OSError), urllib.request.urlopen(address, timeout=5):
         return True
     return False
@@ -81,7 +81,7 @@ def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", lo
     """Wait until a service is ready.
 
     Raises:
-        AssertionError: it ended, or takes too long; with what it said.
+        AssertionError: the service ended, or is not ready after `START_S` seconds; the message is its log.
     """
     deadline = time.monotonic() + START_S
     while not ready():

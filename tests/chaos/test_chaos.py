@@ -1,4 +1,4 @@
-"""The chaos test in short: each fault strikes one shorter study. `run.py` strikes as often as the record asks for."""
+"""Run the chaos test in short: each fault strikes one short study. `run.py` runs the full test."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from faults import FAULTS, run_reference
 from room import SHORT
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns while the test reads its runs
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def can_mount(folder: Path) -> bool:
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_study_that_is_struck_ends_exact(name, reference, tmp_path):
     if name == "disk" and not can_mount(tmp_path):
-        pytest.skip("needs to be allowed to mount a small disk")
+        pytest.skip("needs the right to mount a small file system")
     fault, _ = FAULTS[name]
     outcome = fault(tmp_path, random.Random(f"short {name}"), reference)
     assert outcome.faults == []

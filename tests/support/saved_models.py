@@ -1,4 +1,4 @@
-"""Small classifiers as studies keep them, for the tests of whoever uses them."""
+"""Make small saved classifiers, as studies write them, for the tests of the code that loads them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CLASSES = ["cat", "dog", "eel"]
 
 
 def make_card(**changes: object) -> ModelCard:
-    """MobileNetV3 (small) at 32 px for three classes; keywords change fields, of the recipe too."""
+    """Make the card of a MobileNetV3 (small) at 32 px for three classes; keywords change fields of card and recipe."""
     recipe = {**load_baseline().values, "model": "mobilenet_v3_small", "image_size": 32, "epochs": 1}
     values = {
         "recipe": {key: changes.pop(key, value) for key, value in recipe.items()},
@@ -29,14 +29,17 @@ def make_card(**changes: object) -> ModelCard:
 
 
 def make_saved(directory: Path, **changes: object) -> SavedModel:
-    """Keep an untrained classifier there, as a study would."""
+    """Save an untrained classifier in a directory, as a study does."""
     card = make_card(**changes)
     save_model(directory, make_classifier(card.recipe, card.classes), card)
     return load_model(directory)
 
 
 def make_classifier(recipe: Recipe, classes: list[str]) -> Classifier:
-    """An untrained network that tells images apart: its BatchNorm has seen some, else all its answers are alike."""
+    """Build an untrained network whose answers differ between images.
+
+    Its BatchNorm layers see one batch first; without that, all answers would be nearly the same.
+    """
     classifier = build(recipe.model, classes=len(classes), unfreeze_depth=1, pretrained=None, seed=1)
     inputs = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for module in classifier.network.modules():

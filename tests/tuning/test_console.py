@@ -113,9 +113,9 @@ def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
     head = "#0 resnet18 · depth 1 · lr 0.001 · batch 16"
     for line in (
         f"{head}  epoch 1/2",
-        "  loss 1.5000  accuracy 70.0 %  60.0 images/s  2s left",
+        "  train loss 1.5000  val accuracy 70.0 %  60.0 images/s  2s left",
         f"{head}  epoch 2/2",
-        "  25%  loss 1.5000  accuracy 70.0 %  15.0 images/s  6s left",
+        "  25%  train loss 1.5000  val accuracy 70.0 %  15.0 images/s  6s left",
     ):
         assert line in [seen_line.rstrip().lstrip("\r") for seen_line in seen.splitlines()]
     assert max(len(line) for line in seen.splitlines() if str(record.directory) not in line) <= 80
@@ -162,8 +162,10 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
     assert output.getvalue().splitlines()[2:] == [
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  starting",
         "device   NVIDIA H100, bf16",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 1/2  loss 1.5000  accuracy 30.0 %  60.0 images/s  2s left",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 2/2  loss 0.7500  accuracy 70.0 %  60.0 images/s  0s left",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 1/2  train loss 1.5000  val accuracy 30.0 %"
+        "  60.0 images/s  2s left",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 2/2  train loss 0.7500  val accuracy 70.0 %"
+        "  60.0 images/s  0s left",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%",
     ]
 
@@ -183,7 +185,7 @@ def test_a_trial_without_validation_tells_its_accuracy_in_training(fixed):
     console.on_start(plan)
     fixed.epoch(plan, epoch(1, train_accuracy=0.412))
     console.on_change(plan)
-    assert "epoch 1/2  loss 1.5000  accuracy 41.2 % (training)  60.0 images/s" in output.getvalue()
+    assert "epoch 1/2  train loss 1.5000  train accuracy 41.2 %  60.0 images/s" in output.getvalue()
 
 
 def test_the_line_of_an_older_record_tells_no_accuracy(fixed):
@@ -193,7 +195,7 @@ def test_the_line_of_an_older_record_tells_no_accuracy(fixed):
     console.on_start(plan)
     fixed.epoch(plan, epoch(1))
     console.on_change(plan)
-    assert "loss 1.5000  60.0 images/s" in output.getvalue()
+    assert "epoch 1/2  train loss 1.5000  60.0 images/s" in output.getvalue()
 
 
 @pytest.mark.parametrize("make", [terminal, pipe])
@@ -250,8 +252,8 @@ def test_end_of_a_search_shows_recipe_tally_and_verdict(record, space):
     console.print_result(ended(record, importances={"lr": 0.75, "optimizer": 0.25}))
     seen = output.getvalue()
     assert "2 complete, 0 pruned, 0 failed; 8s of device time spent, 0s saved by pruning\n" in seen
-    assert "  lr               mattered 75%\n  optimizer        mattered 25%\n" in seen
-    assert "\nverdict  No verdict: no trial of the search has" in seen
+    assert "  lr               importance 75%\n  optimizer        importance 25%\n" in seen
+    assert "\nverdict  No verdict: no trial of the search" in seen
     (line,) = (line for line in seen.splitlines() if line.startswith("best "))
     changed = [field for field, value in best.recipe.to_dict().items() if value != space.base.to_dict()[field]]
     assert line.startswith(f"best     #1: {changed[0]} ")
@@ -276,7 +278,7 @@ def test_time_budget_that_no_trial_kept_is_the_reason(record, space):
     run(record, 5, 5, console=console)
     result = ended(record)
     console.print_result(result)
-    reason = "failed   the time budget ended before any trial was complete; --resume one --time-budget gives it more"
+    reason = "failed   the time budget ended before any trial was complete; raise it with --resume one --time-budget"
     assert reason in output.getvalue().splitlines()
     assert not result.succeeded
 
