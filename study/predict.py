@@ -1,4 +1,4 @@
-"""A trained classifier on new images: `python -m study.predict IMAGE … --model NAME`.
+"""Classify new images with a kept model: `python -m study.predict IMAGE … --model NAME`.
 
 Images are read as a study reads those of a folder, and brought to the size that the classifier's own were stored in.
 Exit codes: 0 done, 2 usage, 1 an image or the model cannot be read, 130 interrupted.
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from study.models.saved_model import SavedModel
 
 BATCH = 64
-"""Images that are read and classified at a time."""
+"""Number of images that are read and classified together."""
 TOP = 3
-"""Classes that are told of an image."""
+"""Number of classes that are printed for an image."""
 REGISTERED = "models:/"
-"""How the names of MLflow's registry begin."""
+"""Prefix of the names in MLflow's registry."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier makes of one image."""
+    """Prediction for one image."""
 
     image: Path
     top: list[tuple[str, float]]
-    """The most probable classes, TOP at most, with their probabilities in [0, 1]; the first is the predicted one."""
+    """The most probable classes, at most TOP, with their probabilities in [0, 1]; the first is the predicted class."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the prediction as JSON values."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         return {"image": str(self.image), **top[0], "top": top}
 
@@ -55,10 +55,10 @@ class Prediction:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = build_parser().parse_args(arguments)
-    warnings.filterwarnings("ignore")  # what MLflow and torch have to say of themselves is of no use here
+    warnings.filterwarnings("ignore")  # warnings of MLflow and torch do not help here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes; they are printed as they are
+            stream.reconfigure(errors="surrogateescape")  # a file name may be any bytes; print them unchanged
     return run_command(lambda: _predict(options))
 
 
@@ -90,28 +90,30 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="IMAGE",
-        help="a file, or a folder: all images in and below it, but hidden ones",
+        help="an image file, or a folder with images (subfolders included, hidden files excluded)",
     )
     parser.add_argument(
         "--model",
         required=True,
         metavar="NAME",
-        help="of a study that was searched here ('latest' for the last), or registered: models:/NAME@champion",
+        help="name of a search in this directory ('latest' for the last), or registered model: models:/NAME@champion",
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="of a registered model (default: mlruns/mlflow.db)")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow's store of a registered model (default: mlruns/mlflow.db)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
 def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
-    """Load the model of the study of that name, or of that name in MLflow's registry.
+    """Load the kept model of a study, or a model of MLflow's registry.
 
     Args:
-        name: of a study below ./mlruns, or `models:/<name>@<alias>`, or `models:/<name>/<version>`.
+        name: name of a study below ./mlruns, or `models:/<name>@<alias>`, or `models:/<name>/<version>`.
         tracking_uri: MLflow's store of a registered model; None for the one below ./mlruns.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: no such model exists.
         StudyError: the store does not answer, or the model cannot be read.
     """
     mlruns = Path("mlruns").absolute()
@@ -124,7 +126,7 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
             download_model(name, uri, Path(folder))
             return load_model(Path(folder))
     if tracking_uri is not None:
-        raise ConfigError(f"--tracking-uri: goes with a registered model only, {REGISTERED}…, but got {name!r}.")
+        raise ConfigError(f"--tracking-uri: needs a registered model, {REGISTERED}…, but got {name!r}.")
     study = find_study(name, mlruns)
 
     from study.models.saved_model import MODEL_DIRECTORY, load_model
@@ -136,7 +138,7 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
 
 
 def list_images(path: Path, refuse: Callable[[DataError], None]) -> list[Path]:
-    """Return an image's path, or those of all images in and below a folder, in the order of their names.
+    """Return the path of an image, or the paths of all images in a folder and its subfolders, sorted by name.
 
     `refuse` is told of each folder that cannot be read, and of one that has no image.
     """
@@ -152,7 +154,7 @@ def list_images(path: Path, refuse: Callable[[DataError], None]) -> list[Path]:
 
 
 def predict(saved: "SavedModel", images: Sequence[Path], refuse: Callable[[DataError], None]) -> Iterator[Prediction]:
-    """Yield what the classifier makes of each image that can be read, in order; `refuse` is told of the others."""
+    """Yield the prediction for each readable image, in order; call `refuse` with the error of each other image."""
     import torch
 
     classes = saved.card.classes
@@ -172,7 +174,7 @@ def predict(saved: "SavedModel", images: Sequence[Path], refuse: Callable[[DataE
 
 
 def format_table(predictions: Sequence[Prediction]) -> str:
-    """Return a line an image under a heading: its path, class and probability, and the classes that come next."""
+    """Format predictions as a table: path, class, probability, and the next classes."""
     rows = [("image", "class", "probability", "then")]
     for prediction in predictions:
         (best, value), *others = prediction.top
@@ -186,9 +188,11 @@ def format_table(predictions: Sequence[Prediction]) -> str:
 
 
 def _read(images: Sequence[Path], size: tuple[int, int]) -> list[tuple[Path, NDArray[np.uint8] | DataError]]:
-    """Return the pixels (3, height, width) of each image, or why it cannot be read; decompression bombs cannot."""
+    """Return the pixels (3, height, width) of each image, or its error; decompression bombs are refused."""
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", DecompressionBombWarning)  # at Pillow's limit; it raises by itself at twice that
+        warnings.simplefilter(
+            "error", DecompressionBombWarning
+        )  # at Pillow's limit; at twice the limit Pillow raises itself
         return [*zip(images, pool.map(_try_to_read, images, repeat(size)), strict=True)]
 
 

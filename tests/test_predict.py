@@ -195,7 +195,7 @@ def test_predict_tells_two_classes_of_a_model_of_two(saved, command, tmp_path):
     [
         (["a.png"], "on", "unknown study 'on'. Did you mean 'one'?"),
         (["a.png"], "bare", "--model bare: must be a search that has its verdict"),
-        (["a.png", "--tracking-uri", "sqlite:///x.db"], "one", "--tracking-uri: goes with a registered model only"),
+        (["a.png", "--tracking-uri", "sqlite:///x.db"], "one", "--tracking-uri: needs a registered model"),
         (["a.png"], "models:/pets@champion", "mlflow.db: must be MLflow's database, but there is none"),
         (["a.png", "--jason"], "one", "unrecognized arguments: --jason"),
         ([], "one", "IMAGE"),

@@ -1,7 +1,7 @@
 """Define where each of torchvision's classifiers is cut into five blocks and a head.
 
 Knows module names only and imports no torch, so that a misspelt model is reported before anything slow starts. To add
-a model, add a row to FAMILIES; `models.py` and its tests read their list of models from this table.
+a model, add a row to ARCHITECTURES; `models.py` and its tests read their list of models from this table.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ def _resnet() -> Architecture:
     return Architecture((stem, *stages), ("avgpool", FLATTEN, "fc"), "fc")
 
 
-FAMILIES: Mapping[str, Architecture] = {
+ARCHITECTURES: Mapping[str, Architecture] = {
     "vgg11": _vgg(0, 3, 6, 11, 16, 21),
     "vgg11_bn": _vgg(0, 4, 8, 15, 22, 29),
     "vgg13": _vgg(0, 5, 10, 15, 20, 25),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.config.paths import absolute, search_spaces_directory
 from study.config.recipe import Recipe
 from study.config.search_space import FIELDS, Budget, Pruner, Resources, SearchSpace, read_domain, read_section
@@ -43,7 +43,7 @@ def load_baseline() -> Baseline:
         document = _read(file)
         check_keys(document, required=("models", "data", "recipe"))
         models = document["models"]
-        known = isinstance(models, list) and len(models) > 0 and all(model in [*FAMILIES] for model in models)
+        known = isinstance(models, list) and len(models) > 0 and all(model in [*ARCHITECTURES] for model in models)
         require(known, "models: must be a list of known models", models)
         data = read_table(document, "data", required=("cifar10_fraction", "seed"))
         fraction, seed = data["cifar10_fraction"], data["seed"]
@@ -60,7 +60,7 @@ def baseline_recipe(model: str) -> Recipe:
     """Return the assignment's recipe for `model`.
 
     Raises:
-        ConfigError: `model` is no key of FAMILIES.
+        ConfigError: `model` is no key of ARCHITECTURES.
     """
     return Recipe(model=model, **load_baseline().values)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.config.validation import check, check_choice
 from study.errors import ConfigError, unknown_name
 
@@ -29,7 +29,7 @@ class Recipe:
     """Hyperparameters of one trial. Fields have no defaults here: `baseline.toml` holds the default values."""
 
     model: str
-    """Name of a torchvision classifier: a key of FAMILIES."""
+    """Name of a torchvision classifier: a key of ARCHITECTURES."""
     unfreeze_depth: int
     """Number of blocks trained besides the head, counted from the head, 0 to 5."""
     optimizer: str
@@ -68,8 +68,8 @@ class Recipe:
             elif type(value) is not field.type:
                 wanted = field.type.__name__ if isinstance(field.type, type) else field.type
                 raise ConfigError(f"{field.name}: must be of type {wanted}, but got {value!r}.")
-        if self.model not in FAMILIES:
-            raise ConfigError(unknown_name("model", self.model, FAMILIES))
+        if self.model not in ARCHITECTURES:
+            raise ConfigError(unknown_name("model", self.model, ARCHITECTURES))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)

@@ -1,4 +1,4 @@
-"""Augments a whole epoch at once: torchvision's AutoAugment (CIFAR-10 policy), then horizontal flips.
+"""Augment a whole epoch at once: torchvision's AutoAugment (CIFAR-10 policy), then horizontal flips.
 
 Owns what is drawn for each image and the grouping that makes it fast. Policy, magnitudes and kernels are torchvision's
 own: the result equals, bit for bit, torchvision applied to one image at a time. Knows no data set and no model.
@@ -18,7 +18,7 @@ from study.seeding import derive_seed
 _AUTO_AUGMENT = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)  # Cubuk et al., arXiv:1805.09501
 _MAGNITUDE_BINS = 10  # as AutoAugment.forward has it
 _CHUNK_VALUES = 3 * 256 * 256
-"""What a kernel is given at once on a CPU: it stays in a core's cache, float copies included. A GPU is given a whole
+"""Values that a kernel gets at once on a CPU: they stay in a core's cache, float copies included. A GPU gets a whole
 group. On either it is one image where that has so many pixels (more than 256 by 256) that a float32 sum over them is no
 longer exact and may depend on the batch."""
 
@@ -27,31 +27,31 @@ _Kernel = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What the augmentation of one epoch drew for n images, in host memory; row i belongs to image i alone."""
+    """Random draws for the augmentation of n images in one epoch, in host memory; row i belongs to image i only."""
 
     policy: Tensor
-    """(n,) int64: the sub-policy, 0 to 24."""
+    """Sub-policy of each image, (n,) int64, 0 to 24."""
     probability: Tensor
-    """(n, 2) float32 in [0, 1): an operation of the sub-policy applies unless this is above its probability."""
+    """A number for each operation of the sub-policy, (n, 2) float32 in [0, 1); above its probability it is skipped."""
     sign: Tensor
-    """(n, 2) bool: whether an operation's magnitude is negated, if it has a sign."""
+    """Whether to negate each operation's magnitude, if it has a sign, (n, 2) bool."""
     flip: Tensor
-    """(n,) bool: whether the image is mirrored in the end."""
+    """Whether to flip each image horizontally at the end, (n,) bool."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.policy)
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Draws":
-        """Return the draws of the images at `indices`, in their order."""
+        """Return the draws of the images at `indices`, in the order of `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.long)
         return Draws(self.policy[rows], self.probability[rows], self.sign[rows], self.flip[rows])
 
 
 def draw(n: int, *, seed: int, epoch: int) -> Draws:
-    """Draw one epoch's augmentation of n images, on the CPU: the first m rows are what m images would draw."""
+    """Draw the augmentation of n images in one epoch, on the CPU; row i does not depend on n."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
-    uniform = torch.rand(n, 6, generator=generator)  # row by row, so that no image's draws depend on n
+    uniform = torch.rand(n, 6, generator=generator)  # filled row by row, so that no image's draws depend on n
     return Draws(
         policy=(uniform[:, 0] * len(_AUTO_AUGMENT._policies)).long(),
         probability=uniform[:, 1:3],
@@ -61,21 +61,24 @@ def draw(n: int, *, seed: int, epoch: int) -> Draws:
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Return the images as drawn: both operations of each one's sub-policy, then the flip.
+    """Apply the draws: both operations of each image's sub-policy, then the flip.
 
     Args:
         images: (n, 3, height, width) uint8, on any device; not modified.
-        draws: those of the same n images.
+        draws: draws of the same n images.
 
     Returns:
-        A new tensor of the same shape, type and device, in which image i depends on image i and its draws alone.
+        A new tensor of the same shape, type and device. Image i depends on image i and its draws only.
     """
     kernels, codes, probabilities = _policy_table(*images.shape[-2:])
     applies = draws.probability <= probabilities[draws.policy]
     first, second = (codes[draws.policy[:, None], torch.arange(2), draws.sign.long()] * applies).unbind(1)
     flips: list[_Kernel] = [_identity, v2.functional.horizontal_flip]
     rows = torch.arange(len(images))
-    target, spare = torch.empty_like(images), torch.empty_like(images)  # reused: fresh memory costs more than the copy
+    target, spare = (
+        torch.empty_like(images),
+        torch.empty_like(images),
+    )  # reused, since allocating memory costs more than copying
     for step_kernels, code in ((kernels, first), (kernels, second), (flips, draws.flip.long())):
         rows = _apply_in_groups(images, rows, code, step_kernels, out=target)
         images, target, spare = target, spare, target
@@ -83,7 +86,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
 
 
 def _policy_table(height: int, width: int) -> tuple[list[_Kernel], Tensor, Tensor]:
-    """Return the distinct kernels, the first of which does nothing, and where the policy uses them.
+    """Return the distinct kernels, the first of which does nothing, and their places in the policy.
 
     Returns:
         kernels: one for each pair of an operation and a signed magnitude.
@@ -120,8 +123,8 @@ def _identity(images: Tensor) -> Tensor:
 def _apply_in_groups(images: Tensor, rows: Tensor, code: Tensor, kernels: Sequence[_Kernel], out: Tensor) -> Tensor:
     """Apply `kernels[code[i]]` to image i, which is `images[rows[i]]`, calling each kernel for many images at once.
 
-    Images move by `index_select` alone, ten times as fast on bytes as indexing, and are left in the order of groups.
-    Rows and codes stay in host memory: how large the groups are must not be waited for.
+    Images are moved by `index_select`, ten times as fast on bytes as indexing, and stay in the order of their groups.
+    Rows and codes stay in host memory, so that the sizes of the groups are known without waiting for the device.
 
     Returns:
         The row of each image in `out`.

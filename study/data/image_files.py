@@ -19,34 +19,39 @@ from study.errors import DataError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""What Pillow may try; a file's name decides nothing, and its readers that start other programs stay out."""
+"""Formats that Pillow may read, whatever the file's name; readers that start other programs are left out."""
 
 
 def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read the first frame of an image file, upright and as RGB, on white where it is transparent.
+    """Read the first frame of an image file: turned upright, as RGB, with white behind transparent pixels.
 
     Args:
-        path: of any size and mode; 16-bit grey is scaled to 8 bits.
-        size: (width, height) in pixels. Any other size is resized (bilinear, antialiased) to cover it, then
-            centre-cropped.
+        path: image file of any size and mode; 16-bit grey is scaled to 8 bits.
+        size: (width, height) in pixels. Images of other sizes are resized to cover this size (bilinear, antialiased)
+            and centre-cropped.
 
     Returns:
         (3, height, width) uint8.
 
     Raises:
-        DataError: the file cannot be read whole.
+        DataError: the file is not a complete, readable image.
     """
     with _opened(path) as image:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves enough to filter.
+        # Decoding a JPEG at 1/2, 1/4 or 1/8 takes a fraction of the time; twice the size is enough for the filter.
         image.draft(None, (2 * size[0], 2 * size[1]))
         fitted = ImageOps.fit(_to_rgb(ImageOps.exif_transpose(image)), size, Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
 def image_files(folder: Path, refuse: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Yield the image files in and below a folder, hidden ones left out, in an order that all systems share.
+    """Yield the image files in a folder and its subfolders, without hidden ones, in the same order on every system.
 
-    With `refuse`, which is told of each folder that cannot be read, the others are gone through all the same.
+    Args:
+        folder: folder to search.
+        refuse: called with the error of each folder that cannot be read, instead of raising it.
+
+    Raises:
+        OSError: a folder cannot be read, and `refuse` is None.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -65,8 +70,13 @@ def image_files(folder: Path, refuse: Callable[[OSError], None] | None = None) -
 
 
 def stored_size(sizes: set[tuple[int, int]], image_size: int) -> tuple[int, int]:
-    """Return one (width, height) in pixels for all: theirs if they share a small one, else a square."""
-    limit = round(image_size * 256 / 224)  # the margin that the ImageNet weights' transforms resize to, then crop
+    """Return the (width, height) in pixels at which all images are stored: their own, if shared and small, or a square.
+
+    Args:
+        sizes: (width, height) of the images, upright.
+        image_size: largest side in pixels that a network sees.
+    """
+    limit = round(image_size * 256 / 224)  # the ImageNet weights resize to this side before they crop
     largest = max(min(size) for size in sizes)
     if len(sizes) == 1 and largest <= limit:
         return next(iter(sizes))
@@ -84,20 +94,24 @@ def decode(paths: list[Path], size: tuple[int, int], pool: ThreadPoolExecutor) -
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file, and tell whatever goes wrong with it as a DataError."""
+    """Open an image file, and turn every error of its reader into a DataError."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: must be an image, but is none of {', '.join(FORMATS)}.") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+    except Exception as error:  # Pillow's readers raise almost any exception on damaged files
         raise DataError(f"{path}: must be a whole, readable image, but: {error}") from error
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) in pixels from a file's header, as they are after EXIF's rotation."""
+    """Read the (width, height) in pixels of an image file's header, after its EXIF rotation.
+
+    Raises:
+        DataError: the file is not a readable image.
+    """
     with _opened(path) as image:
-        # PNG's own getexif decodes the whole image; TIFF's size is upright already.
+        # PNG's own getexif would decode the whole image. A TIFF's size is already upright.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
         turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
         return image.size[::-1] if turned else image.size

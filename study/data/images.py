@@ -26,11 +26,11 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of these images alone; reading all of them takes a while, so it is kept."""
+        """Fingerprint of these images; computed once, since it reads all of them."""
         return fingerprint(self)
 
     def take(self, indices: NDArray[np.int64]) -> "Images":
-        """Return a copy of the images at these indices, in their order."""
+        """Return a copy of the images at `indices`, in the order of `indices`."""
         return Images(self.pixels[indices], self.labels[indices])
 
 
@@ -39,16 +39,16 @@ class Dataset:
     """Training and test images of the same classes."""
 
     name: str
-    """cifar10, digits or the folder's name; it names the MLflow experiment."""
+    """Name of the data set and of its MLflow experiment: cifar10, digits or the folder's name."""
     classes: tuple[str, ...]
     train: Images
     test: Images
     fraction: float
-    """Share of the source's images that was kept, in (0, 1]."""
+    """Fraction of the source's images that is used, in (0, 1]."""
 
 
 def fingerprint(*parts: Images) -> str:
-    """Return 16 hex digits of a SHA-256 over shape, labels and pixels: the same images, the same fingerprint."""
+    """Return 16 hexadecimal digits of the SHA-256 of shape, labels and pixels; equal images have equal fingerprints."""
     digest = hashlib.sha256()
     for images in parts:
         digest.update(repr(images.pixels.shape).encode())

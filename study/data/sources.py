@@ -28,21 +28,21 @@ from study.data.splits import split, subset
 PARTS = ("train", "test")
 
 NETWORK_TIMEOUT_S = 15
-"""For one connection: a server is tried at two addresses at most, IPv6 and IPv4."""
+"""Seconds for one connection; a server has at most two addresses, IPv6 and IPv4."""
 
 DIGITS_SIDE = 32
-"""CIFAR's side in pixels; the digits' own 8 would leave AutoAugment nothing to work on."""
+"""Side in pixels to which the digits are enlarged: CIFAR's, since 8 pixels are too few for AutoAugment."""
 
 
 def load_dataset(source: str, *, fraction: float, seed: int, image_size: int, data_dir: Path) -> Dataset:
-    """Load `cifar10`, `digits` or an image folder, and keep a stratified fraction of its train and test images.
+    """Load `cifar10`, `digits` or an image folder, and keep a stratified fraction of its training and test images.
 
     Args:
         source: `cifar10`, `digits`, or a folder that holds `train/<class>/…` and `test/<class>/…`.
         fraction: share of the images of each class to keep, in (0, 1]; what is kept stays in the source's order.
-        seed: of the subset.
-        image_size: side that the network will see, in pixels; bounds the size at which a folder's images are stored.
-        data_dir: where CIFAR-10 lies or is downloaded to.
+        seed: seed of the subset.
+        image_size: side in pixels that the network sees; it bounds the size at which a folder's images are stored.
+        data_dir: directory of CIFAR-10, to which it is downloaded if it is missing.
 
     Raises:
         ConfigError: the fraction is out of range.
@@ -79,10 +79,11 @@ def _load_cifar10(data_dir: Path) -> Dataset:
         damaged = _damaged_cifar10_file(data_dir)
         also = f", and {damaged} is damaged" if damaged else ""
         raise DataError(f"cifar10: download from {CIFAR10.url} failed ({error}){also}. {ways_round}") from error
-    except RuntimeError as error:  # torchvision's word for a wrong MD5 sum
+    except RuntimeError as error:  # torchvision raises it for a wrong MD5 sum
         damaged = _damaged_cifar10_file(data_dir) or data_dir / CIFAR10.base_folder
         raise DataError(
-            f"{damaged}: must be CIFAR-10's, but its MD5 sum is not. Delete it and {CIFAR10.base_folder}. {ways_round}"
+            f"{damaged}: must be a file of CIFAR-10, but its MD5 sum is wrong. Delete it and {CIFAR10.base_folder}."
+            f" {ways_round}"
         ) from error
     except OSError as error:
         raise DataError(f"{error.filename or data_dir}: must be readable and writable: {error.strerror}.") from error
@@ -97,7 +98,7 @@ def _cifar10_images(part: Any) -> Images:
 
 
 def _damaged_cifar10_file(data_dir: Path) -> Path | None:
-    """Return the first of CIFAR-10's files in `data_dir` that is there with a wrong MD5 sum."""
+    """Return the first file of CIFAR-10 in `data_dir` that has a wrong MD5 sum; None if there is none."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped,unused-ignore]
 
@@ -108,7 +109,7 @@ def _damaged_cifar10_file(data_dir: Path) -> Path | None:
 
 
 def _load_digits() -> Dataset:
-    """Read scikit-learn's 1,797 digits (UCI, Alpaydin & Kaynak) of 8×8, and set a fixed fifth aside for testing."""
+    """Read scikit-learn's 1,797 digits (UCI, Alpaydin & Kaynak) of 8×8 px, and hold out a fixed fifth for testing."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
 
     digits = load_digits()
@@ -121,7 +122,7 @@ def _load_digits() -> Dataset:
 
 
 def _load_folder(root: Path, *, fraction: float, seed: int, image_size: int) -> Dataset:
-    """Choose among the file names, then decode what was chosen to one size for train and test."""
+    """Choose files by name, then decode the chosen ones to one size for training and test."""
     try:
         files = _list_folder(root)
     except OSError as error:
@@ -133,7 +134,7 @@ def _load_folder(root: Path, *, fraction: float, seed: int, image_size: int) -> 
         labels = np.repeat(np.arange(len(classes)), [len(found) for found in by_class.values()])
         kept = subset(labels, classes, fraction=fraction, seed=seed, place=str(root / part))
         chosen.append(([paths[index] for index in kept], labels[kept]))
-    # Between its limit and twice that, Pillow only warns of a decompression bomb. The pool's threads share the filter.
+    # Between its limit and twice its limit, Pillow only warns of a decompression bomb. Threads share this filter.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         sizes = set(pool.map(upright_size, [path for paths, _ in chosen for path in paths]))
@@ -143,7 +144,7 @@ def _load_folder(root: Path, *, fraction: float, seed: int, image_size: int) -> 
 
 
 def _list_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """Return the image files of each class of each part, all in order of name."""
+    """Return the image files of each class of train/ and test/, all sorted by name."""
     files: dict[str, dict[str, list[Path]]] = {}
     for part in PARTS:
         if not (root / part).is_dir():

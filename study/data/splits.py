@@ -9,10 +9,10 @@ from study.seeding import derive_seed
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Hold out a stratified fraction of the images; each class has at least one image on both sides.
+    """Hold out a stratified fraction of the images; each class keeps at least one image in both parts.
 
     Returns:
-        The rest and what is held out: disjoint, together all of `images`, both in their order.
+        The remaining images and the held-out images, both in the order of `images`.
 
     Raises:
         DataError: a class has a single image.
@@ -21,7 +21,7 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
     if 1 in sizes:
         raise DataError(
             f"validation split: every class must have 2 training images or more, but class {sizes.tolist().index(1)}"
-            " (in the order of the classes, from 0) has 1. Add images, or raise --fraction."
+            " (classes in their order, from 0) has 1. Add images, or raise --fraction."
         )
     counts = np.clip(_quotas(sizes, fraction), 1, np.maximum(sizes - 1, 1))
     held_out = _draw(images.labels, counts, derive_seed(seed, "split"))
@@ -30,7 +30,7 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
 
 
 def _quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
-    """Return how many images of each class to draw, by largest remainder: together exactly the rounded fraction."""
+    """Return the number of images to draw from each class (largest remainder); together the rounded fraction."""
     exact = fraction * sizes
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     missing = round(fraction * int(sizes.sum())) - int(counts.sum())
@@ -49,7 +49,18 @@ def _draw(labels: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> ND
 def subset(
     labels: NDArray[np.int64], classes: tuple[str, ...], *, fraction: float, seed: int, place: str
 ) -> NDArray[np.int64]:
-    """Return sorted indices of a stratified fraction in which no class is empty."""
+    """Return the sorted indices of a stratified fraction in which every class has an image.
+
+    Args:
+        labels: class of each image, (n,) int64.
+        classes: class names, for the error.
+        fraction: fraction of the images of each class, in (0, 1].
+        seed: seed of the draw.
+        place: name of the images in the error.
+
+    Raises:
+        DataError: a class would be empty.
+    """
     sizes = np.bincount(labels, minlength=len(classes))
     counts = _quotas(sizes, fraction)
     for name, size, count in zip(classes, sizes, counts, strict=True):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from study.config.architectures import FAMILIES, FLATTEN
+from study.config.architectures import ARCHITECTURES, FLATTEN
 from study.config.recipe import DEPTHS
 from study.seeding import derive_seed
 
@@ -22,31 +22,31 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network cut in two: `suffix(prefix(x))` are the logits (n, classes) of preprocessed images x."""
+    """A network cut in two: `suffix(prefix(x))` gives the logits (n, classes) of preprocessed images x."""
 
     name: str
     network: nn.Module
-    """torchvision's module; owns the parameters, under torchvision's names."""
+    """torchvision's module, which owns the parameters under torchvision's names."""
     prefix: nn.Sequential
-    """The frozen blocks; empty where all five are trained. Where none is, it ends at the head's first weights."""
+    """The frozen blocks; empty if all five are trained. If none is, the head's layers without weights follow."""
     suffix: nn.Sequential
     """The trained blocks and the head."""
 
     @cached_property
     def prefix_digest(self) -> str:
-        """Names the prefix's weights in caches: 16 hexadecimal digits."""
+        """Digest of the prefix's weights, for caches: 16 hexadecimal digits."""
         return digest_weights(self.prefix)
 
     def shorter_prefix(self, unfreeze_depth: int) -> nn.Sequential:
-        """Return the frozen blocks that a classifier of this larger unfreeze depth would have."""
+        """Return the frozen blocks of a classifier with a larger unfreeze depth."""
         return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
 
     def trainable_parameters(self) -> int:
-        """Count the values that training changes."""
+        """Return the number of parameters that are trained."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def set_training(self) -> None:
-        """Put the suffix into training mode; the prefix stays as it is, or its BatchNorm would drift."""
+        """Put the suffix into training mode and the prefix into evaluation mode, where its BatchNorm does not drift."""
         self.prefix.eval()
         self.suffix.train()
 
@@ -57,22 +57,29 @@ class Classifier:
 
 
 def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
-    """Build a classifier in evaluation mode whose last `unfreeze_depth` blocks and head are to be trained.
+    """Build a classifier, in evaluation mode, whose last `unfreeze_depth` blocks and head can be trained.
 
-    With `pretrained`, from `load_pretrained`, only the layers that its head lacks are initialised, by torch's defaults;
-    the frozen tensors are shared with `pretrained`, the others are copies, so its memory may be read-only. Without, the
-    whole network is initialised as torchvision does. Either depends on `seed` alone; global generators stay untouched.
+    Initial values depend on `seed` only, and global random generators stay unchanged.
+
+    Args:
+        model: torchvision's name.
+        classes: number of outputs.
+        unfreeze_depth: number of trained blocks besides the head, 0 to 5.
+        pretrained: weights from `load_pretrained`; layers of the head that they lack get torch's default values.
+            Frozen tensors are shared with them and trained ones are copies, so that their memory may be read-only. None
+            to initialise the whole network as torchvision does.
+        seed: seed of the initial values.
     """
     if pretrained is None:
         with _seeded(seed, "weights"):
             network = get_model(model, num_classes=classes)
     else:
         network = build_on_meta(model, classes)
-    architecture = FAMILIES[model]
+    architecture = ARCHITECTURES[model]
     parts = [*(_chain(network, paths) for paths in architecture.blocks), *_chain(network, architecture.head)]
     cut = len(architecture.blocks) - unfreeze_depth
     while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
-        cut += 1  # pooling learns nothing, and what it leaves is smaller
+        cut += 1  # pooling has no weights, and its output is smaller
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
     if pretrained is not None:
         given = {name.rpartition(".")[0] for name in pretrained}
@@ -90,12 +97,12 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
 
 
 def digest_weights(module: nn.Module) -> str:
-    """Name a module's weights in caches: 16 hexadecimal digits."""
+    """Return the digest of a module's weights, for caches: 16 hexadecimal digits."""
     return digest_state(module.state_dict())
 
 
 def build_on_meta(model: str, classes: int) -> nn.Module:
-    """Build the network's shapes and names without memory for its tensors."""
+    """Build the network without memory for its tensors, for their names and shapes."""
     with torch.device("meta"):
         network: nn.Module = get_model(model, num_classes=classes)
     return network
@@ -106,8 +113,8 @@ def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
 
 
 def head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the layers outside the five blocks, the last one first, with their tensors among these names."""
-    blocks = tuple(f"{path}." for paths in FAMILIES[model].blocks for path in paths)
+    """Return the layers of the head, the last one first, each with its tensors among `names`."""
+    blocks = tuple(f"{path}." for paths in ARCHITECTURES[model].blocks for path in paths)
     layers: dict[str, list[str]] = {}
     for name in names:
         if not name.startswith(blocks):
@@ -116,7 +123,7 @@ def head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _new_layers(network: nn.Module, layers: Iterable[str], seed: int) -> StateDict:
-    """Initialise layers of a network without memory, in this order: the last one's values depend on no other."""
+    """Initialise `layers` of a network without memory, in their order: the last layer's values depend on no other."""
     state: StateDict = {}
     with _seeded(seed, "head"):
         for layer in layers:
@@ -136,7 +143,7 @@ def _seeded(seed: int, purpose: str) -> Iterator[None]:
 
 
 def digest_state(state: StateDict) -> str:
-    """Digest a state dict: 16 hexadecimal digits."""
+    """Return the digest of a state dict: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""List the models that `architectures.py` cuts, with the figures that torchvision's own code gives.
+"""List the models that `architectures.py` cuts, with their input sizes and parameters.
 
 Builds shapes alone, on torch's meta device, so that listing all of them takes no memory and no weights.
 """
@@ -11,34 +11,34 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
-from study.config.architectures import FAMILIES, FLATTEN
+from study.config.architectures import ARCHITECTURES, FLATTEN
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """One model, with ImageNet's thousand classes."""
+    """Sizes of one model with ImageNet's 1,000 classes."""
 
     name: str
     blocks: tuple[int, ...]
-    """Parameters of each block, from the image to the head."""
+    """Number of parameters of each block, from the image to the head."""
     head: int
-    """Parameters of what follows the blocks."""
+    """Number of parameters of the head."""
     input_size: int
-    """Side in pixels of the images that its ImageNet weights were made for."""
+    """Image side in pixels that the ImageNet weights were trained for."""
 
     @property
     def parameters(self) -> int:
-        """Of the whole network."""
+        """Number of parameters of the whole network."""
         return sum(self.blocks) + self.head
 
 
 def list_models() -> list[ModelFacts]:
-    """Return the facts of all models, family by family."""
-    return [_describe(name) for name in FAMILIES]
+    """Return the sizes of all models, in the order of the table of architectures."""
+    return [_describe(name) for name in ARCHITECTURES]
 
 
 def format_models(models: Iterable[ModelFacts]) -> str:
-    """Return a line a model under a heading; parameters in thousands."""
+    """Format the models as a table, one line each; parameters in thousands."""
     lines = [
         f"{'thousands of parameters:':>37}",
         f"{'model':<20}{'input':>7}{'all':>10}{'in five blocks, from the image on':>45}{'head':>10}",
@@ -51,18 +51,18 @@ def format_models(models: Iterable[ModelFacts]) -> str:
 
 
 def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classes: int) -> tuple[int, int]:
-    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in all that is trained.
+    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in the trained part.
 
     Args:
-        model: as `architectures.py` names it.
+        model: name in `architectures.py`.
         image_size: side in pixels.
-        unfreeze_depth: blocks trained besides the head.
-        classes: outputs of the last layer.
+        unfreeze_depth: number of trained blocks besides the head.
+        classes: number of outputs.
     """
     with torch.device("meta"):
         network: nn.Module = get_model(model, num_classes=classes).eval()
         outputs = torch.empty(1, 3, image_size, image_size)
-    architecture = FAMILIES[model]
+    architecture = ARCHITECTURES[model]
     frozen = len(architecture.blocks) - unfreeze_depth
     counts = []
     for paths in (architecture.blocks[:frozen], (*architecture.blocks[frozen:], architecture.head)):
@@ -76,7 +76,7 @@ def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classe
 def _describe(name: str) -> ModelFacts:
     with torch.device("meta"):
         network: nn.Module = get_model(name)
-    architecture = FAMILIES[name]
+    architecture = ARCHITECTURES[name]
     blocks = tuple(_count(network, paths) for paths in architecture.blocks)
     input_size: int = get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
     return ModelFacts(name, blocks, _count(network, architecture.head), input_size)

@@ -1,4 +1,4 @@
-"""Turn stored images into a network's input: the transforms of its pretrained weights."""
+"""Preprocess stored images for a network, as its pretrained weights expect them."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from torchvision.transforms.v2 import functional
 
 
 def preprocessing(model: str, image_size: int) -> Callable[[Tensor], Tensor]:
-    """Return the transforms of the model's weights, scaled from the side that they were made for to `image_size`.
+    """Return the transforms of the model's weights, scaled from their own image side to `image_size`.
 
     They map images (n, 3, height, width) uint8 to (n, 3, image_size, image_size) float32 on the same device and in the
-    same memory format: a resize of the shorter side, a centre crop, and ImageNet's mean and deviation. On a CPU with
-    AVX2, or of ARM, that is what torchvision makes of the same images in PIL, but for rare single grey levels.
-    Elsewhere the resize is in floats, like torchvision's own of tensors, and may round a value to the next grey level.
+    same memory format: resize of the shorter side, centre crop, and ImageNet's mean and deviation. On an ARM CPU or
+    one with AVX2, the result equals torchvision's for PIL images, except for rare single grey levels. Elsewhere the
+    resize computes in floats, like torchvision's for tensors, and may round a value to the next grey level.
     """
     preset = default_weights(model).transforms()
     resize_size = round(image_size * preset.resize_size[0] / preset.crop_size[0])
@@ -31,7 +31,7 @@ def preprocessing(model: str, image_size: int) -> Callable[[Tensor], Tensor]:
 
 
 def to_colours(model: str, inputs: Tensor) -> Tensor:
-    """Undo the normalisation of `preprocessing`: (n, 3, side, side) float32 as true colours in [0, 1]."""
+    """Undo the normalisation of `preprocessing`: return colours (n, 3, side, side) float32 in [0, 1]."""
     preset = default_weights(model).transforms()
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
     return (inputs * deviation + mean).clamp(0, 1)

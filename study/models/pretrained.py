@@ -1,4 +1,4 @@
-"""Load pretrained weights: torchvision's, or a file of the user's, without running code in it."""
+"""Load pretrained weights, torchvision's or those of a file, without running code in the file."""
 
 import re
 import socket
@@ -13,44 +13,49 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.errors import WeightsError
 from study.models.classifier import StateDict, build_on_meta, digest_state, head_layers
 from study.models.preprocessing import default_weights
 
 DOWNLOAD_TIMEOUT_S = 30.0
-"""Of silence, after which a download is given up; torch.hub by itself would wait for ever."""
+"""Seconds without data after which a download fails; torch.hub itself would wait for ever."""
 
 SHOWN_MISMATCHES = 20
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights to start from, and what is to be said about them."""
+    """Weights to start from."""
 
     state: StateDict | None
-    """Contiguous float32 (and int64) tensors under torchvision's names; without the head's layers that are to be new.
-    None where every layer is."""
+    """Contiguous float32 (and int64) tensors under torchvision's names, without the head's layers that are new; None if
+    all layers are new."""
     digest: str
-    """Names `state` in caches and records: 16 hexadecimal digits, or 'none'."""
+    """Digest of `state` for caches and records: 16 hexadecimal digits, or 'none'."""
     note: str
-    """What becomes of the head, for people."""
+    """Which layers of the head are new, in words."""
 
     @property
     def arrays(self) -> dict[str, np.ndarray] | None:
-        """`state` in the form that processes share without a copy."""
+        """`state` as NumPy arrays, which processes share without a copy."""
         return None if self.state is None else {name: tensor.numpy() for name, tensor in self.state.items()}
 
 
 def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
-    """Load what `build` starts from: 'imagenet' (torchvision's default weights), 'none', or the path of a file.
+    """Load the weights that `build` starts from.
 
-    A file is a state dict under torchvision's names, as `.safetensors` or by `torch.save`. ImageNet's last layer is
-    left out; a file's stays if it has `classes` outputs, and the other layers of its head if they have the network's
-    shapes. What a head lacks is left out.
+    ImageNet's last layer is left out. The last layer of a file is kept if it has `classes` outputs, and the other
+    layers of its head if they have the network's shapes.
+
+    Args:
+        model: torchvision's name.
+        weights: 'imagenet' (torchvision's default weights), 'none', or the path of a state dict under torchvision's
+            names, as `.safetensors` or by `torch.save`.
+        classes: number of outputs of the classifier.
 
     Raises:
-        WeightsError: the weights cannot be had or read, would run code, or do not cover the model's backbone.
+        WeightsError: the weights cannot be downloaded or read, contain code, or do not fit the model's blocks.
     """
     if weights == "none":
         return Pretrained(None, "none", "no pretrained weights: every layer is new")
@@ -65,7 +70,7 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     if mismatches := _mismatches(model, found):
         raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
 
-    last = FAMILIES[model].last_layer
+    last = ARCHITECTURES[model].last_layer
     expected = build_on_meta(model, classes).state_dict()
     new = [
         layer
@@ -79,9 +84,9 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     else:
         note = f"last layer {last} is the file's own ({classes} outputs)"
     if others := [layer for layer in new if layer != last]:
-        note += f"; new as well, since the file has none of that shape: {', '.join(others)}"
+        note += f"; also new, since the file has no weights of that shape: {', '.join(others)}"
     expected = {name: tensor for name, tensor in expected.items() if name.rpartition(".")[0] not in new}
-    # Files older than torch 0.4.1 lack BatchNorm's counters, which nothing reads at a fixed momentum.
+    # Files older than torch 0.4.1 lack BatchNorm's counters, which are not used at a fixed momentum.
     state = {
         name: found.get(name, torch.zeros(())).detach().to(tensor.dtype).contiguous()
         for name, tensor in expected.items()
@@ -90,14 +95,14 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
 
 
 def _download(model: str, file: Path) -> object:
-    """Load ImageNet weights, downloaded to `file` unless they are there."""
+    """Load ImageNet weights; download them to `file` if it is missing."""
     timeout_s = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         return default_weights(model).get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
-    except Exception as error:  # the network, the disk, the hash and the reader each have several of their own
+    except Exception as error:  # the network, the disk, the check sum and the reader raise many kinds
         if file.exists():
             raise WeightsError(f"{file}: must hold weights, but is damaged. Delete it to download it again.") from error
         cause = str(getattr(error, "reason", error)).partition("\n")[0] or type(error).__name__
@@ -115,11 +120,11 @@ def _read(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        with warnings.catch_warnings(action="ignore"):  # the reader guesses aloud about what it cannot read
+        with warnings.catch_warnings(action="ignore"):  # the reader warns about files that it cannot read
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except PermissionError as error:
         raise WeightsError(f"{file}: must be readable, but got {error.strerror!r}.") from error
-    except Exception as error:  # damage can make the readers raise almost anything
+    except Exception as error:  # the readers raise almost any exception on damaged files
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise WeightsError(
                 f"{file}: must hold tensors alone, but loading it would run code ({code[1]}), which is refused."
@@ -132,7 +137,7 @@ def _read(file: Path) -> object:
 
 
 def _mismatches(model: str, found: Mapping[str, Tensor]) -> list[str]:
-    """Say what keeps `found` from being the weights of `model`, its head aside."""
+    """Describe each tensor of `found` that does not fit the blocks of `model`."""
     expected = build_on_meta(model, classes=1).state_dict()
     head = {name for names in head_layers(model, expected).values() for name in names}
     mismatches = []
@@ -156,6 +161,6 @@ def _shorten(mismatches: list[str]) -> str:
 
 
 def _likeness(found: Mapping[str, Tensor]) -> str:
-    """Name the model whose weights these are, if it is one of ours."""
-    model = next((model for model in FAMILIES if not _mismatches(model, found)), None)
+    """Name the model that these weights fit, if it is a known one."""
+    model = next((model for model in ARCHITECTURES if not _mismatches(model, found)), None)
     return f" It looks like weights of another model, {model}." if model else " Is it of another model?"

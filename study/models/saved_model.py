@@ -1,4 +1,4 @@
-"""A trained classifier as two files: its weights as safetensors, and a card in JSON that says what they are.
+"""Save and load a trained classifier as two files: weights in safetensors, and a model card in JSON.
 
 Reading either runs nothing that is in it. Which of a study's classifiers is kept, and for whom, is not known here.
 """
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.config.recipe import Recipe
 from study.errors import ConfigError, RecordError, unknown_name
 from study.files import new_directory
@@ -25,61 +25,61 @@ from study.models.pretrained import load_pretrained
 from study.results.metrics import accuracy
 
 MODEL_DIRECTORY = "model"
-"""Within a study's, where the verdict's winner is kept."""
+"""Directory of the kept model, in the study's directory."""
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that is needed to use a trained classifier, and to train it again; plain values."""
+    """Everything that is needed to use a trained classifier and to train it again, as plain values."""
 
     recipe: Recipe
     seed: int
-    """Of this training, at least 0."""
+    """Seed of this training, at least 0."""
     classes: list[str]
-    """The names, in the order of the network's outputs."""
+    """Class names, in the order of the network's outputs."""
     confusion: list[list[int]]
-    """On the test images, counts (classes, classes): row = true class, column = predicted class."""
+    """Numbers of test images, (classes, classes): row = true class, column = predicted class."""
     data: str
-    """The data set's name."""
+    """Name of the data set."""
     source: str
-    """cifar10, digits, or the path of the folder that it was read from."""
+    """cifar10, digits, or the path of the image folder."""
     data_dir: str
-    """Where downloads were kept."""
+    """Directory of downloaded data sets."""
     fraction: float
-    """Share of the source's images that was used, in (0, 1]."""
+    """Fraction of the source's images that was used, in (0, 1]."""
     data_seed: int
-    """Of the subset; the study's own, where `seed` is that of one of its trials."""
+    """Seed of the study, from which the subset was drawn; `seed` is the seed of one of its trials."""
     image_size: int
-    """The largest side that a network of the study saw, in pixels: what a folder's images were stored for."""
+    """Largest side in pixels that a network of the study saw; it bounds the stored size of a folder's images."""
     stored_size: list[int]
-    """(width, height) in pixels that images are brought to before the transforms."""
+    """(width, height) in pixels to which images are resized before the transforms."""
     data_fingerprint: str
-    """Of training and test images."""
+    """Fingerprint of the training and test images."""
     split_fingerprint: str
-    """Of what the search trained on and held out."""
+    """Fingerprint of the search's training images and held-out images."""
     test_fingerprint: str
-    """Of the test images alone: accuracies on the same ones can be compared."""
+    """Fingerprint of the test images; accuracies can be compared if it is the same."""
     weights: str
-    """What the training began with: imagenet, none, or the path of a state dict."""
+    """Weights that the training started from: imagenet, none, or the path of a state dict."""
     weights_digest: str
     precision: str
     """bf16 or fp32, in training and in the test."""
     threads: int
-    """That torch computed with, at least 1."""
+    """Number of threads that torch computed with, at least 1."""
     arithmetic: str
-    """The hardware and software whose arithmetic it was, from `describe_arithmetic`."""
+    """Hardware and software that computed the training, from `Hardware.arithmetic`."""
     study: str
     uid: str
-    """Of the study."""
+    """Identifier of the study."""
     trial: str
-    """Its key within the study."""
+    """Key of the trial in its study."""
     versions: dict[str, str]
-    """Of the packages."""
+    """Versions of the packages."""
 
     def __post_init__(self) -> None:
-        """Check what the other fields and whoever loads the model rely on.
+        """Check every field.
 
         Raises:
             ConfigError: a field has the wrong type or breaks its rule.
@@ -102,15 +102,15 @@ class ModelCard:
 
     @property
     def test_accuracy(self) -> float:
-        """The share of the test images whose class was predicted, in [0, 1]."""
+        """Fraction of the test images that were classified correctly, in [0, 1]."""
         return accuracy(self.confusion)
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a card.
+        """Read a model card from a file.
 
         Raises:
-            RecordError: the file is missing, or is no card.
+            RecordError: the file is missing, or is no model card.
         """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -119,14 +119,14 @@ class ModelCard:
             return cls.from_dict(values)
         except OSError as error:
             raise RecordError(f"{file}: must be readable, but got {error.strerror!r}.") from None
-        except (ValueError, RecursionError) as error:  # of its encoding, its syntax or its depth
+        except (ValueError, RecursionError) as error:  # wrong encoding, wrong syntax, or nested too deeply
             raise RecordError(f"{file}: must be JSON, but got: {error}.") from None
         except ConfigError as error:
             raise RecordError(f"{file}: {error}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a card from plain values, as JSON gives them.
+        """Build a model card from plain values, such as those of a JSON file.
 
         Raises:
             ConfigError: a key is missing, unknown or wrong.
@@ -147,10 +147,10 @@ class ModelCard:
 
 
 class Predictor(nn.Module):
-    """Images as they are stored to probabilities: the weights' own transforms, the network, and softmax."""
+    """Map stored images to probabilities: transforms of the weights, network, softmax."""
 
     def __init__(self, card: ModelCard, network: nn.Module) -> None:
-        """Put the transforms before the network, which is expected in evaluation mode."""
+        """Put the transforms before `network`, which is in evaluation mode."""
         super().__init__()
         self.network = network
         self._preprocess = preprocessing(card.recipe.model, card.recipe.image_size)
@@ -164,13 +164,13 @@ class Predictor(nn.Module):
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained classifier, ready to be used."""
+    """A trained classifier that is ready for prediction."""
 
     directory: Path
-    """That it was read from."""
+    """Directory from which the model was read."""
     card: ModelCard
     predictor: Predictor
-    """In evaluation mode and fp32."""
+    """The network with its transforms, in evaluation mode and fp32."""
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities (n, classes) float32 of images (n, 3, height, width) uint8, in fp32, on the CPU."""
@@ -180,10 +180,10 @@ class SavedModel:
 
 
 def save_model(directory: Path, classifier: Classifier, card: ModelCard) -> None:
-    """Write weights and card into `directory`, both or neither; what was there before goes.
+    """Write weights and model card into `directory`, both or neither; an earlier model is replaced.
 
     Raises:
-        RecordError: it cannot be written.
+        RecordError: the directory cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
     try:
@@ -191,25 +191,27 @@ def save_model(directory: Path, classifier: Classifier, card: ModelCard) -> None
             save_file(state, draft / WEIGHTS_FILE)
             text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
             (draft / CARD_FILE).write_text(f"{text}\n", encoding="utf-8")
-            shutil.copymode(draft / CARD_FILE, draft / WEIGHTS_FILE)  # safetensors lets its owner alone read a file
+            shutil.copymode(
+                draft / CARD_FILE, draft / WEIGHTS_FILE
+            )  # safetensors makes files that only their owner may read
             shutil.rmtree(directory, ignore_errors=True)
-    except Exception as error:  # safetensors has exceptions of its own for a full disk
+    except Exception as error:  # safetensors reports a full disk with its own exception class
         reason = getattr(error, "strerror", None) or error
         raise RecordError(f"{directory}: must be writable and have room, but got: {reason}.") from error
 
 
 def load_model(directory: Path) -> SavedModel:
-    """Read what `save_model` wrote; no code in either file is run.
+    """Load a model that `save_model` wrote, without running code in its files.
 
     Raises:
-        RecordError: the card is missing or wrong, or the weights have other classes than it says.
+        RecordError: the model card is missing or wrong, or the weights have another number of classes.
         WeightsError: the weights are missing, damaged or of another model.
     """
     card = ModelCard.read(directory / CARD_FILE)
     model, classes = card.recipe.model, len(card.classes)
     file = directory / WEIGHTS_FILE
     found = load_pretrained(model, str(file), classes=classes)
-    if found.state is None or f"{FAMILIES[model].last_layer}.weight" not in found.state:
+    if found.state is None or f"{ARCHITECTURES[model].last_layer}.weight" not in found.state:
         raise RecordError(f"{file}: must have {classes} outputs, as {CARD_FILE} says, but {found.note}.")
     classifier = build(
         model,
@@ -223,7 +225,7 @@ def load_model(directory: Path) -> SavedModel:
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Tell whether a JSON value is of the type that a field was declared with."""
+    """Return whether a JSON value has the declared type of a field."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)

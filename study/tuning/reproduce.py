@@ -1,4 +1,4 @@
-"""A kept classifier trained again from its card alone, without Ray, and compared with what the card says of it.
+"""Train a kept model again from its model card, without Ray, and compare both results.
 
 Neither the weights that were kept nor the study's record are read.
 """
@@ -26,29 +26,28 @@ from study.tuning.cluster import TRIAL_ENVIRONMENT
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A training that was run again."""
+    """Result of training a model again."""
 
     card: ModelCard
-    """What the first one was, and came to."""
+    """Model card of the first training, with its result."""
     test: Evaluation
-    """What the second came to, on the same test images."""
+    """Evaluation of the second training, on the same test images."""
     same_arithmetic: bool
-    """Whether hardware and software compute as the first one's did, to the last bit."""
+    """Whether hardware and software are those of the first training, so that results are equal to the last bit."""
 
     @property
     def moved(self) -> int:
-        """Test images that were classified differently, at least: what the two confusion matrices alone can tell."""
+        """Minimum number of test images that were classified differently, from the two confusion matrices."""
         difference = np.asarray(self.test.confusion) - np.asarray(self.card.confusion)
         return int(np.abs(difference).sum()) // 2
 
     @property
     def agrees(self) -> bool:
-        """Whether both are equal within the tolerance.
+        """Whether both results are equal within the tolerance.
 
-        The same arithmetic leaves nothing to chance: both confusion matrices must be identical. Another arithmetic
-        rounds differently, and training carries that on to other weights, of which the test images can tell only what
-        their number allows. So the 95 % intervals (Wilson) of both accuracies must meet, and so must those of each
-        class, widened so that the 95 % hold for all classes together (Bonferroni).
+        On the same hardware and software, both confusion matrices must be identical. Elsewhere rounding differs, and
+        training turns that into other weights. Then the 95 % intervals (Wilson) of both accuracies must overlap, and
+        those of each class too, widened so that the 95 % hold for all classes together (Bonferroni).
         """
         if self.same_arithmetic:
             return self.moved == 0
@@ -65,14 +64,14 @@ class Reproduction:
 
 
 def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction:
-    """Train the model that a study kept again, and test it.
+    """Train the kept model of a study again, and test it.
 
     Args:
-        study: its directory, which holds `model/model.json`.
-        watch: told of each epoch.
+        study: directory of the study, with `model/model.json`.
+        watch: called with each epoch's result.
 
     Raises:
-        RecordError: there is no card, or images or weights are not those of then.
+        RecordError: there is no model card, or images or weights have changed.
         StudyError: images or weights cannot be read, or the training fails.
     """
     card = ModelCard.read(study / MODEL_DIRECTORY / CARD_FILE)
@@ -87,7 +86,7 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
     pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))
     _check_same("weights_digest", card.weights_digest, pretrained.digest)
 
-    # As in a trial's process: how many threads sum a product's terms decides how their sum is rounded.
+    # As in the trial's process: the number of threads changes how sums are rounded.
     threads = torch.get_num_threads()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", TRIAL_ENVIRONMENT["CUBLAS_WORKSPACE_CONFIG"])
     torch.set_num_threads(card.threads)
@@ -100,16 +99,16 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
 
 
 def describe(reproduction: Reproduction) -> list[str]:
-    """Say to people what came out, and by which tolerance it agrees or not."""
+    """Describe both results, the tolerance, and whether they agree within it."""
     card, test = reproduction.card, reproduction.test
     if reproduction.same_arithmetic:
         tolerance = "the same hardware and software, so both confusion matrices must be identical"
     else:
         tolerance = (
-            "other hardware or software than then, so the 95 % intervals of both accuracies must meet, and those of"
-            " each class's"
+            "other hardware or software, so the 95 % intervals of both accuracies must overlap, and those of each"
+            " class's recall"
         )
-    same = "the same" if reproduction.moved == 0 else f"{reproduction.moved} images moved, at least"
+    same = "the same" if reproduction.moved == 0 else f"at least {reproduction.moved} images differ"
     return [
         f"then     {card.test_accuracy:.2%} of {np.sum(card.confusion):,} test images",
         f"now      {test.accuracy:.2%}; confusion matrix: {same}",
@@ -142,12 +141,12 @@ def _train(
 def _check_same(key: str, then: str, now: str) -> None:
     if then != now:
         raise RecordError(
-            f"{CARD_FILE}: {key} must stay {then}, but got {now}. Put the files back that the model was trained with."
+            f"{CARD_FILE}: {key} must stay {then}, but got {now}. Restore the files that the model was trained with."
         )
 
 
 def _meet(right: Sequence[int], total: Sequence[int], confidence: float) -> bool:
-    """Tell whether the intervals of two shares, right / total each, have a value in common."""
+    """Return whether the confidence intervals of two accuracies, right / total each, overlap."""
     (low, high), (other_low, other_high) = (
         accuracy_interval(int(hits), int(count), confidence) for hits, count in zip(right, total, strict=True)
     )

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.config.recipe import DEPTHS
 from study.errors import WeightsError
 from study.models.classifier import Classifier, StateDict, build
@@ -49,7 +49,9 @@ def new_state(model: str) -> StateDict:
 
 
 def backbone(model: str, state: StateDict) -> StateDict:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(FAMILIES[model].last_layer + ".")}
+    return {
+        name: tensor for name, tensor in state.items() if not name.startswith(ARCHITECTURES[model].last_layer + ".")
+    }
 
 
 def shapes(model: str) -> StateDict:
@@ -114,7 +116,7 @@ def trace(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_build_cuts_every_model_at_every_depth(model: str) -> None:
     """Both parts in a row are torchvision's forward: its operations, in its order, on the same tensors.
 
@@ -126,7 +128,7 @@ def test_build_cuts_every_model_at_every_depth(model: str) -> None:
     expected = trace(reference, reference)
     for depth in DEPTHS:
         classifier = build(model, classes=7, unfreeze_depth=depth, pretrained=pretrained, seed=0)
-        blocks = tuple(f"{path}." for block in FAMILIES[model].blocks[: 5 - depth] for path in block)
+        blocks = tuple(f"{path}." for block in ARCHITECTURES[model].blocks[: 5 - depth] for path in block)
         for name, parameter in classifier.network.named_parameters():
             assert parameter.requires_grad != name.startswith(blocks), (depth, name)
         network = classifier.network.to("meta")
@@ -135,7 +137,7 @@ def test_build_cuts_every_model_at_every_depth(model: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_build_cuts_every_backbone_into_five_blocks(model: str) -> None:
     """The last four end at 1/4, 1/8, 1/16 and 1/32 of the image's side."""
     classifier = build(model, classes=7, unfreeze_depth=0, pretrained=shapes(model), seed=0)
@@ -169,7 +171,7 @@ def test_depth_0_of_resnet18_trains_the_last_layer_alone() -> None:
     assert classifier.trainable_parameters() == 512 * 10 + 10
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_prefix_ends_at_the_heads_first_weights_at_depth_0(model: str) -> None:
     """Pooling is frozen work too; whatever is random in training is not, and stays behind it."""
     classifier = build(model, classes=7, unfreeze_depth=0, pretrained=shapes(model), seed=0)
@@ -395,8 +397,8 @@ def vgg16() -> StateDict:
 def test_load_pretrained_accepts_a_backbone_alone(vgg16: StateDict, tmp_path: Path) -> None:
     pretrained = load_pretrained("vgg16", save(vgg16, tmp_path / "weights.pt"), classes=10)
     assert pretrained.note == (
-        "last layer classifier.6 is new (10 outputs; the file has none); new as well, since the file has none of that"
-        " shape: classifier.3, classifier.0"
+        "last layer classifier.6 is new (10 outputs; the file has none); also new, since the file has no weights of"
+        " that shape: classifier.3, classifier.0"
     )
     classifier = build("vgg16", classes=10, unfreeze_depth=0, pretrained=pretrained.state, seed=0)
     assert changed(vgg16, classifier.network.state_dict()) == set()
@@ -415,23 +417,23 @@ def test_load_pretrained_replaces_a_head_layer_as_a_whole(damage: str, small: St
     assert pretrained.state is not None
     assert small.keys() - pretrained.state.keys() == {"classifier.0.weight", "classifier.0.bias"}
     assert pretrained.note == (
-        "last layer classifier.3 is the file's own (1000 outputs); new as well, since the file has none of that shape:"
-        " classifier.0"
+        "last layer classifier.3 is the file's own (1000 outputs); also new, since the file has no weights of that"
+        " shape: classifier.0"
     )
     build(SMALL, classes=1000, unfreeze_depth=0, pretrained=pretrained.state, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_build_initialises_any_models_head(model: str) -> None:
     """Its last layer to the same values whether or not the others are new too."""
-    blocks = tuple(f"{path}." for paths in FAMILIES[model].blocks for path in paths)
+    blocks = tuple(f"{path}." for paths in ARCHITECTURES[model].blocks for path in paths)
     whole = shapes(model)
     bare = {name: tensor for name, tensor in whole.items() if name.startswith(blocks)}
     one, other = (
         build(model, classes=3, unfreeze_depth=0, pretrained=given, seed=0).network for given in (bare, whole)
     )
-    last = FAMILIES[model].last_layer
+    last = ARCHITECTURES[model].last_layer
     assert torch.equal(one.get_submodule(last).weight, other.get_submodule(last).weight)
     assert not any(tensor.is_meta for name, tensor in one.state_dict().items() if name not in bare)
 

@@ -3,7 +3,7 @@
 import pytest
 from torchvision.models import get_model_weights
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.models.list_models import count_operations, format_models, list_models
 
 
@@ -13,11 +13,11 @@ def models():
 
 
 def test_every_model_is_listed_once(models):
-    assert list(models) == list(FAMILIES)
-    assert len(list_models()) == len(FAMILIES)
+    assert list(models) == list(ARCHITECTURES)
+    assert len(list_models()) == len(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_blocks_and_head_are_all_of_a_models_parameters(models, name):
     assert models[name].parameters == get_model_weights(name)["DEFAULT"].meta["num_params"]
     assert len(models[name].blocks) == 5

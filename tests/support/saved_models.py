@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from study.config.architectures import FAMILIES
+from study.config.architectures import ARCHITECTURES
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
 from study.models.classifier import Classifier, build
@@ -48,6 +48,6 @@ def make_classifier(recipe: Recipe, classes: list[str]) -> Classifier:
     classifier.network.train()
     with torch.no_grad():
         classifier.network(inputs)
-        classifier.network.get_submodule(FAMILIES[recipe.model].last_layer).weight.mul_(10)
+        classifier.network.get_submodule(ARCHITECTURES[recipe.model].last_layer).weight.mul_(10)
     classifier.set_evaluation()
     return classifier

@@ -133,6 +133,6 @@ def test_moved_counts_each_image_once():
 def test_describe_states_both_accuracies_and_the_tolerance():
     lines = describe(compared([[66, 34], [21, 79]], same_arithmetic=False))
     assert lines[0] == "then     75.00% of 200 test images"
-    assert lines[1] == "now      72.50%; confusion matrix: 5 images moved, at least"
-    assert "the 95 % intervals of both accuracies must meet" in lines[2]
+    assert lines[1] == "now      72.50%; confusion matrix: at least 5 images differ"
+    assert "the 95 % intervals of both accuracies must overlap" in lines[2]
     assert lines[3] == "verdict  reproduced"
