@@ -149,8 +149,8 @@ def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
     """Return the checkpoint of a trial; `study` is the identifier that `Inputs.study` describes."""
     owner = json.dumps({"study": study, "stage": plan.stage, "number": plan.number, "seed": plan.seed})
     # Version 0.1.0 named the owner by the repr of its Plan, whose other fields follow from these in a study.
-    former = rf"{study} Plan\(number={plan.number}, stage='{plan.stage}', recipe=Recipe\(.*\), seed={plan.seed}\)"
-    return Checkpoint(directory / plan.checkpoint, owner, re.compile(former))
+    former = rf" Plan\(number={plan.number}, stage='{plan.stage}', recipe=Recipe\(.*\), seed={plan.seed}\)"
+    return Checkpoint(directory / plan.checkpoint, owner, re.compile(re.escape(study) + former))
 
 
 @cache

@@ -112,13 +112,13 @@ def test_last_checkpoint_on_a_full_disk_is_an_error(make_training, make_recipe, 
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"number": 2}, {"seed": 1}, {"stage": "final"}],
+    ("study", "change"),
+    [("uid", {"number": 2}), ("uid", {"seed": 1}), ("uid", {"stage": "final"}), ("another", {})],
 )
-def test_checkpoint_belongs_to_one_trial(tmp_path, make_training, make_recipe, change):
+def test_checkpoint_belongs_to_one_trial(tmp_path, make_training, make_recipe, study, change):
     plan = Plan(1, "search", make_recipe(), 0)
     open_checkpoint(tmp_path, "uid", plan).save(1, make_training(make_recipe())[0])
-    other = replace(open_checkpoint(tmp_path, "uid", replace(plan, **change)), path=tmp_path / plan.checkpoint)
+    other = replace(open_checkpoint(tmp_path, study, replace(plan, **change)), path=tmp_path / plan.checkpoint)
     assert other.restore(make_training(make_recipe())[0]) == 0
 
 
@@ -129,10 +129,13 @@ def test_checkpoint_survives_a_change_of_the_recipes_fields(tmp_path, make_train
     assert open_checkpoint(tmp_path, "uid", later).restore(make_training(make_recipe())[0]) == 1
 
 
-@pytest.mark.parametrize(("study", "number"), [("another", 1), (None, 0)])
-def test_old_checkpoint_belongs_to_its_own_trial(study, number):
+@pytest.mark.parametrize(
+    ("study", "change"),
+    [("another", {}), (".*", {}), (None, {"number": 0}), (None, {"seed": 1}), (None, {"stage": "final"})],
+)
+def test_old_checkpoint_belongs_to_its_own_trial(study, change):
     record = Record.read(RECORDS / "killed")
-    plan = replace(record.trials()[1].plan, number=number)
+    plan = replace(record.trials()[1].plan, **change)
     checkpoint = open_checkpoint(record.checkpoints, study or record.manifest.uid, plan)
     classifier = build("resnet18", classes=10, unfreeze_depth=0, pretrained=None, seed=0)
     assert replace(checkpoint, path=record.checkpoints / "1.safetensors").restore(classifier) == 0
