@@ -203,9 +203,9 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
     ("arguments", "message"),
     [
         (["--search", "resnet81"], "Did you mean 'resnet18'?"),
-        (["--search", "resnet18", "--trials", "0"], "--trials: must be a whole number, at least 1, but got 0."),
+        (["--search", "resnet18", "--trials", "0"], "--trials: must be at least 1, but got 0."),
         (["--search", "resnet18", "--time-budget", "soon"], "--time-budget: must be a duration such as"),
-        (["--search", "resnet18", "--pruner", "ash"], "--pruner: must be 'asha' or 'none', but got 'ash'."),
+        (["--search", "resnet18", "--pruner", "ash"], "--pruner: unknown choice 'ash'. Did you mean 'asha'?"),
         (["--search", "resnet18", "--repeats", "0"], "--repeats: must be at least 1, but got 0."),
         (
             ["--search", "resnet18", "vgg16", "--name", "both"],
@@ -226,7 +226,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--resume", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest", "--name", "one"], "--name: must be left out with --resume"),
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
-        (["--baseline", "--fraction", "1.5"], "--fraction: must be in (0, 1], but got 1.5."),
+        (["--baseline", "--fraction", "1.5"], "--fraction: must be at most 1, but got 1.5."),
         (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
         (["--baseline", "--epochs", "0"], "epochs: must be at least 1, but got 0."),
         (["--baseline", "resnet34", "--as-written"], "--as-written: models must be among vgg16 and resnet18"),

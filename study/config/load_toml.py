@@ -15,7 +15,7 @@ from study.config.architectures import ARCHITECTURES
 from study.config.paths import absolute, search_spaces_directory
 from study.config.recipe import Recipe
 from study.config.search_space import FIELDS, Budget, Pruner, Resources, SearchSpace, read_domain, read_section
-from study.config.validation import check_keys, check_whole, is_number, read_table, require, within
+from study.config.validation import Mistakes, check_keys, check_whole, is_number, read_table, require, within
 from study.errors import ConfigError, unknown_name
 
 
@@ -79,29 +79,48 @@ def load_space(name: str) -> SearchSpace:
     if not file.is_file():
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
     with within(f"{file if name in shipped else name}: "):
-        document = _read(file)
+        return _read_space(_read(file), file)
+
+
+def _read_space(document: dict[str, Any], file: Path) -> SearchSpace:
+    """Build the space of a document, and report all its mistakes at once."""
+    mistakes = Mistakes()
+    base, domains = baseline_recipe(load_baseline().models[0]), {}
+    space: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    with mistakes.collected():
         check_keys(document, required=("model", "space"), optional=("fixed", "budget", "pruner", "resources"))
-        base = baseline_recipe(document["model"])
-        space, fixed = (read_table(document, key, optional=FIELDS) for key in ("space", "fixed"))
-        for field, value in fixed.items():
-            require(field not in space, f"fixed.{field}: must not be in [space] too", value)
-        with within("fixed."):
-            base = dataclasses.replace(base, **fixed)
-        with within("space."):
-            domains = {field: read_domain(space, field) for field in space}
-        budget = read_table(document, "budget", optional=("trials", "time"))
-        if "time" in budget:
-            budget["time_s"] = parse_duration(budget.pop("time"), place="budget.time")
-        document["budget"] = budget
-        return SearchSpace(
-            file.stem,
-            file,
-            domains,
-            base,
-            read_section(document, "budget", Budget),
-            read_section(document, "pruner", Pruner),
-            read_section(document, "resources", Resources),
-        )
+    with mistakes.collected():
+        base = dataclasses.replace(base, model=document.get("model", base.model))
+    with mistakes.collected():
+        space = read_table(document, "space", optional=FIELDS)
+    with mistakes.collected():
+        fixed = read_table(document, "fixed", optional=FIELDS)
+    for field in fixed.keys() & space.keys():
+        with mistakes.collected():
+            require(False, f"fixed.{field}: must not be in [space] too", fixed[field])
+    with mistakes.collected(), within("fixed."):
+        base = dataclasses.replace(base, **fixed)
+    for field in space:
+        with mistakes.collected(), within("space."):
+            domains[field] = read_domain(space, field)
+    budget, pruner, resources = Budget(), Pruner(), Resources()
+    with mistakes.collected():
+        limits = read_table(document, "budget", optional=("trials", "time"))
+        if "time" in limits:
+            with mistakes.collected():
+                limits["time_s"] = parse_duration(limits["time"], place="budget.time")
+            del limits["time"]
+        budget = read_section({"budget": limits}, "budget", Budget)
+    with mistakes.collected():
+        pruner = read_section(document, "pruner", Pruner)
+    with mistakes.collected():
+        resources = read_section(document, "resources", Resources)
+    if domains or not space:
+        with mistakes.collected():
+            found = SearchSpace(file.stem, file, domains, base, budget, pruner, resources)
+    mistakes.report()
+    return found
 
 
 def parse_duration(text: str, place: str = "time") -> float:

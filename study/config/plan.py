@@ -1,19 +1,26 @@
 """Define what a study runs: a Plan for each trial, a Design for the whole, a StudyConfig for its surroundings."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from study.config.recipe import Recipe
+from pydantic import Field
+
+from study.config.recipe import Number, Recipe
 from study.config.search_space import Categorical, SearchSpace
-from study.config.validation import check
-from study.errors import ConfigError
+from study.config.validation import checked, matches
 from study.formatting import format_value
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+STUDY_NAME_RULE = "be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
+
+
+def _is_study_name(name: str) -> bool:
+    return STUDY_NAME.fullmatch(name) is not None and name != "latest"
 
 
 @dataclass(frozen=True)
@@ -49,21 +56,21 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
+@checked(flags=True)
 class StudyConfig:
     """Settings of a study besides its recipes; paths are absolute, since Ray Tune changes the working directory."""
 
-    name: str
+    name: Annotated[str, matches(_is_study_name, STUDY_NAME_RULE)]
     """Name of the study and of its directory: at most 64 letters, digits, '.', '_' or '-'."""
     data: str
     """Image data set: cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
     data_dir: Path
     """Directory of downloaded data sets."""
-    fraction: float
+    fraction: Annotated[float, Field(gt=0, le=1)]
     """Fraction of the training and of the test images to use, in (0, 1]."""
     weights: str
     """Initial weights: imagenet, none (random), or the path of a state dict."""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     """Seed from which all others are derived, at least 0."""
     precision: str
     """Precision of the arithmetic: auto, bf16 or fp32."""
@@ -73,34 +80,16 @@ class StudyConfig:
     """URI of MLflow's tracking store; None for a SQLite file in `mlruns`."""
     ray_address: str | None
     """Address of an existing Ray cluster; None to start a local Ray."""
-    cpus_per_trial: float | None
+    cpus_per_trial: Annotated[Number, Field(gt=0)] | None
     """CPU cores per trial, above 0; None to choose by the machine."""
-    gpus_per_trial: float | None
+    gpus_per_trial: Annotated[Number, Field(ge=0)] | None
     """GPUs per trial, at least 0; a fraction lets trials share a GPU. None to choose by the machine."""
-    concurrent: int | None
+    concurrent: Annotated[int, Field(gt=0)] | None
     """Maximum number of trials at a time, at least 1; None to choose by the machine."""
-    cache_gb: float | None
+    cache_gb: Annotated[Number, Field(ge=0)] | None
     """Maximum size of the feature cache in GB; 0 for no cache, None for a fifth of the free disk, at most 50."""
     verbose: bool
     """Show the messages of Ray, Optuna and MLflow."""
-
-    def __post_init__(self) -> None:
-        """Check all that can be checked without loading images or weights.
-
-        Raises:
-            ConfigError: a value breaks its rule.
-        """
-        if not STUDY_NAME.fullmatch(self.name) or self.name == "latest":
-            rule = "must be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
-            raise ConfigError(f"--name: {rule}, but got {self.name!r}.")
-        check(0 < self.fraction <= 1, "--fraction", "must be in (0, 1]", self.fraction)
-        check(self.seed >= 0, "--seed", "must be at least 0", self.seed)
-        for flag, value in (("--cpus-per-trial", self.cpus_per_trial), ("--concurrent", self.concurrent)):
-            check(value is None or 0 < value < math.inf, flag, "must be above 0", value)
-        gpus = self.gpus_per_trial
-        cache_gb = self.cache_gb
-        check(cache_gb is None or 0 <= cache_gb < math.inf, "--cache-gb", "must be at least 0", cache_gb)
-        check(gpus is None or 0 <= gpus < math.inf, "--gpus-per-trial", "must be at least 0", gpus)
 
 
 @dataclass(frozen=True)

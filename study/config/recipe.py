@@ -4,14 +4,14 @@ Needs no torch, Ray, Optuna or MLflow, so that a mistake is reported before anyt
 """
 
 import dataclasses
-import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from study.config.architectures import ARCHITECTURES
-from study.config.validation import check, check_choice
+from study.config.validation import checked, one_of
 from study.errors import ConfigError, unknown_name
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -24,63 +24,48 @@ DEPTHS = range(6)
 """Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
 
 
-@dataclass(frozen=True)
+Number = Annotated[float, Field(allow_inf_nan=False)]
+"""A finite number; whole numbers become floats."""
+
+
+def _known_model(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise PydanticCustomError("name", "{text}", {"text": unknown_name("model", name, ARCHITECTURES)})
+    return name
+
+
+@checked()
 class Recipe:
-    """Hyperparameters of one trial. Fields have no defaults here: `baseline.toml` holds the default values."""
+    """Hyperparameters of one trial. Fields have no defaults here: `baseline.toml` holds the default values.
 
-    model: str
+    Raises:
+        ConfigError: fields have the wrong type or break their rules.
+    """
+
+    model: Annotated[str, AfterValidator(_known_model)]
     """Name of a torchvision classifier: a key of ARCHITECTURES."""
-    unfreeze_depth: int
+    unfreeze_depth: Annotated[int, Field(ge=0, le=DEPTHS[-1])]
     """Number of blocks trained besides the head, counted from the head, 0 to 5."""
-    optimizer: str
+    optimizer: Annotated[str, one_of(*OPTIMIZERS)]
     """Optimizer: adam, adamw or sgd (with momentum)."""
-    lr: float
+    lr: Annotated[Number, Field(gt=0)]
     """Peak learning rate, above 0."""
-    momentum: float
+    momentum: Annotated[Number, Field(ge=0, lt=1)]
     """Momentum of sgd, in [0, 1); adam and adamw ignore it."""
-    weight_decay: float
+    weight_decay: Annotated[Number, Field(ge=0)]
     """Weight decay, at least 0."""
-    lr_schedule: str
+    lr_schedule: Annotated[str, one_of(*LR_SCHEDULES)]
     """Learning rate schedule over all steps of all epochs: constant, cosine or one-cycle."""
-    batch_size: int
+    batch_size: Annotated[int, Field(ge=1)]
     """Images per step, at least 1."""
-    epochs: int
+    epochs: Annotated[int, Field(ge=1)]
     """Number of training epochs, at least 1."""
-    label_smoothing: float
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
     """Label smoothing, in [0, 1)."""
-    augmentation: str
+    augmentation: Annotated[str, one_of(*AUGMENTATIONS)]
     """Augmentation of the training images: autoaugment (CIFAR-10 policy, with a horizontal flip) or none."""
-    image_size: int
+    image_size: Annotated[int, Field(ge=32)]
     """Side of the network's square input image, in pixels, at least 32."""
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: a field has the wrong type or breaks its rule.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
-                if abs(value) > sys.float_info.max:
-                    raise ConfigError(f"{field.name}: must be at most {sys.float_info.max:.2g}, but got more.")
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not field.type:
-                wanted = field.type.__name__ if isinstance(field.type, type) else field.type
-                raise ConfigError(f"{field.name}: must be of type {wanted}, but got {value!r}.")
-        if self.model not in ARCHITECTURES:
-            raise ConfigError(unknown_name("model", self.model, ARCHITECTURES))
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check(self.unfreeze_depth in DEPTHS, "unfreeze_depth", "must be 0 to 5", self.unfreeze_depth)
-        check(math.isfinite(self.lr) and self.lr > 0, "lr", "must be above 0", self.lr)
-        check(0 <= self.momentum < 1, "momentum", "must be in [0, 1)", self.momentum)
-        check(0 <= self.weight_decay < math.inf, "weight_decay", "must be at least 0", self.weight_decay)
-        check(self.batch_size >= 1, "batch_size", "must be at least 1", self.batch_size)
-        check(self.epochs >= 1, "epochs", "must be at least 1", self.epochs)
-        check(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)", self.label_smoothing)
-        check(self.image_size >= 32, "image_size", "must be at least 32", self.image_size)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

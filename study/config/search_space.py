@@ -8,12 +8,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
-from study.config.recipe import Recipe
-from study.config.validation import check_keys, check_whole, is_number, read_table, require, within
+from pydantic import Field
 
-FIELDS: Mapping[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe) if field.name != "model"}
+from study.config.recipe import Number, Recipe
+from study.config.validation import Mistakes, check_keys, checked, is_number, one_of, read_table, require, within
+
+FIELDS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "model"}
 """Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file."""
 
 
@@ -80,59 +82,38 @@ Domain = Int | Float | Categorical
 _Section = TypeVar("_Section")
 
 
-@dataclass(frozen=True)
+@checked()
 class Budget:
     """Limits of a search, which ends as soon as one limit is reached."""
 
-    trials: int = 20
+    trials: Annotated[int, Field(ge=1)] = 20
     """Number of trials, at least 1, including the baseline's own trial."""
-    time_s: float | None = None
+    time_s: Annotated[Number, Field(gt=0)] | None = None
     """Wall-clock time in seconds, above 0; None for no limit."""
 
-    def __post_init__(self) -> None:
-        """Check both limits."""
-        check_whole("trials", self.trials, at_least=1)
-        require(self.time_s is None or 0 < self.time_s < math.inf, "time_s: must be above 0", self.time_s)
 
-
-@dataclass(frozen=True)
+@checked()
 class Pruner:
     """Rule that stops weak trials early: asha is asynchronous successive halving (arXiv:1810.05934)."""
 
-    name: str = "asha"
+    name: Annotated[str, one_of("asha", "none")] = "asha"
     """Method: asha, or none to let every trial finish."""
-    min_epochs: int = 1
+    min_epochs: Annotated[int, Field(ge=1)] = 1
     """Number of epochs that every trial trains, at least 1."""
-    reduction_factor: int = 2
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
     """Factor f, at least 2: after min_epochs · 1, f, f² … epochs, about one trial in f continues."""
 
-    def __post_init__(self) -> None:
-        """Check every field."""
-        require(self.name in ("asha", "none"), "name: must be 'asha' or 'none'", self.name)
-        check_whole("min_epochs", self.min_epochs, at_least=1)
-        check_whole("reduction_factor", self.reduction_factor, at_least=2)
 
-
-@dataclass(frozen=True)
+@checked()
 class Resources:
     """Resources that the file requests; None to choose by the machine."""
 
-    cpus_per_trial: float | None = None
+    cpus_per_trial: Annotated[Number, Field(gt=0)] | None = None
     """CPU cores per trial, above 0."""
-    gpus_per_trial: float | None = None
+    gpus_per_trial: Annotated[Number, Field(ge=0)] | None = None
     """GPUs per trial, at least 0; a fraction lets trials share a GPU."""
-    concurrent: int | None = None
+    concurrent: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of trials at a time, at least 1."""
-
-    def __post_init__(self) -> None:
-        """Check every field that is not None."""
-        cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
-        if cpus is not None:
-            require(is_number(cpus) and 0 < cpus < math.inf, "cpus_per_trial: must be a number above 0", cpus)
-        if gpus is not None:
-            require(is_number(gpus) and 0 <= gpus < math.inf, "gpus_per_trial: must be a number, at least 0", gpus)
-        if self.concurrent is not None:
-            check_whole("concurrent", self.concurrent, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -158,10 +139,12 @@ class SearchSpace:
             ConfigError: the space is empty, or a value breaks a rule of the recipe.
         """
         require(len(self.domains) > 0, "space: must name at least one field of the recipe", {})
+        mistakes = Mistakes()
         for field, domain in self.domains.items():
             for value in domain.choices if isinstance(domain, Categorical) else (domain.low, domain.high):
-                with within("space."):
+                with mistakes.collected(), within("space."):
                     self.recipe({field: value})
+        mistakes.report()
 
     def contains(self, recipe: Recipe) -> bool:
         """Tell whether `recipe` is in the space: searched fields in their domains, all other fields as in the base."""
