@@ -273,10 +273,10 @@ def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotm
 def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
     """Train one recipe with the assignment's loop, as a user of Ray Tune would write the trainable."""
     recipe = Recipe.from_dict(config["recipe"])
-    device = reference.choose_device()
+    hardware = reference.choose_hardware()
     network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network
-    for epoch in reference.train(network, recipe, train, seed=0, device=device):
-        scores = reference.evaluate(network, recipe, validation, seed=0, device=device)
+    for epoch in reference.train(network, recipe, train, seed=0, hardware=hardware):
+        scores = reference.evaluate(network, recipe, validation, seed=0, hardware=hardware)
         right = scores.argmax(1).cpu().numpy() == validation.labels
         tune.report({"train_loss": epoch.loss, "val_accuracy": float(right.mean())})
 

@@ -133,7 +133,7 @@ def serve() -> None:
 def _as_written(images: Images, asked: Asked) -> float:
     recipe = Recipe.from_dict(asked["recipe"])
     network = reference.build(recipe.model, classes=CLASSES, pretrained=None, seed=0)
-    epochs = reference.train(network, recipe, images, seed=0, device=reference.choose_device())
+    epochs = reference.train(network, recipe, images, seed=0, hardware=reference.choose_hardware())
     return len(images) / _seconds(lambda: list(epochs))
 
 

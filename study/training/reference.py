@@ -22,15 +22,16 @@ from torchvision.transforms import v2
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.seeding import derive_seed
+from study.training.hardware import Hardware
 
 TRAINED = {"vgg16": ("features.24", "features.26", "features.28", "classifier"), "resnet18": ("layer4", "fc")}
 """Names of the trained layers of each model: the last convolutional block and all layers after it."""
 
 
-def choose_device() -> torch.device:
-    """Choose the GPU if there is one, else the CPU, and allow CUDA's faster, nondeterministic algorithms again."""
+def choose_hardware() -> Hardware:
+    """Choose the GPU, else the CPU, at fp32, and allow CUDA's faster, nondeterministic algorithms again."""
     torch.use_deterministic_algorithms(False)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "fp32")
 
 
 def build(model: str, *, classes: int, pretrained: dict[str, Tensor] | None, seed: int) -> nn.Module:
@@ -69,12 +70,13 @@ def train(
     images: Images,
     *,
     seed: int,
-    device: torch.device,
+    hardware: Hardware,
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train `network` in place and yield each epoch; after each batch, call `watch(epoch, images so far in it)`."""
     torch.manual_seed(derive_seed(seed, "as-written"))
     loader = _loader(images, recipe, shuffle=True)
+    device = hardware.device
     network.to(device)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=recipe.lr)
@@ -105,12 +107,12 @@ def first_batch(recipe: Recipe, images: Images, *, seed: int) -> tuple[Tensor, T
     return batch, labels
 
 
-def evaluate(network: nn.Module, recipe: Recipe, images: Images, *, seed: int, device: torch.device) -> Tensor:
+def evaluate(network: nn.Module, recipe: Recipe, images: Images, *, seed: int, hardware: Hardware) -> Tensor:
     """Return the scores (n, classes) of `images`, which are augmented like the training images."""
     torch.manual_seed(derive_seed(seed, "as-written-test"))
     network.eval()
     with torch.no_grad():
-        return torch.cat([network(batch.to(device)) for batch, _ in _loader(images, recipe, shuffle=False)])
+        return torch.cat([network(batch.to(hardware.device)) for batch, _ in _loader(images, recipe, shuffle=False)])
 
 
 class _AsWritten(torch.utils.data.Dataset[tuple[Tensor, int]]):

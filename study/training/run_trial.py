@@ -164,7 +164,7 @@ def _run_as_written(
     plan: Plan, inputs: Inputs, pretrained: StateDict | None, watch: Callable[[Progress], None] | None
 ) -> Iterator[Report]:
     """Train like the assignment's solution, on the GPU or CPU, in fp32, without feature store and checkpoints."""
-    hardware = Hardware(reference.choose_device(), "fp32")
+    hardware = reference.choose_hardware()
     network = reference.build(plan.recipe.model, classes=inputs.classes, pretrained=pretrained, seed=plan.seed)
     yield _facts(network, hardware)
     images = len(inputs.train)
@@ -174,16 +174,14 @@ def _run_as_written(
         if watch:
             watch(Progress(epoch, done, images, done / (time.perf_counter() - started)))
 
-    for epoch in reference.train(
-        network, plan.recipe, inputs.train, seed=plan.seed, device=hardware.device, watch=send
-    ):
+    for epoch in reference.train(network, plan.recipe, inputs.train, seed=plan.seed, hardware=hardware, watch=send):
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", epoch.loss, epoch.number)
         yield EpochResult(epoch.number, epoch.loss, epoch_s, images / epoch_s, train_accuracy=epoch.accuracy)
         started = time.perf_counter()
     if inputs.test is not None:
         yield OpensTest()
-        scores = reference.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, device=hardware.device)
+        scores = reference.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, hardware=hardware)
         test = summarise(scores, inputs.test.labels, classes=inputs.classes, started=started)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
         yield test

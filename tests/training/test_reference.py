@@ -6,8 +6,9 @@ from PIL import Image
 from torchvision.models import VGG16_Weights
 
 from study.training import reference
+from study.training.hardware import Hardware
 
-CPU = torch.device("cpu")
+CPU = Hardware(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture
@@ -36,14 +37,14 @@ def test_build_takes_pretrained_weights_and_a_new_last_layer(network):
 
 def test_train_moves_trained_parameters_and_leaves_frozen_ones(network, recipe, make_images):
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    list(reference.train(network, recipe, make_images(4), seed=0, device=CPU))
+    list(reference.train(network, recipe, make_images(4), seed=0, hardware=CPU))
     after = dict(network.named_parameters())
     assert {name.split(".")[0] for name in before if not torch.equal(after[name], before[name])} == {"layer4", "fc"}
 
 
 def test_train_yields_a_finite_loss_an_epoch_from_1(network, make_recipe, make_images):
     recipe = make_recipe(image_size=224, epochs=2, batch_size=4)
-    epochs = list(reference.train(network, recipe, make_images(4), seed=0, device=CPU))
+    epochs = list(reference.train(network, recipe, make_images(4), seed=0, hardware=CPU))
     assert [epoch.number for epoch in epochs] == [1, 2]
     assert all(0 < epoch.loss < float("inf") for epoch in epochs)
     assert all(4 * epoch.accuracy in range(5) for epoch in epochs)
@@ -54,7 +55,7 @@ def test_train_tells_how_far_each_epoch_is(network, make_recipe, make_images):
     recipe = make_recipe(batch_size=4)
     list(
         reference.train(
-            network, recipe, make_images(6), seed=0, device=CPU, watch=lambda epoch, done: seen.append((epoch, done))
+            network, recipe, make_images(6), seed=0, hardware=CPU, watch=lambda epoch, done: seen.append((epoch, done))
         )
     )
     assert seen == [(1, 4), (1, 6), (2, 4), (2, 6)]
@@ -62,19 +63,19 @@ def test_train_tells_how_far_each_epoch_is(network, make_recipe, make_images):
 
 def test_train_same_seed_gives_same_losses(recipe, make_images):
     networks = [reference.build("resnet18", classes=3, pretrained=None, seed=0) for _ in range(2)]
-    first, second = (list(reference.train(each, recipe, make_images(4), seed=5, device=CPU)) for each in networks)
+    first, second = (list(reference.train(each, recipe, make_images(4), seed=5, hardware=CPU)) for each in networks)
     assert first == second
 
 
 def test_train_lets_batch_norm_of_frozen_layers_drift(network, recipe, make_images):
     before = network.bn1.running_mean.clone()
-    list(reference.train(network, recipe, make_images(4), seed=0, device=CPU))
+    list(reference.train(network, recipe, make_images(4), seed=0, hardware=CPU))
     assert not network.bn1.weight.requires_grad
     assert not torch.equal(network.bn1.running_mean, before)
 
 
 def test_evaluate_scores_each_image_and_repeats_with_its_seed(network, recipe, make_images):
-    first, second = (reference.evaluate(network, recipe, make_images(5), seed=0, device=CPU) for _ in range(2))
+    first, second = (reference.evaluate(network, recipe, make_images(5), seed=0, hardware=CPU) for _ in range(2))
     assert first.shape == (5, 3)
     assert torch.equal(first, second)
 
@@ -82,7 +83,7 @@ def test_evaluate_scores_each_image_and_repeats_with_its_seed(network, recipe, m
 def test_evaluate_augments_test_images(network, recipe, make_images):
     """The same network sees other images under another seed."""
     images = make_images(5)
-    first, second = (reference.evaluate(network, recipe, images, seed=seed, device=CPU) for seed in (0, 1))
+    first, second = (reference.evaluate(network, recipe, images, seed=seed, hardware=CPU) for seed in (0, 1))
     assert not torch.equal(first, second)
 
 
