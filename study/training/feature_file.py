@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ FORMAT = 2
 HEADER_BYTES = 4096
 """Size of a file's header: one page, so that the values after it are aligned like the memory of a torch tensor."""
 
-DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Unreadable(Exception):
     """A file cannot be read for the moment, although it may be intact."""
 
 
-def load_segment(key: Key, span: Span) -> Loaded | None:
+def read_segment(key: Key, span: Span) -> Loaded | None:
     """Map a segment's file and verify its checksum; return None if it is missing, or damaged and thus removed.
 
     Raises:
@@ -102,7 +103,7 @@ def load_segment(key: Key, span: Span) -> Loaded | None:
             values = file.get_tensor("features")
         if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
             raise ValueError("another key")
-        if facts["checksum"] != checksum_of(values) % 2**64:
+        if facts["checksum"] != _checksum(values) % 2**64:
             raise ValueError("other values than were written")
         chunks = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
         loaded = Loaded(chunks, facts["compute_s"])
@@ -118,7 +119,40 @@ def load_segment(key: Key, span: Span) -> Loaded | None:
     return loaded
 
 
-def memory_layout(outputs: Tensor) -> list[int]:
+def write_segment(draft: Path, key: Key, chunks: Iterable[Tensor], compute_s: Callable[[], float]) -> None:
+    """Write a segment into the file `draft`, which exists. Without its header, written last, the file is no entry.
+
+    Args:
+        draft: file that the caller renames when it is complete.
+        key: key of the outputs.
+        chunks: outputs (n, ...) bf16 or fp32 in host memory, in chunks of equal size except for the last chunk.
+        compute_s: function that returns the seconds that computing the segment took; called after the last chunk.
+
+    Raises:
+        OSError: the draft is missing, or the disk is full or fails.
+    """
+    layout: list[int] = []
+    images = chunk_images = checksum = 0
+    with open(draft, "r+b") as file:
+        file.seek(HEADER_BYTES)
+        for chunk in chunks:
+            layout, chunk_images = layout or _memory_layout(chunk), chunk_images or len(chunk)
+            values = chunk.permute(layout).contiguous()
+            checksum += _checksum(values)
+            images += len(chunk)
+            file.write(values.view(torch.uint8).numpy().data)
+        facts = {
+            "key": dataclasses.asdict(key),
+            "chunk": chunk_images,
+            "layout": layout,
+            "checksum": checksum % 2**64,
+            "compute_s": compute_s(),
+        }
+        file.seek(0)
+        file.write(_header((images, *values.shape[1:]), values.dtype, facts))
+
+
+def _memory_layout(outputs: Tensor) -> list[int]:
     """Return the dimensions in memory order, the images' dimension first; channels-last is 0, 2, 3, 1."""
     return [0, *sorted(range(1, outputs.dim()), key=outputs.stride().__getitem__, reverse=True)]
 
@@ -127,7 +161,7 @@ def _inverse(layout: Sequence[int]) -> list[int]:
     return [layout.index(dimension) for dimension in range(len(layout))]
 
 
-def checksum_of(values: Tensor) -> int:
+def _checksum(values: Tensor) -> int:
     """Sum the bytes eight at a time, at memory speed. A lost page or a flipped bit changes the sum.
 
     NumPy sums in the calling thread. torch would start a second thread pool for the thread that reads ahead.
@@ -137,9 +171,9 @@ def checksum_of(values: Tensor) -> int:
     return int(data[:whole].view(np.int64).sum()) + int(data[whole:].sum(dtype=np.int64))
 
 
-def make_header(shape: tuple[int, ...], dtype: str, image_bytes: int, facts: dict[str, Any]) -> bytes:
+def _header(shape: tuple[int, ...], dtype: torch.dtype, facts: dict[str, Any]) -> bytes:
     """Return the header of a safetensors file, padded with spaces to HEADER_BYTES."""
-    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, image_bytes * shape[0]]}
+    tensor = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]}
     text = json.dumps({"__metadata__": {"study": json.dumps(facts)}, "features": tensor}).encode()
     length = HEADER_BYTES - 8
     assert len(text) <= length

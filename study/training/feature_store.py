@@ -1,13 +1,12 @@
 """Cache the frozen prefix's outputs on disk: the first trial that needs them computes them, all others read them.
 
-This module owns the files, their locks, their size limit and the decision whether storing saves time. It does not know
-models: the caller gives a key, an order of images, and a function that computes the outputs for any part of that order.
+This module owns the locks, the size limit and the decision whether storing saves time. It does not know what a file
+holds, nor models: the caller gives a key, an order of images, and a function that computes the outputs for any part of
+that order.
 """
 
-import dataclasses
 import itertools
 import os
-import secrets
 import shutil
 import time
 import warnings
@@ -18,23 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from study.config.paths import cache_directory
-from study.training.feature_file import (
-    DTYPES,
-    HEADER_BYTES,
-    Key,
-    Loaded,
-    Span,
-    Unreadable,
-    checksum_of,
-    load_segment,
-    make_header,
-    memory_layout,
-)
+from study.files import replace_file
+from study.training.feature_file import HEADER_BYTES, Key, Loaded, Span, Unreadable, read_segment, write_segment
 
 SEGMENT = 256
 """Images per file, a multiple of the caller's chunk size. A trial waits for one segment before its first step. Trials
@@ -81,6 +69,10 @@ class _Outputs:
                 chunk = chunk.cpu()  # waits for the device, so that compute_s includes its work
                 self.compute_s += time.perf_counter() - started
             yield chunk
+
+
+class _NoRoom(Exception):
+    """A segment does not fit into the store at the moment."""
 
 
 class FeatureStore:
@@ -146,7 +138,7 @@ class FeatureStore:
             yield from chunks
 
     def holds(self, key: Key, order: Tensor) -> bool:
-        """Return whether all outputs for the images `order` are stored, judged by the files' names alone."""
+        """Return whether all outputs for the images `order` are stored, by the files' names alone."""
         return self._pays(key) and all(os.path.exists(span.path) for span in self._spans(key, order))
 
     def _spans(self, key: Key, order: Tensor) -> list[Span]:
@@ -176,7 +168,7 @@ class FeatureStore:
     def _pays(self, key: Key) -> bool:
         return self.failure is None and self._lost_s.get(key.kind, 0.0) <= self._tolerance_s
 
-    def _judge(self, key: Key, *, compute_s: float, file_s: float) -> None:
+    def _weigh(self, key: Key, *, compute_s: float, file_s: float) -> None:
         """Sum up the seconds by which files were slower than computing. A gain reduces this sum, but never below 0."""
         self._lost_s[key.kind] = max(0.0, self._lost_s.get(key.kind, 0.0) + file_s - compute_s)
 
@@ -209,64 +201,45 @@ class FeatureStore:
         started, computed_before_s = time.perf_counter(), outputs.compute_s
         chunks = outputs.between(span.start, span.stop, to_host=True)
         first = next(chunks)
-        image_bytes = first[0].numel() * first.element_size()
-        if (image_bytes + 1) * outputs.images + HEADER_BYTES > self.limit_bytes:
+        if HEADER_BYTES + (first[0].nbytes + 1) * outputs.images > self.limit_bytes:
             self._lost_s[key.kind] = float("inf")
             return False
-        layout = memory_layout(first)
-        checksum = 0
-        partial = span.path.with_suffix(f".{secrets.token_hex(4)}.partial")
+
+        def compute_s() -> float:
+            return outputs.compute_s - computed_before_s
+
         try:
-            if not self._reserve(partial, HEADER_BYTES + image_bytes * (span.stop - span.start)):
-                return False
-            with open(partial, "r+b") as file:
-                file.seek(HEADER_BYTES)
-                for chunk in itertools.chain([first], chunks):
-                    values = chunk.permute(layout).contiguous()
-                    checksum += checksum_of(values)
-                    file.write(values.view(torch.uint8).numpy().data)
-                compute_s = outputs.compute_s - computed_before_s
-                shape = (span.stop - span.start, *values.shape[1:])
-                facts = {
-                    "key": dataclasses.asdict(key),
-                    "chunk": len(first),
-                    "layout": layout,
-                    "checksum": checksum % 2**64,
-                    "compute_s": compute_s,
-                }
-                file.seek(0)  # last: without its header the file is no entry
-                file.write(make_header(shape, DTYPES[first.dtype], image_bytes, facts))
-            os.replace(partial, span.path)
-        except FileNotFoundError:  # somebody has emptied the directory
+            with replace_file(span.path) as draft:
+                self._reserve(draft, HEADER_BYTES + first[0].nbytes * (span.stop - span.start))
+                write_segment(draft, key, itertools.chain([first], chunks), compute_s)
+        except (_NoRoom, FileNotFoundError):  # the latter if somebody has emptied the directory
             return False
-        finally:
-            partial.unlink(missing_ok=True)
-        self._judge(key, compute_s=compute_s, file_s=time.perf_counter() - started - compute_s)
+        self._weigh(key, compute_s=compute_s(), file_s=time.perf_counter() - started - compute_s())
         return True
 
     def _read_ahead(self, key: Key, spans: Sequence[Span]) -> _Ahead:
         """Start to read the first of the segments in the thread, if there is one and reading is worthwhile."""
-        return self._reader.submit(load_segment, key, spans[0]) if spans and self._pays(key) else None
+        return self._reader.submit(read_segment, key, spans[0]) if spans and self._pays(key) else None
 
     def _read(self, key: Key, span: Span, ahead: _Ahead = None) -> Sequence[Tensor] | None:
         """Return a segment's chunks from its file, or None. Only the seconds spent waiting here count as file time.
 
         Raises:
-            Unreadable: the file cannot be read for the moment, here or in the thread; see `load_segment`.
+            Unreadable: the file cannot be read for the moment, here or in the thread; see `read_segment`.
         """
         started = time.perf_counter()
         # A segment that was missing when read ahead may have been stored since by another process.
-        loaded = (ahead.result() if ahead else None) or load_segment(key, span)
+        loaded = (ahead.result() if ahead else None) or read_segment(key, span)
         if loaded is None:
             return None
-        self._judge(key, compute_s=loaded.compute_s, file_s=time.perf_counter() - started)
+        self._weigh(key, compute_s=loaded.compute_s, file_s=time.perf_counter() - started)
         return loaded.chunks
 
-    def _reserve(self, partial: Path, size: int) -> bool:
+    def _reserve(self, draft: Path, size: int) -> None:
         """Create a file of this size, which counts against the limit at once, and evict the least recently used files.
 
-        Returns:
-            Whether the file was created; not if unfinished files of other processes take too much of the limit.
+        Raises:
+            _NoRoom: unfinished files of other processes take too much of the limit.
         """
         with FileLock(self.directory / "room.lock", timeout=self._patience_s):
             entries = []
@@ -285,10 +258,9 @@ class FeatureStore:
                 path.unlink(missing_ok=True)  # a process that has mapped the file keeps its contents
                 total -= entry_bytes
             if total > self.limit_bytes:
-                return False
-            with open(partial, "xb") as file:
+                raise _NoRoom
+            with open(draft, "xb") as file:
                 file.truncate(size)
-            return True
 
     def _remove_if_abandoned(self, partial: Path) -> bool:
         """Remove an unfinished file if no process holds its lock, since the process that computed it has died."""

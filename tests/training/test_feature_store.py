@@ -337,8 +337,8 @@ def test_store_gives_up_where_files_are_slower_than_computing(tmp_path, when, mo
     ready = [chunk.clone() for chunk in EXPECTED]  # so that computing takes no time at all
     store = FeatureStore(tmp_path, 10**9, tolerance_s=0)
     if when == "reading":
-        load = feature_store.load_segment
-        monkeypatch.setattr(feature_store, "load_segment", lambda *span: time.sleep(0.1) or load(*span))
+        load = feature_store.read_segment
+        monkeypatch.setattr(feature_store, "read_segment", lambda *span: time.sleep(0.1) or load(*span))
         read(FeatureStore(tmp_path, 10**9), compute=lambda order: iter(ready[int(order[0]) // CHUNK :]))
     assert same(read(store, compute=lambda order: iter(ready[int(order[0]) // CHUNK :])))
     assert store.tally == {"stored" if when == "storing" else "read": SEGMENT, "computed": len(ORDER) - SEGMENT}
