@@ -74,7 +74,7 @@ def _make_images() -> Callable[..., Images]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """A folder of PNG files: train/<class>/* with 8 images a class, test/<class>/* with 4, of two classes."""
+    """Write a folder of PNG files of two classes: train/<class>/ with 8 images each, test/<class>/ with 4 each."""
     return write_image_folder(tmp_path / "pets")
 
 

@@ -40,7 +40,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the goal was reached."""
+        """Whether the value meets the goal."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="study-bench-") as folder:
         for part in parts:
             print(f"part {part} …", file=sys.stderr, flush=True)
-            found = _measure(part, Path(folder), quick=options.quick, hardware=hardware)
+            measured = _measure(part, Path(folder), quick=options.quick, hardware=hardware)
             print(
-                "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in found),
+                "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in measured),
                 file=sys.stderr,
             )
-            figures += found
+            figures += measured
     goals = judge(figures, on_gpu=on_gpu)
     machine, date = describe_machine(hardware), time.strftime("%Y-%m-%d", time.gmtime(started))
     print(format_tables(figures, goals, machine, date))

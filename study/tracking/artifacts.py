@@ -1,4 +1,4 @@
-"""Draw and write the files that stand beside MLflow's runs, by name."""
+"""Build the artifacts of MLflow's runs, as bytes by file name; this module does not send them."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def epoch_metrics(result: EpochResult) -> dict[str, float | None]:
 
 
 def _classification_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Return scikit-learn's classification report of a confusion matrix: a count of n stands for n equal pairs."""
+    """Return scikit-learn's classification report of a confusion matrix, expanded to its (true, predicted) pairs."""
     from sklearn.metrics import classification_report
 
     true, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)

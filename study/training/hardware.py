@@ -28,7 +28,7 @@ class Hardware:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}, {software}"
         cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
-        kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(fact) for fact in ("cpu_name", "l2_cache_size"))]
+        kind = [torch.backends.cpu.get_cpu_capability(), *(cpu.get(name) for name in ("cpu_name", "l2_cache_size"))]
         return f"{kind}, {torch.get_num_threads()} threads, {software}"
 
     def autocast(self) -> AbstractContextManager[object]:

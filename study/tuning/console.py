@@ -275,11 +275,11 @@ def _describe_sharing(trials: Sequence[TrialRecord]) -> str | None:
     sources = {
         "read": "read from the store",
         "stored": "computed and stored",
-        "computed": "computed and not stored, because storing would not have saved time",
-        "unstored": "computed and not stored, because the store failed",
+        "computed": "only computed, because storing would not save time",
+        "unstored": "only computed, because the store failed",
     }
     shares = [f"{images[key] / images.total():.0%} {text}" for key, text in sources.items() if images[key]]
-    return f"outputs of the frozen blocks: {', '.join(shares)}"
+    return f"frozen blocks' outputs: {', '.join(shares)}"
 
 
 def _baseline_table(rows: Sequence[Row]) -> Table:

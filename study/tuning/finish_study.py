@@ -30,15 +30,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The result of a study that has ended."""
+    """Result of a study that has ended."""
 
     directory: Path
     tracking_uri: str
     trials: Sequence[TrialRecord]
     finals: Sequence[TrialRecord]
-    """The verdict's trials."""
+    """Trials of the verdict."""
     rows: Sequence[Row]
-    """The tested trials of a study without a search."""
+    """Tested trials of a study without a search."""
     importances: Mapping[str, float]
     """Importance of each field that the search varied, in [0, 1]."""
     verdict: Verdict | None
@@ -64,6 +64,7 @@ class _Findings:
 
     complete: bool
     found: str
+    """Result of the study in one sentence, for the description of the run; "" if there is none."""
     files: Mapping[str, bytes]
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from study.training.run_trial import open_checkpoint
 
 
 def recipe_to_keep(record: Record, verdict: Verdict, *, winner: Recipe, baseline: Recipe) -> Recipe:
-    """Return the winner's recipe if it beats the baseline, else the baseline's, unless no refit of that is complete."""
+    """Return the recipe to keep: the winner's if it beats the baseline or the baseline has no complete refit."""
     if verdict.decision == "better" or _first_refit(record.finals(), baseline) is None:
         return winner
     return baseline

@@ -1,4 +1,7 @@
-"""Hand what a trial reports to Ray Tune."""
+"""Run one trial in a process of Ray Tune, and report its results or its failure.
+
+This module knows neither Optuna nor MLflow.
+"""
 
 import time
 import warnings
@@ -16,7 +19,14 @@ PROGRESS_S = 2.0
 
 
 def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
-    """Run the trial `config["plan"]` and report to Ray Tune. An exception becomes a Failure, not a retry."""
+    """Run the trial `config["plan"]` and report to Ray Tune.
+
+    An exception is reported as a `Failure`, so Ray does not retry the trial.
+
+    Args:
+        config: Ray Tune's values of the trial; "plan" is its Plan.
+        inputs: images, weights and settings that all trials share.
+    """
 
     def send(report: Report) -> None:
         tune.report({"report": report})
@@ -29,7 +39,7 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
             last = time.monotonic()
             send(progress)
 
-    # Ray's arrays are read-only and nothing here writes to them, so torch's warning is of no use.
+    # Ray's arrays are read-only and nothing here writes to them, so torch's warning does not apply.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     try:
         for report in run_trial(config["plan"], inputs, watch):
@@ -43,5 +53,5 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
         # A bug or a broken installation would fail again; Ray retries only a process that died.
         failure = describe_failure(error)
     if failure.out_of_memory:
-        release_memory()  # here, where no traceback holds the trial's tensors: the next trial may need all memory
+        release_memory()  # not earlier: the traceback held the trial's tensors; the next trial may need the memory
     send(failure)

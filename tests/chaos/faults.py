@@ -172,19 +172,19 @@ def finish(
     faults = find_faults(room, NAME, trials=reference.size.trials, repeats=reference.size.repeats, uri=uri)
     if same and results_of(record_of(room)) != reference.results:
         faults.append("results: must equal those of the study without a fault, but differ")
-    faults += [f"console: {log.name} has a traceback" for log in room.glob("*.log") if tells_a_traceback(log)]
+    faults += [f"console: {log.name} has a traceback" for log in room.glob("*.log") if has_traceback(log)]
     return faults
 
 
-def tells_a_traceback(log: Path) -> bool:
-    """Return whether a session printed a traceback; the logs of servers, which are not ours, may have one."""
+def has_traceback(log: Path) -> bool:
+    """Return whether a session printed a traceback; the logs of servers, which are not ours, may contain one."""
     return log.name.startswith("session-") and "Traceback" in log.read_text()
 
 
 def run_past(part: float, room: Path, session: Session, generator: random.Random, reference: Reference) -> bool:
     """Let a session run until its journal reaches a part of the reference's lines, and up to five seconds longer.
 
-    The clock alone would not do: the machine may have become faster since the reference ran.
+    The clock is not used, because the machine may be faster now than when the reference ran.
 
     Returns:
         Whether the session still runs.

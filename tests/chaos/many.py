@@ -38,7 +38,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
-        """Memory of the driver at every 100th trial."""
+        """Memory of the driver in bytes, at the start of every 100th trial."""
         self._started: set[str] = set()
         self._since = time.monotonic()
 

@@ -48,7 +48,7 @@ LIMIT_S = 900
 
 
 class Session:
-    """A process that runs the study until its end or its kill; its output goes to the file `log`."""
+    """A process that runs the study until it ends or is killed; its output goes to the file `log`."""
 
     def __init__(self, room: Path, *arguments: str, **environment: str) -> None:
         """Start `study.run` in `room` with the arguments and the additional environment variables."""

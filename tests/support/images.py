@@ -1,4 +1,4 @@
-"""Small labelled images for tests."""
+"""Make small labelled images for tests."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def make_images(count: int, classes: int = 3, side: int = 32, seed: int = 0) -> 
 
 
 def write_image_folder(root: Path) -> Path:
-    """Write PNG files of two classes, 8 training and 4 test images each, and return the folder."""
+    """Write PNG files of two classes, 8 training and 4 test images each, below `root`; return `root`."""
     for split, count in (("train", 16), ("test", 8)):
         images = make_images(count, classes=2)
         for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):

@@ -1,4 +1,4 @@
-"""Manifests and search spaces of small studies, for tests."""
+"""Make recipes, search spaces and manifests of small studies for tests."""
 
 from pathlib import Path
 
