@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parts(text: str) -> tuple[int, ...]:
-    parts = tuple(int(part) for part in text.split(","))
+    parts = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
     if not set(parts) <= {1, 2, 3, 4, 5}:
         raise argparse.ArgumentTypeError(f"must be numbers from 1 to 5, but got {text!r}")
     return parts

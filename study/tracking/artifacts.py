@@ -1,9 +1,11 @@
 """Build the artifacts of MLflow's runs, as bytes by file name; this module does not send them."""
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +15,6 @@ from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row
 from study.results.verdict import Verdict
 from study.results.wording import sentence
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
-
-import csv
-import io
 
 
 def trial_files(trial: TrialRecord, classes: Sequence[str]) -> dict[str, bytes]:

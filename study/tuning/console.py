@@ -153,7 +153,8 @@ class Console:
                 self._print(f"failed   {trial.plan.title}: {trial.reason}")
         if result.unsent:
             hint = f"send them with --resume {result.directory.name}"
-            sending = f"{result.unsent} runs could not be sent completely to {result.tracking_uri}"
+            runs = "1 run" if result.unsent == 1 else f"{result.unsent} runs"
+            sending = f"{runs} could not be sent completely to {result.tracking_uri}"
             self._print(f"unsent   {sending}; the record keeps them: {hint}")
         if result.model:
             self._print(f"\nmodel    {_describe_model(result)}")
