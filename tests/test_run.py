@@ -125,7 +125,7 @@ def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_fo
     assert [path.name.partition("-")[0] for path in (first, second)] == ["first", "second"]
     assert [trial.state for trial in Record.read(second).trials()] == ["complete", "complete"]
     assert all({trial.state for trial in Record.read(path).finals()} == {"complete"} for path in (first, second))
-    for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best on the valid"):
+    for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best trials by val"):
         assert expected in done.stdout
 
     client, parent, children = runs_of(study.room, "pets", first.name)
