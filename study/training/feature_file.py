@@ -99,14 +99,14 @@ def read_segment(key: Key, span: Span) -> Loaded | None:
         with open(span.path, "rb") as opened:
             opened.read(HEADER_BYTES)
         with safe_open(span.path, framework="pt") as file:
-            facts = json.loads(file.metadata()["study"])
+            metadata = json.loads(file.metadata()["study"])
             values = file.get_tensor("features")
-        if facts["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
+        if metadata["key"] != dataclasses.asdict(key) or len(values) != span.stop - span.start:
             raise ValueError("another key")
-        if facts["checksum"] != _checksum(values) % 2**64:
+        if metadata["checksum"] != _checksum(values) % 2**64:
             raise ValueError("other values than were written")
-        chunks = values.permute(_inverse(facts["layout"])).split(facts["chunk"])
-        loaded = Loaded(chunks, facts["compute_s"])
+        chunks = values.permute(_inverse(metadata["layout"])).split(metadata["chunk"])
+        loaded = Loaded(chunks, metadata["compute_s"])
     except FileNotFoundError:  # evicted just now
         return None
     except (OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it cannot map a file
@@ -141,7 +141,7 @@ def write_segment(draft: Path, key: Key, chunks: Iterable[Tensor], compute_s: Ca
             checksum += _checksum(values)
             images += len(chunk)
             file.write(values.view(torch.uint8).numpy().data)
-        facts = {
+        metadata = {
             "key": dataclasses.asdict(key),
             "chunk": chunk_images,
             "layout": layout,
@@ -149,7 +149,7 @@ def write_segment(draft: Path, key: Key, chunks: Iterable[Tensor], compute_s: Ca
             "compute_s": compute_s(),
         }
         file.seek(0)
-        file.write(_header((images, *values.shape[1:]), values.dtype, facts))
+        file.write(_header((images, *values.shape[1:]), values.dtype, metadata))
 
 
 def _memory_layout(outputs: Tensor) -> list[int]:
@@ -171,10 +171,10 @@ def _checksum(values: Tensor) -> int:
     return int(data[:whole].view(np.int64).sum()) + int(data[whole:].sum(dtype=np.int64))
 
 
-def _header(shape: tuple[int, ...], dtype: torch.dtype, facts: dict[str, Any]) -> bytes:
+def _header(shape: tuple[int, ...], dtype: torch.dtype, metadata: dict[str, Any]) -> bytes:
     """Return the header of a safetensors file, padded with spaces to HEADER_BYTES."""
     tensor = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]}
-    text = json.dumps({"__metadata__": {"study": json.dumps(facts)}, "features": tensor}).encode()
+    text = json.dumps({"__metadata__": {"study": json.dumps(metadata)}, "features": tensor}).encode()
     length = HEADER_BYTES - 8
     assert len(text) <= length
     return length.to_bytes(8, "little") + text.ljust(length)
