@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from study.models.classifier import Classifier
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
 from study.training.checkpoint import Checkpoint
-from study.training.feature_store import FeatureStore
+from study.training.feature_store import FeatureStore, Source
 from study.training.features import epoch_outputs, rebatch
 from study.training.hardware import Hardware
 
@@ -93,31 +94,14 @@ def train(
     Raises:
         TrialError: a training or validation loss is not finite.
     """
-    device = hardware.device
-    classifier.network.to(device).to(memory_format=torch.channels_last)
+    classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
     parameters = [parameter for parameter in classifier.suffix.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(recipe, parameters)
     sizes = batch_sizes(len(images), recipe.batch_size)
     schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
-    labels = torch.from_numpy(images.labels)
-
-    def begin(epoch: int) -> tuple[Tensor, Iterator[Tensor], float]:
-        """Let the store read ahead; return an epoch's targets, its prefix outputs and the seconds of this call."""
-        started = time.perf_counter()
-        order = epoch_order(len(images), seed=seed, epoch=epoch)
-        chunks = epoch_outputs(
-            classifier,
-            recipe,
-            images,
-            order,
-            augmentation=(seed, epoch),
-            hardware=hardware,
-            store=features,
-        )
-        return labels[order].to(device), chunks, time.perf_counter() - started
-
     done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
-    tally = Counter(features.tally) if features else None
+    tally = Counter(features.tally) if features else Counter()
+    begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
     upcoming = begin(done_epochs + 1)
     for epoch in range(done_epochs + 1, recipe.epochs + 1):
         targets, chunks, begin_s = upcoming
@@ -137,19 +121,35 @@ def train(
         result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=train_accuracy)
         if validation is not None:
             held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
-            check_finite("val_loss", held_out.loss, epoch)
-            result = dataclasses.replace(
-                result, val_loss=held_out.loss, val_confusion=held_out.confusion, val_s=held_out.seconds
-            )
-        if features and tally is not None:
-            sources: dict[str, int] = dict((features.tally - tally).items())
-            result = dataclasses.replace(result, features=sources, store_failure=features.failure)
+            result = _add_validation(result, held_out)
+        if features:
+            result = _add_sources(result, features, tally)
             tally = Counter(features.tally)
         if epoch < recipe.epochs:
             upcoming = begin(epoch + 1)  # the store reads ahead while the caller uses the result
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
+
+
+def _begin_epoch(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    epoch: int,
+    *,
+    seed: int,
+    hardware: Hardware,
+    features: FeatureStore | None,
+) -> tuple[Tensor, Iterator[Tensor], float]:
+    """Let the store read ahead; return an epoch's targets, its prefix outputs and the seconds of this call."""
+    started = time.perf_counter()
+    order = epoch_order(len(images), seed=seed, epoch=epoch)
+    chunks = epoch_outputs(
+        classifier, recipe, images, order, augmentation=(seed, epoch), hardware=hardware, store=features
+    )
+    targets = torch.from_numpy(images.labels)[order].to(hardware.device)
+    return targets, chunks, time.perf_counter() - started
 
 
 def _train_epoch(
@@ -190,10 +190,24 @@ def _train_epoch(
         right += (logits.detach().argmax(dim=1) == target).sum()
         done += len(batch)
         on_batch(done)
-    return (
-        total.item() / done,
-        right.item() / done,
-    )  # waits for the device, so that the caller's seconds include its work
+    # item() waits for the device, so that the caller's seconds include its work.
+    return total.item() / done, right.item() / done
+
+
+def _add_validation(result: EpochResult, held_out: Evaluation) -> EpochResult:
+    """Return the epoch's result with its validation.
+
+    Raises:
+        TrialError: the validation loss is not finite.
+    """
+    check_finite("val_loss", held_out.loss, result.epoch)
+    return dataclasses.replace(result, val_loss=held_out.loss, val_confusion=held_out.confusion, val_s=held_out.seconds)
+
+
+def _add_sources(result: EpochResult, features: FeatureStore, tally: Counter[Source]) -> EpochResult:
+    """Return the epoch's result with the sources of its images in the store, whose tally was `tally` before it."""
+    sources: dict[str, int] = dict((features.tally - tally).items())
+    return dataclasses.replace(result, features=sources, store_failure=features.failure)
 
 
 def check_finite(name: str, loss: float, epoch: int) -> None:
