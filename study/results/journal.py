@@ -105,7 +105,8 @@ class Journal(BaseJournalBackend):
     def _failure(self, error: OSError) -> RecordError:
         rule = "must be readable and writable" if self._writable else "must be readable"
         return RecordError(
-            f"{self._path}: {rule}, but got: {error.strerror}. Recorded results are safe: correct this, then --resume."
+            f"{self._path}: {rule}, but got: {error.strerror}."
+            " Recorded results are safe. Fix the cause, then continue with --resume."
         )
 
 

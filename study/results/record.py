@@ -94,7 +94,7 @@ class Record:
                     study.set_user_attr("manifest", manifest.to_dict())
         except OSError as error:
             raise RecordError(
-                f"{directory}: must be writable, but got: {error.strerror}. Run where you may write."
+                f"{directory}: must be writable, but got: {error.strerror}. Run in a directory where you may write."
             ) from None
         return cls.open(directory)
 

@@ -70,7 +70,7 @@ def paired_difference(before: Flags, after: Flags, *, seed: int, resamples: int 
     """Bootstrap the difference of two recipes' accuracies over test images and over seeds.
 
     Each resample draws images and seeds, both with replacement, and keeps the pairs (the pigeonhole bootstrap, Owen,
-    doi:10.1214/07-AOAS122). The interval lies between the 2.5 % and 97.5 % quantiles. Three seeds resampled among
+    doi:10.1214/07-AOAS122). The 2.5 % and 97.5 % quantiles bound the interval. Three seeds resampled among
     themselves do not show how far away a fourth might lie: if seeds matter more than images, an equal recipe would be
     called better in every eighth case (three differences of one sign). So each seed's deviation from the mean is first
     stretched by the factor that turns a bootstrap's spread into Student's interval: √(S / (S-1)) · t / z for S seeds

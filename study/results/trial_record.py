@@ -75,7 +75,7 @@ class TrialRecord:
 
     @property
     def saved_s(self) -> float:
-        """Device time in seconds that the pruner saved, if a skipped epoch takes as long as the mean of those run."""
+        """Estimated device time in seconds that the pruner saved: skipped epochs times the mean time of an epoch."""
         if self.reason != PRUNED or not self.epochs:
             return 0.0
         return self.seconds / len(self.epochs) * (self.plan.recipe.epochs - len(self.epochs))

@@ -33,7 +33,7 @@ def compare(trials: Sequence[TrialRecord], classes: Sequence[str]) -> list[Row]:
 
 
 def faster(rows: Sequence[Row]) -> str | None:
-    """Say which model trains fastest, by each model's fastest trial; None with fewer than two models."""
+    """Return a sentence that compares the fastest trials of the models; None with fewer than two models."""
     best: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row.images_per_s, reverse=True):
         best.setdefault(row.model, row)

@@ -67,7 +67,7 @@ class Verdict:
     """The comparison of the search's best recipe with the baseline, as values that JSON can hold."""
 
     decision: Decision | None
-    """None if no seed has complete refits of both recipes."""
+    """None if no seed counts, unless the baseline won the search."""
     reason: str | None
     """Why there is no comparison: no seed counts, or the baseline won the search; None if there is a comparison."""
     winner_trial: int
@@ -77,13 +77,13 @@ class Verdict:
     val_accuracy: float
     """Validation accuracy of the winning trial in the search, in [0, 1]."""
     optimism: float | None
-    """`val_accuracy` minus the winner's mean test accuracy: choosing the best of many trials overestimates it."""
+    """`val_accuracy` minus the winner's mean test accuracy, the bias of choosing the best of many trials; or None."""
     seeds: list[int]
     """Seeds that count, in the planned order: those with complete refits of both recipes."""
     seeds_planned: int
     """Number of seeds that were planned."""
     missing: list[str]
-    """Incomplete refits whose seed does not count, each with its reason."""
+    """Incomplete refits for seeds that do not count, each with its reason."""
     baseline: Side | None
     """None if no seed counts."""
     comparison: Comparison | None
@@ -155,7 +155,7 @@ def judge(
     decision: Decision | None = None
     reason = comparison = None
     if recipe == baseline:
-        decision, reason = "no better", "no other recipe of the search reached a higher validation accuracy"
+        decision, reason = "no better", "no other completed recipe of the search reached a higher validation accuracy"
     elif sides is None:
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:

@@ -1,6 +1,6 @@
 """Finish a study: write its report, close its MLflow runs, register its model.
 
-This module trains nothing. It reads the record alone, so each time an ended study is resumed the result is the same.
+This module trains nothing. It takes all results from the record, so a resumed study gives the same result again.
 """
 
 import logging
@@ -42,7 +42,7 @@ class StudyResult:
     importances: Mapping[str, float]
     """Importance of each field that the search varied, in [0, 1]."""
     verdict: Verdict | None
-    """Verdict of a search; None if it completed no recipe other than the baseline."""
+    """Verdict of a search; None if no verdict was reached."""
     unsent: int
     """Number of runs that could not be sent to MLflow; the record has them."""
     model: Path | None = None

@@ -292,7 +292,7 @@ def test_judge_compares_nothing_where_the_baseline_won():
     assert (verdict.decision, verdict.comparison, verdict.changes) == ("no better", None, {})
     assert (verdict.baseline.mean, verdict.optimism) == (pytest.approx(0.7), pytest.approx(0.05))
     assert sentence(verdict) == (
-        "No better than the baseline: no other recipe of the search reached a higher validation accuracy."
+        "No better than the baseline: no other completed recipe of the search reached a higher validation accuracy."
     )
 
 
