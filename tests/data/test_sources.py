@@ -1,4 +1,4 @@
-"""study.data: what is loaded, which part of it is kept, and how each unfit source is told."""
+"""Sources of images: what is loaded, which fraction is kept, and how each unfit source is refused."""
 
 import functools
 import hashlib
@@ -14,22 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
+from support.images import noise
 from torchvision.datasets import CIFAR10
 
 from study.data.image_files import read_image
-from study.data.images import Dataset, Images, fingerprint
+from study.data.images import Dataset, fingerprint
 from study.data.sources import load_dataset
-from study.data.splits import split
 from study.errors import ConfigError, DataError
 
 
 def load(source: object, fraction: float = 1.0, seed: int = 0, image_size: int = 56, data_dir: object = "") -> Dataset:
     return load_dataset(str(source), fraction=fraction, seed=seed, image_size=image_size, data_dir=Path(str(data_dir)))
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def write_folder(
@@ -44,77 +40,6 @@ def write_folder(
                 seed = 1000 * label + index + 500 * (part == "test")
                 Image.fromarray(noise(size[1], size[0], seed)).save(folder / f"{index:03}.png")
     return root
-
-
-def numbered(*sizes: int) -> Images:
-    """Build 1×1 images, `sizes[c]` of class c, classes interleaved; the pixels tell the index."""
-    labels = np.concatenate([np.full(size, label) for label, size in enumerate(sizes)]).astype(np.int64)
-    labels = np.random.default_rng(1).permutation(labels)
-    red = np.arange(len(labels)) // 256
-    pixels = np.stack([red, np.arange(len(labels)) % 256, red], axis=1).astype(np.uint8)[:, :, None, None]
-    return Images(pixels, labels)
-
-
-def indices(images: Images) -> list[int]:
-    return (images.pixels[:, 0, 0, 0].astype(int) * 256 + images.pixels[:, 1, 0, 0]).tolist()
-
-
-# Images, split, fingerprint
-
-
-def test_images_take_keeps_the_order_asked_for() -> None:
-    taken = numbered(3, 3).take(np.array([4, 0]))
-    assert indices(taken) == [4, 0]
-    assert taken.pixels.flags.c_contiguous
-
-
-def test_split_is_disjoint_and_exhaustive() -> None:
-    rest, held_out = split(numbered(50, 30, 20), fraction=0.2, seed=0)
-    assert sorted(indices(rest) + indices(held_out)) == list(range(100))
-
-
-def test_split_is_stratified() -> None:
-    _, held_out = split(numbered(50, 30, 20), fraction=0.2, seed=0)
-    assert np.bincount(held_out.labels).tolist() == [10, 6, 4]
-
-
-def test_split_keeps_the_source_order() -> None:
-    for side in split(numbered(20, 20), fraction=0.3, seed=0):
-        assert indices(side) == sorted(indices(side))
-
-
-def test_split_is_a_function_of_the_seed() -> None:
-    once, again, other = (indices(split(numbered(50, 50), fraction=0.2, seed=seed)[1]) for seed in (3, 3, 4))
-    assert once == again
-    assert once != other
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.99])
-def test_split_leaves_every_class_on_both_sides(fraction: float) -> None:
-    for side in split(numbered(2, 3, 40), fraction=fraction, seed=0):
-        assert set(side.labels) == {0, 1, 2}
-
-
-def test_split_refuses_a_class_with_a_single_image() -> None:
-    with pytest.raises(DataError, match=r"2 training images or more, but class 1 .* has 1\."):
-        split(numbered(5, 1), fraction=0.2, seed=0)
-
-
-def test_fingerprint_is_equal_for_equal_images() -> None:
-    assert fingerprint(numbered(3, 4)) == fingerprint(numbered(3, 4))
-    assert len(fingerprint(numbered(3, 4))) == 16
-
-
-def test_fingerprint_tells_pixels_labels_shape_and_parts_apart() -> None:
-    images = numbered(4, 4)
-    variants = [
-        (images,),
-        (Images(images.pixels + 1, images.labels),),
-        (Images(images.pixels, 1 - images.labels),),
-        (Images(images.pixels.reshape(8, 1, 3, 1), images.labels),),
-        (images.take(np.arange(4)), images.take(np.arange(4, 8))),
-    ]
-    assert len({fingerprint(*variant) for variant in variants}) == len(variants)
 
 
 # load_dataset: source and fraction
@@ -425,75 +350,6 @@ def test_folder_counts_the_size_after_rotation(tmp_path: Path) -> None:
     for extension, path in zip(("jpg", "tif", "png", "webp"), sorted(root.glob("*/*")), strict=True):
         Image.fromarray(noise(20, 40)).save(path / f"x.{extension}", exif=exif)
     assert load(root).train.pixels.shape == (2, 3, 40, 20)
-
-
-# Image files
-
-
-def test_read_image_crops_the_centre(tmp_path: Path) -> None:
-    pixels = np.zeros((10, 30, 3), np.uint8)
-    pixels[:, 10:20] = 200
-    Image.fromarray(pixels).save(tmp_path / "x.png")
-    assert (read_image(tmp_path / "x.png", (10, 10)) == 200).all()
-
-
-def test_read_image_filters_as_it_shrinks(tmp_path: Path) -> None:
-    """A fine chequerboard becomes grey, where resizing without a filter would give black and white."""
-    pixels = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "x.png")
-    shrunk = read_image(tmp_path / "x.png", (8, 8)).astype(int)
-    assert np.abs(shrunk - 127).max() <= 8
-
-
-def test_read_image_of_a_large_jpeg_is_nearly_exact(tmp_path: Path) -> None:
-    smooth = Image.fromarray(noise(8, 8)).resize((800, 800), Image.Resampling.BICUBIC)
-    smooth.save(tmp_path / "x.jpg", quality=95)
-    full = ImageOps.fit(Image.open(tmp_path / "x.jpg"), (64, 64), Image.Resampling.BILINEAR)
-    difference = read_image(tmp_path / "x.jpg", (64, 64)).transpose(1, 2, 0).astype(int) - np.asarray(full)
-    assert np.abs(difference).mean() < 1
-
-
-@pytest.mark.parametrize(("extension", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.int32)])
-def test_read_image_scales_16_bit_grey(extension: str, dtype: type, tmp_path: Path) -> None:
-    ramp = np.tile((np.arange(256) * 257).astype(dtype), (4, 1))
-    Image.fromarray(ramp).save(tmp_path / f"x.{extension}")
-    assert (read_image(tmp_path / f"x.{extension}", (256, 4)) == np.arange(256)).all()
-
-
-@pytest.mark.parametrize("values", [np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)])
-def test_read_image_refuses_values_of_unknown_range(values: np.ndarray, tmp_path: Path) -> None:
-    Image.fromarray(values).save(tmp_path / "x.tif")
-    with pytest.raises(DataError, match=r"x\.tif: .* neither 8 nor 16 bits wide"):
-        read_image(tmp_path / "x.tif", (4, 4))
-
-
-@pytest.mark.parametrize(
-    ("mode", "extension"), [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("CMYK", "tif"), ("CMYK", "jpg")]
-)
-def test_read_image_makes_any_mode_rgb(mode: str, extension: str, tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), "white").convert(mode).save(tmp_path / f"x.{extension}")
-    image = read_image(tmp_path / f"x.{extension}", (16, 16))
-    assert image.shape == (3, 16, 16)
-    assert (image == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_read_image_shows_transparent_parts_white(mode: str, tmp_path: Path) -> None:
-    drawing = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    drawing.paste((0, 0, 0, 255), (0, 0, 8, 16))
-    drawing.convert(mode).save(tmp_path / "x.png")
-    image = read_image(tmp_path / "x.png", (16, 16))
-    assert (image[:, :, :8] == 0).all()
-    assert (image[:, :, 8:] == 255).all()
-
-
-@pytest.mark.parametrize("extension", ["png", "tif", "webp"])
-def test_read_image_follows_exif_orientation(extension: str, tmp_path: Path) -> None:
-    pixels = noise(6, 6)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / f"x.{extension}", exif=exif, lossless=True)
-    assert (read_image(tmp_path / f"x.{extension}", (6, 6)).transpose(1, 2, 0) == np.rot90(pixels, -1)).all()
 
 
 # Image folders that are refused, each with its place

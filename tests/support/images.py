@@ -27,3 +27,22 @@ def write_image_folder(root: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{index}.png")
     return root
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return random pixels (height, width, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def numbered(*sizes: int) -> Images:
+    """Build 1×1 images, `sizes[c]` of class c, classes interleaved; the pixels tell the index."""
+    labels = np.concatenate([np.full(size, label) for label, size in enumerate(sizes)]).astype(np.int64)
+    labels = np.random.default_rng(1).permutation(labels)
+    red = np.arange(len(labels)) // 256
+    pixels = np.stack([red, np.arange(len(labels)) % 256, red], axis=1).astype(np.uint8)[:, :, None, None]
+    return Images(pixels, labels)
+
+
+def indices(images: Images) -> list[int]:
+    """Return the indices that the pixels of `numbered` images tell."""
+    return (images.pixels[:, 0, 0, 0].astype(int) * 256 + images.pixels[:, 1, 0, 0]).tolist()

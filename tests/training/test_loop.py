@@ -8,7 +8,6 @@ import torch
 
 from study.errors import TrialError
 from study.models.classifier import build
-from study.results.metrics import Evaluation
 from study.training import loop
 from study.training.feature_store import FeatureStore
 from study.training.gpu_cache import device_memory
@@ -147,11 +146,6 @@ def test_train_names_the_epoch_of_a_nonfinite_validation_loss(make_recipe, make_
     recipe = make_recipe(lr=1e30, optimizer="sgd", unfreeze_depth=5, batch_size=16)
     with pytest.raises(TrialError, match=r"val_loss: must stay finite, but got \w+ in epoch 1\. Lower lr"):
         fit(recipe, make_images(16), validation=make_images(9, seed=1))
-
-
-def test_evaluations_are_equal_whatever_they_took():
-    first = Evaluation(loss=1.0, confusion=[[1]], predictions=[0], seconds=1.0)
-    assert first == dataclasses.replace(first, seconds=2.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
