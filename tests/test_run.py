@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
 from PIL import Image
+from processes import family, wait_until_gone
 from safetensors.torch import save_file
 
 from study.config.plan import STUDY_NAME
@@ -310,17 +310,14 @@ def test_interruption_exits_130_and_leaves_no_process(study, image_folder, name)
         for line in process.stdout:
             if "epoch 2/" in line:
                 break
-        ours = children_of(process.pid)
-        assert ours
+        ours = family(process.pid)
+        assert len(ours) > 1
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     goes_on = "study: interrupted; the record is kept. To continue: python -m study.run --resume one\n"
     assert errors == f"study: ending …\n{goes_on}"
-    deadline = time.monotonic() + 20
-    while (left := {pid for pid in ours if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == set()
+    assert wait_until_gone(ours, 20) == []
     _, parent, children = runs_of(study.room, "pets", "one")
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
 
@@ -348,20 +345,6 @@ def test_a_name_that_is_taken_is_told_before_anything_slow(study, arguments):
     done = study(*arguments, "--name", "one", **nowhere)
     assert done.returncode == 1
     assert "a study named 'one' exists. Choose another --name, or --resume it." in done.stderr
-
-
-def children_of(pid: int) -> set[int]:
-    """Return all processes below `pid`."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has just ended
-    below, added = {pid}, {pid}
-    while added := {child for child, parent in parents.items() if parent in added} - below:
-        below |= added
-    return below - {pid}
 
 
 @pytest.mark.slow
