@@ -79,6 +79,17 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: the threads of small networks wait for each other rather than compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system that is too small for a segment of features or a checkpoint."""
     disk = tmp_path / "disk"

@@ -2,18 +2,18 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.commands import study_command
+from support.mlflow_runs import open_store, runs_of
 
 from study.models.classifier import build
 from study.models.saved_model import ModelCard
 from study.report.render import write_report
 from study.results.record import Record
-from study.tracking.client import connect, local_uri
 from study.training.run_trial import open_checkpoint
 
 RECORDS = Path(__file__).parent / "records"
@@ -28,13 +28,6 @@ def old_study(tmp_path):
         return Path(shutil.copytree(RECORDS / name, tmp_path / "mlruns" / "studies" / name))
 
     return copy
-
-
-def runs_of(room: Path) -> dict[str, object]:
-    """Return MLflow's runs by the key of their trial, 'parent' for the study's own."""
-    client = connect(local_uri(room / "mlruns"), verbose=False)
-    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
-    return {run.data.tags.get("study.trial", "parent"): run for run in runs}
 
 
 @pytest.mark.parametrize(
@@ -71,8 +64,8 @@ def test_old_baseline_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     record = Record.read(old_study("baseline"))
     done = run_here(tmp_path, "--resume", "baseline")
     assert done.returncode == 0, done.stderr
-    runs = runs_of(tmp_path)
-    assert runs.keys() == {"parent", "0", "1"}
+    _, runs = runs_of(open_store(tmp_path), "baseline")
+    assert runs.keys() == {"0", "1"}
     for trial in record.trials():
         assert runs[trial.plan.key].data.metrics["test_accuracy"] == trial.test.accuracy
 
@@ -86,16 +79,16 @@ def test_old_search_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     done = run_here(tmp_path, "--resume", "search")
     assert done.returncode == 0, done.stderr
     assert "digits-resnet18 version 1" in done.stdout
-    runs = runs_of(tmp_path)
-    assert runs.keys() == {"parent", *"01234", *(f"final-{number}" for number in range(4))}
-    assert runs["parent"].data.metrics["difference_mean"] == pytest.approx(1 / 6)
+    parent, runs = runs_of(open_store(tmp_path), "search")
+    assert runs.keys() == {*"01234", *(f"final-{number}" for number in range(4))}
+    assert parent.data.metrics["difference_mean"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.slow
 def test_killed_old_search_is_finished(old_study, tmp_path):
     directory = old_study("killed")
     begun = Record.read(directory).trials()
-    command = [sys.executable, "-m", "study.run", "--resume", "killed"]
+    command = study_command("--resume", "killed")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = Record.read(directory)
@@ -103,4 +96,4 @@ def test_killed_old_search_is_finished(old_study, tmp_path):
     assert [trial.plan for trial in trials[:2]] == [trial.plan for trial in begun]
     assert trials[1].epochs[0] == begun[1].epochs[0]
     assert [trial.state for trial in record.all_trials()] == ["complete"] * 4
-    assert runs_of(tmp_path).keys() == {"parent", "0", "1", "2", "final-0"}
+    assert runs_of(open_store(tmp_path), "killed")[1].keys() == {"0", "1", "2", "final-0"}

@@ -3,8 +3,7 @@
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -12,20 +11,18 @@ import torch
 from PIL import Image
 from processes import family, wait_until_gone
 from safetensors.torch import save_file
+from support.commands import study_command
+from support.images import write_image_folder
+from support.mlflow_runs import open_store, runs_of
 
 from study.config.plan import STUDY_NAME
 from study.models.classifier import build
 from study.results.record import Record
 from study.run import _default_name
-from study.tracking.client import connect, local_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
 
 QUICK = ["--weights", "none", "--image-size", "32", "--epochs", "1"]
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "study.run", *map(str, arguments)]
 
 
 @pytest.fixture
@@ -36,20 +33,11 @@ def study(tmp_path):
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command(*arguments), cwd=room, capture_output=True, text=True, env={**os.environ, **environment}
+            study_command(*arguments), cwd=room, capture_output=True, text=True, env={**os.environ, **environment}
         )
 
     run.room = room
     return run
-
-
-def runs_of(room: Path, experiment: str, name: str):
-    """Return a study's parent run and the children by trial number."""
-    client = connect(local_uri(room / "mlruns"), verbose=False)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], f"tags.study.name = '{name}'")
-    children = {run.data.tags["study.trial"]: run for run in runs if "study.trial" in run.data.tags}
-    (parent,) = (run for run in runs if "study.trial" not in run.data.tags)
-    return client, parent, children
 
 
 @pytest.mark.slow
@@ -67,7 +55,8 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     recorded = optuna.load_study(study_name="one", storage=optuna.storages.JournalStorage(backend))
     assert [trial.state.name for trial in recorded.trials] == ["COMPLETE", "COMPLETE"]
-    client, parent, children = runs_of(study.room, "pets", "one")
+    client = open_store(study.room)
+    parent, children = runs_of(client)
     assert parent.info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "comparison.csv",
@@ -97,7 +86,7 @@ def test_baseline_whose_trials_all_fail_exits_1(study, image_folder, broken_weig
     done = study("--baseline", "resnet18", *flags, "--name", "one")
     assert done.returncode == 1
     assert "train_loss: must stay finite, but got nan in epoch 1" in done.stdout
-    _, parent, children = runs_of(study.room, "pets", "one")
+    parent, children = runs_of(open_store(study.room))
     assert (parent.info.status, children["0"].info.status) == ("FAILED", "FAILED")
     assert "train_loss" in children["0"].data.tags["study.reason"]
 
@@ -113,45 +102,79 @@ epochs = 2
 """
 
 
-@pytest.mark.slow
-def test_search_proposes_judges_and_tracks_each_space_as_a_study(study, image_folder):
-    (study.room / "first.toml").write_text(f"{SPACE}[budget]\ntrials = 4\n")
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """Search two spaces with one command; return the directory, what the command printed, and its studies' records."""
+    room = tmp_path_factory.mktemp("searched")
+    (room / "first.toml").write_text(f"{SPACE}[budget]\ntrials = 4\n")
     another = SPACE.replace("resnet18", "resnet34")
-    (study.room / "second.toml").write_text(f'{another}[budget]\ntrials = 2\n[pruner]\nname = "none"\n')
-    flags = ["--data", image_folder, "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "2"]
-    done = study("--search", "first.toml", "second.toml", *flags)
+    (room / "second.toml").write_text(f'{another}[budget]\ntrials = 2\n[pruner]\nname = "none"\n')
+    flags = ["--data", write_image_folder(room / "pets"), "--weights", "none", "--image-size", "32"]
+    command = study_command("--search", "first.toml", "second.toml", *flags, "--epochs", "2", "--repeats", "2")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
+    done = subprocess.run(command, cwd=room, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    first, second = sorted((study.room / "mlruns" / "studies").iterdir())
-    assert [path.name.partition("-")[0] for path in (first, second)] == ["first", "second"]
-    assert [trial.state for trial in Record.read(second).trials()] == ["complete", "complete"]
-    assert all({trial.state for trial in Record.read(path).finals()} == {"complete"} for path in (first, second))
-    for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best trials by val"):
-        assert expected in done.stdout
+    records = [Record.read(path) for path in sorted((room / "mlruns" / "studies").iterdir())]
+    return SimpleNamespace(room=room, output=done.stdout, records=records)
 
-    client, parent, children = runs_of(study.room, "pets", first.name)
+
+@pytest.mark.slow
+def test_search_makes_each_space_a_study(searched):
+    first, second = searched.records
+    assert [record.directory.name.partition("-")[0] for record in (first, second)] == ["first", "second"]
+    assert [trial.state for trial in second.trials()] == ["complete", "complete"]
+    assert all({trial.state for trial in record.finals()} == {"complete"} for record in (first, second))
+
+
+@pytest.mark.slow
+def test_search_prints_images_space_trials_and_verdict(searched):
+    for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best trials by val"):
+        assert expected in searched.output
+
+
+@pytest.mark.slow
+def test_search_tracks_its_trials_and_its_verdict(searched):
+    client = open_store(searched.room)
+    parent, children = runs_of(client, searched.records[0].directory.name)
+    finals = [run for run in children.values() if run.data.tags["study.stage"] == "final"]
+    searching = {key: run for key, run in children.items() if run.data.tags["study.stage"] == "search"}
+    assert searching.keys() == {"0", "1", "2", "3"}
+    assert searching["0"].data.params["lr"] == "0.001"
+    assert all(
+        "val_accuracy" in run.data.metrics and "test_accuracy" not in run.data.metrics for run in searching.values()
+    )
+    assert all("test_accuracy" in run.data.metrics for run in finals)
+    assert len({run.data.tags["study.split_fingerprint"] for run in children.values()}) == 1
+    assert all(run.info.status == "FINISHED" for run in children.values())
+    verdict, _ = (line.removeprefix("verdict  ") for line in searched.output.splitlines() if line.startswith("verdict"))
+    assert parent.data.tags["mlflow.note.content"].startswith(verdict)
+
+
+@pytest.mark.slow
+def test_search_logs_files_of_the_study_and_its_trials(searched):
+    client = open_store(searched.room)
+    parent, children = runs_of(client, searched.records[0].directory.name)
+    files = {key: {file.path for file in client.list_artifacts(run.info.run_id)} for key, run in children.items()}
     assert {"verdict.txt", "trials.csv", "importances.json"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id)
     }
-    searched = {key: run for key, run in children.items() if run.data.tags["study.stage"] == "search"}
-    finals = {key: run for key, run in children.items() if run.data.tags["study.stage"] == "final"}
-    assert set(searched) == {"0", "1", "2", "3"}
-    assert searched["0"].data.params["lr"] == "0.001"
-    assert all(
-        "val_accuracy" in run.data.metrics and "test_accuracy" not in run.data.metrics for run in searched.values()
-    )
-    assert all("test_accuracy" in run.data.metrics for run in finals.values())
-    assert len({run.data.tags["study.split_fingerprint"] for run in children.values()}) == 1
-    assert all(run.info.status == "FINISHED" for run in children.values())
-    verdict, _ = (line.removeprefix("verdict  ") for line in done.stdout.splitlines() if line.startswith("verdict"))
-    assert parent.data.tags["mlflow.note.content"].startswith(verdict)
-    model = first / "model"
-    assert {file.name for file in model.iterdir()} == {"model.json", "model.safetensors"}
-    assert not (first / "checkpoints").exists()
-    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id == parent.info.run_id
-    for run in searched.values():
-        assert "confusion_matrix.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert all("confusion_matrix.png" in files[str(number)] for number in range(4))
 
-    again = study("--reproduce", first.name)
+
+@pytest.mark.slow
+def test_search_keeps_and_registers_its_model_alone(searched):
+    directory = searched.records[0].directory
+    assert {file.name for file in (directory / "model").iterdir()} == {"model.json", "model.safetensors"}
+    assert not (directory / "checkpoints").exists()
+    client = open_store(searched.room)
+    parent, _ = runs_of(client, directory.name)
+    assert client.get_model_version_by_alias("pets-resnet18", "champion").run_id == parent.info.run_id
+
+
+@pytest.mark.slow
+def test_reproduce_trains_a_searchs_model_again(searched):
+    command = study_command("--reproduce", searched.records[0].directory.name)
+    again = subprocess.run(command, cwd=searched.room, capture_output=True, text=True)
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.startswith("epoch 1  loss ")
     assert again.stdout.splitlines()[-1] == "verdict  reproduced"
@@ -162,7 +185,7 @@ def test_time_budget_ends_the_search_before_the_verdict(study, image_folder):
     (study.room / "small.toml").write_text(SPACE)
     flags = ["--data", image_folder, *QUICK, "--repeats", "1", "--pruner", "none", "--name", "one"]
     with subprocess.Popen(
-        command("--search", "small.toml", *flags, "--trials", "100000"),
+        study_command("--search", "small.toml", *flags, "--trials", "100000"),
         cwd=study.room,
         stdout=subprocess.PIPE,
         text=True,
@@ -194,7 +217,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
     assert "0 complete, 0 pruned, 2 failed" in done.stdout
     assert f"weights  resnet18: {broken_weights}, last layer fc is the file's own" in done.stdout
     assert "device   CPU, " in done.stdout or torch.cuda.is_available()
-    _, parent, children = runs_of(study.room, "pets", "one")
+    parent, children = runs_of(open_store(study.room))
     assert {run.info.status for run in (parent, *children.values())} == {"FAILED"}
     assert all("train_loss" in run.data.tags["study.reason"] for run in children.values())
 
@@ -304,7 +327,7 @@ def test_no_network_and_no_weights_names_every_way_round(run_here, image_folder,
 def test_interruption_exits_130_and_leaves_no_process(study, image_folder, name):
     arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK, "--epochs", "100000"]
     with subprocess.Popen(
-        command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        study_command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         for line in process.stdout:
@@ -318,7 +341,7 @@ def test_interruption_exits_130_and_leaves_no_process(study, image_folder, name)
     goes_on = "study: interrupted; the record is kept. To continue: python -m study.run --resume one\n"
     assert errors == f"study: ending …\n{goes_on}"
     assert wait_until_gone(ours, 20) == []
-    _, parent, children = runs_of(study.room, "pets", "one")
+    parent, children = runs_of(open_store(study.room))
     assert (parent.info.status, children["0"].info.status) == ("KILLED", "KILLED")
 
 
@@ -326,7 +349,7 @@ def test_interruption_exits_130_and_leaves_no_process(study, image_folder, name)
 def test_interruption_before_the_record_names_no_study(study, image_folder):
     arguments = ["--baseline", "resnet18", "--data", image_folder, "--name", "one", *QUICK]
     with subprocess.Popen(
-        command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        study_command(*arguments), cwd=study.room, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         for line in process.stdout:

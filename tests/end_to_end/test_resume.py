@@ -5,15 +5,15 @@ import pickle
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import study_command
 from support.images import write_image_folder
 from support.manifests import make_manifest
+from support.mlflow_runs import open_store
 
 from study.results.record import Record
-from study.tracking.client import connect, local_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow warns when it reads the runs back
 
@@ -42,9 +42,10 @@ def hostile_pickle(room: Path) -> bytes:
 
 
 def run(room: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "study.run", *map(str, arguments)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
-    return subprocess.run(command, cwd=room, capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(
+        study_command(*arguments), cwd=room, capture_output=True, text=True, timeout=200, env=environment
+    )
 
 
 def results(room: Path) -> list[object]:
@@ -122,7 +123,7 @@ def test_ended_study_is_rebuilt_from_its_journal_alone(room, finished):
         (finished / "elsewhere").rename(finished / "pets")
     assert done.returncode == 0, done.stderr
     assert results(room) == results(finished)
-    client = connect(local_uri(room / "mlruns"), verbose=False)
+    client = open_store(room)
     runs = client.search_runs([client.get_experiment_by_name("pets").experiment_id])
     keys = sorted(run.data.tags.get("study.trial", "parent") for run in runs)
     trials = Record.read(room / "mlruns" / "studies" / "one").all_trials()

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 from processes import trial_processes
 from ray import tune
+from support.commands import study_command
 from support.manifests import make_manifest
 
 from study.bench.training import make_images
@@ -59,10 +59,6 @@ def room(tmp_path) -> Path:
     return tmp_path
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "study.run", *map(str, arguments)]
-
-
 def pixels_of(folder: Path) -> set[bytes]:
     """The red plane of each image, as it lies in a study's arrays."""
     return {np.asarray(Image.open(file))[:, :, 0].tobytes() for file in folder.rglob("*.png")}
@@ -95,7 +91,7 @@ def test_search_trial_has_no_test_image_in_memory(room):
     tested, trained = pixels_of(room / "noise" / "test"), pixels_of(room / "noise" / "train")
     arguments = [*FLAGS, "--epochs", "100000", "--pruner", "none"]
     small = {**os.environ, "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(10**8)}  # which is searched as well
-    with subprocess.Popen(command(*arguments), cwd=room, stdout=subprocess.PIPE, text=True, env=small) as process:
+    with subprocess.Popen(study_command(*arguments), cwd=room, stdout=subprocess.PIPE, text=True, env=small) as process:
         assert process.stdout
         for line in process.stdout:
             if "epoch 2/" in line:
@@ -125,7 +121,7 @@ def journal_of(room: Path, name: str) -> list[object]:
 def test_searches_of_one_seed_write_the_same_journal(room):
     for name in ("former", "latter"):
         arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", name]
-        done = subprocess.run(command(*arguments), cwd=room, capture_output=True, text=True)
+        done = subprocess.run(study_command(*arguments), cwd=room, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     former, latter = journal_of(room, "former"), journal_of(room, "latter")
     assert len(former) > 30
@@ -136,7 +132,7 @@ def test_searches_of_one_seed_write_the_same_journal(room):
 def test_killed_trial_ends_under_its_own_number(room):
     arguments = ["--baseline", "resnet18", *FLAGS[2:], "--epochs", "40", "--name", "killed"]
     process = subprocess.Popen(
-        command(*arguments), cwd=room, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        study_command(*arguments), cwd=room, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     with process:
         assert process.stdout

@@ -11,16 +11,16 @@ import numpy as np
 import optuna
 import pytest
 from support.manifests import make_manifest
+from support.results import TEST
 
 from study.config.plan import Plan
 from study.config.search_space import Budget, Float, Int, Pruner, Resources, SearchSpace
 from study.errors import RecordError
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 
 EPOCH = EpochResult(1, train_loss=2.0, epoch_s=3.0, images_per_s=10.0)
-TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 
 
 @pytest.fixture(autouse=True)

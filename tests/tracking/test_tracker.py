@@ -15,10 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 from support.manifests import make_manifest
+from support.mlflow_runs import runs_of
+from support.results import TEST
 
 from study.config.plan import Plan
 from study.errors import TrackingError
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.tracking.client import connect, local_uri, ui_command, without_credentials
 from study.tracking.tracker import Tracker
@@ -26,7 +28,6 @@ from study.tracking.tracker import Tracker
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
 CLASSES = ["cat", "dog"]
-TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 
 
 def epoch(number: int) -> EpochResult:
@@ -71,14 +72,6 @@ def run_a_trial(record, tracker, epochs=2):
     record.complete(plan)
     tracker.on_change(plan)
     return plan
-
-
-def runs_of(client):
-    experiment = client.get_experiment_by_name("pets")
-    runs = client.search_runs([experiment.experiment_id])
-    children = {run.data.tags["study.trial"]: run for run in runs if "study.trial" in run.data.tags}
-    (parent,) = (run for run in runs if "study.trial" not in run.data.tags)
-    return parent, children
 
 
 def test_tracker_projects_a_trial_with_recipe_epochs_and_test(client, record, tmp_path):

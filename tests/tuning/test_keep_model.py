@@ -18,20 +18,11 @@ from study.results.verdict import Verdict
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.tuning.keep_model import keep_model, recipe_to_keep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 UNTRAINED = Pretrained(None, "none", "every layer is new")
-
-
 FACTS = {"device": "CPU", "precision": "fp32", "threads": 2, "arithmetic": "a machine"}
 TEST = Evaluation(loss=1.0, confusion=[[3, 0, 0], [1, 2, 0], [0, 0, 3]], predictions=[0, 1, 2, 0, 0, 2, 0, 1, 2])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small wait for each other's threads rather than compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

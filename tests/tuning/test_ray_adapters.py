@@ -5,16 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 from support.manifests import make_manifest, make_space
+from support.results import TEST
 
 from study.config.plan import Plan
 from study.config.search_space import Budget, Pruner
-from study.results.metrics import EpochResult, Evaluation, Progress
+from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
 from study.tuning.ray_adapters import RecordScheduler, RecordSearcher
 
-TEST = Evaluation(loss=1.0, confusion=[[3, 1], [0, 4]], predictions=[0, 0, 0, 1, 1, 1, 1, 1])
 OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)
 
 

@@ -17,14 +17,7 @@ from study.training.hardware import Hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.reproduce import Reproduction, describe, reproduce
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small wait for each other's threads rather than compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
