@@ -53,7 +53,8 @@ def test_train_learns_what_can_be_learnt(make_recipe, make_images):
     assert evaluate(classifier, recipe, images, classes=3, hardware=CPU).accuracy > 0.9
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+# A CPU without bf16 only emulates it, slowly.
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_train_repeats_itself_for_one_seed(make_recipe, make_images, precision):
     hardware = dataclasses.replace(CPU, precision=precision)
     first, second = (fit(make_recipe(), make_images(48), hardware=hardware)[1] for _ in range(2))
