@@ -1,4 +1,4 @@
-"""Define the errors that are no bugs of this program; each message is one line for the user.
+"""Define the errors that are no bugs of this program; each message is one line for the user, or one a mistake.
 
 StudyError
 ├── ConfigError      a flag, a settings file or a combination of settings is wrong: exit code 2
@@ -13,15 +13,18 @@ Only the command lines (`run.py`, `predict.py`, `ui.py`, …) catch StudyError. 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 
 
 class StudyError(Exception):
     """Base of all errors whose message alone shows the user what to do."""
 
 
-class ConfigError(StudyError):
-    """A flag, a key or a combination of settings breaks a rule."""
+class ConfigError(StudyError, ValueError):
+    """Flags, keys or combinations of settings break rules: one line for each mistake.
+
+    It is a ValueError, so that pydantic goes on to the next field when a rule of ours raises it.
+    """
 
 
 class DataError(StudyError):
@@ -49,11 +52,15 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Build the message that `name` is no known `kind`; suggest the nearest known name."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known)
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that `name` may be a misspelling of; None if none is near."""
+    near = difflib.get_close_matches(name, sorted(known))
     # Prefer a near name with the same letters: the most frequent typing error swaps two letters.
-    nearest = min(near, key=lambda candidate: sorted(candidate) != sorted(name), default=None)
+    return min(near, key=lambda candidate: sorted(candidate) != sorted(name), default=None)
+
+
+def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
+    """Build the message that `name` is no known `kind`; suggest the nearest known name."""
+    nearest = nearest_name(name, known)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(sorted(known))}."

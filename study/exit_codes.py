@@ -58,8 +58,8 @@ def _ensure_home() -> None:
         os.environ["HOME"] = str(home)
 
 
-def _print(line: str) -> None:
-    if line:
+def _print(message: str) -> None:
+    for line in message.splitlines():
         print(f"study: {line}", file=sys.stderr)
 
 

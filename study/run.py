@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from study.config.flags import (
     build_parser,
     change_budget,
+    change_recipe,
     configure,
     fill_in,
     read_space,
-    recipe_changes,
     with_resources,
 )
 from study.config.load_toml import baseline_recipe, load_baseline
@@ -59,7 +59,7 @@ def _run_baseline(options: argparse.Namespace) -> int:
     if options.as_written and (other := [model for model in models if model not in baseline.models]):
         known = " and ".join(baseline.models)
         raise ConfigError(f"--as-written: models must be among {known}, as in the assignment, but got {other[0]!r}.")
-    recipes = [replace(baseline_recipe(model), **recipe_changes(options)) for model in models]
+    recipes = [change_recipe(options, baseline_recipe(model)) for model in models]
     config = configure(options, options.name or _default_name("baseline"))
     check_new(_directory(config))
     stage = "as-written" if options.as_written else "baseline"
@@ -84,7 +84,7 @@ def _search(options: argparse.Namespace) -> int:
         check_new(_directory(config))
     exit_code = 0
     for space, config in zip(spaces, configs, strict=True):
-        baseline = replace(baseline_recipe(space.base.model), **recipe_changes(options))
+        baseline = change_recipe(options, baseline_recipe(space.base.model))
         design = Design("search", (baseline,), space, repeats)
         exit_code = _run(with_resources(config, space), design) or exit_code
     return exit_code

@@ -61,7 +61,7 @@ def make_recipe() -> Callable[..., Recipe]:
 
     def make(**changes: object) -> Recipe:
         small = {"model": "resnet18", "image_size": 32, "epochs": 2, "batch_size": 16}
-        return Recipe.from_dict({**load_baseline().values, **small, **changes})
+        return Recipe(**{**load_baseline().values, **small, **changes})
 
     return make
 

@@ -24,6 +24,7 @@ def fail(error: BaseException) -> int:
     ("error", "code", "line"),
     [
         (ConfigError("--seed: must be at least 0, but got -1."), 2, "study: --seed: must be at least 0, but got -1.\n"),
+        (ConfigError("--seed: a.\n--name: b."), 2, "study: --seed: a.\nstudy: --name: b.\n"),
         (DataError("pets: must hold images."), 1, "study: pets: must hold images.\n"),
         (KeyboardInterrupt(), 130, "study: interrupted.\n"),
         (KeyboardInterrupt("interrupted; the record is kept."), 130, "study: interrupted; the record is kept.\n"),

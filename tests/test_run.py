@@ -251,7 +251,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--baseline", "vgg61"], "unknown model 'vgg61'. Did you mean 'vgg16'?"),
         (["--baseline", "--fraction", "1.5"], "--fraction: must be at most 1, but got 1.5."),
         (["--baseline", "--name", "../up"], "--name: must be 1 to 64 letters"),
-        (["--baseline", "--epochs", "0"], "epochs: must be at least 1, but got 0."),
+        (["--baseline", "--epochs", "0"], "--epochs: must be at least 1, but got 0."),
         (["--baseline", "resnet34", "--as-written"], "--as-written: models must be among vgg16 and resnet18"),
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set or folder 'no/such/folder'"),

@@ -272,7 +272,7 @@ def _fit(function: Callable[..., None], recipes: list[Recipe], allotment: Allotm
 
 def _train_stock(config: dict[str, Any], *, train: Images, validation: Images) -> None:
     """Train one recipe with the assignment's loop, as a user of Ray Tune would write the trainable."""
-    recipe = Recipe.from_dict(config["recipe"])
+    recipe = Recipe(**config["recipe"])
     hardware = reference.choose_hardware()
     network = build(MODEL, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0).network
     for epoch in reference.train(network, recipe, train, seed=0, hardware=hardware):

@@ -131,7 +131,7 @@ def serve() -> None:
 
 
 def _as_written(images: Images, asked: Asked) -> float:
-    recipe = Recipe.from_dict(asked["recipe"])
+    recipe = Recipe(**asked["recipe"])
     network = reference.build(recipe.model, classes=CLASSES, pretrained=None, seed=0)
     epochs = reference.train(network, recipe, images, seed=0, hardware=reference.choose_hardware())
     return len(images) / _seconds(lambda: list(epochs))
@@ -151,7 +151,7 @@ def _with_full_store(images: Images, asked: Asked) -> float:
 
 
 def _train(images: Images, asked: Asked, store: FeatureStore) -> float:
-    recipe = Recipe.from_dict(asked["recipe"])
+    recipe = Recipe(**asked["recipe"])
     hardware = choose_hardware("auto")
     (result,) = train(_build(recipe), recipe, images, classes=CLASSES, seed=0, hardware=hardware, features=store)
     return result.images_per_s
@@ -159,7 +159,7 @@ def _train(images: Images, asked: Asked, store: FeatureStore) -> float:
 
 def _bare_suffix(images: Images, asked: Asked) -> float:
     """Train the suffix alone on tensors in memory; this is the upper limit for sharing the prefix's outputs."""
-    recipe = Recipe.from_dict(asked["recipe"])
+    recipe = Recipe(**asked["recipe"])
     hardware = choose_hardware("auto")
     classifier = _build(recipe)
     classifier.network.to(hardware.device).to(memory_format=torch.channels_last)

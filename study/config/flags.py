@@ -5,15 +5,18 @@ Knows no torch, Ray, Optuna or MLflow, and starts nothing.
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study.config.load_toml import load_baseline, load_space, parse_duration
+from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
 from study.config.plan import StudyConfig
+from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
+from study.config.validation import gather
 from study.errors import ConfigError, unknown_name
 
 SOURCES = ("cifar10", "digits")
@@ -164,19 +167,21 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
     """Build a checked configuration from flags; defaults for fraction and seed come from `baseline.toml`.
 
     Raises:
-        ConfigError: a flag breaks its rule.
+        ConfigError: flags break their rules; the message lists all of them.
     """
     baseline = load_baseline()
     data = options.data or "cifar10"
     fraction = options.fraction
     if fraction is None:
         fraction = baseline.fraction if data == "cifar10" else 1.0
-    return StudyConfig(
+    weights = options.weights or "imagenet"
+    make = partial(
+        StudyConfig,
         name=name,
-        data=_source(data),
+        data=data,
         data_dir=absolute(options.data_dir or cache_directory() / "data"),
         fraction=fraction,
-        weights=_weights(options.weights or "imagenet"),
+        weights=weights,
         seed=baseline.seed if options.seed is None else options.seed,
         precision=options.precision or "auto",
         mlruns=Path("mlruns").absolute(),
@@ -188,11 +193,27 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
         cache_gb=options.cache_gb,
         verbose=options.verbose,
     )
+    with _as_flags():
+        parts: dict[str, Callable[[], Any]]
+        parts = {"data": partial(_source, data), "weights": partial(_weights, weights), "": make}
+        made = gather(parts)
+        config: StudyConfig = made[""]
+    return replace(config, data=made["data"], weights=made["weights"])
 
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe fields that are set by flags."""
     return {key: getattr(options, key) for key in ("epochs", "image_size") if getattr(options, key) is not None}
+
+
+def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """Return `recipe` with the fields that flags set.
+
+    Raises:
+        ConfigError: flags break their rules; the message lists all of them.
+    """
+    with _as_flags():
+        return replace(recipe, **recipe_changes(options))
 
 
 def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
@@ -205,9 +226,9 @@ def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
     for field in recipe_changes(options):
         if field in space.domains:
             raise ConfigError(f"{_spell(field)}: must be left out, since search space {space.name} searches {field}.")
-    with _as_flag("--pruner"):
+    with _as_flags(name="pruner"):
         pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
-    base = replace(space.base, **recipe_changes(options))
+    base = change_recipe(options, space.base)
     return replace(space, base=base, budget=change_budget(options, space.budget), pruner=pruner)
 
 
@@ -215,13 +236,12 @@ def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:
     """Return `budget` with the limits that flags set.
 
     Raises:
-        ConfigError: a flag breaks its rule.
+        ConfigError: flags break their rules; the message lists all of them.
     """
-    with _as_flag("--trials"):
-        budget = replace(budget, trials=budget.trials if options.trials is None else options.trials)
-    if options.time_budget is not None:
-        budget = replace(budget, time_s=parse_duration(options.time_budget, place="--time-budget"))
-    return budget
+    trials = budget.trials if options.trials is None else options.trials
+    with _as_flags(time="time_budget"):
+        asked = BudgetTable(trials) if options.time_budget is None else BudgetTable(trials, options.time_budget)
+    return Budget(trials, budget.time_s if asked.time is None else asked.time)
 
 
 def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
@@ -245,12 +265,13 @@ def _spell(option: str) -> str:
 
 
 @contextlib.contextmanager
-def _as_flag(flag: str) -> Iterator[None]:
-    """Replace the key in a configuration error by the flag that set the value."""
+def _as_flags(**spelt: str) -> Iterator[None]:
+    """Replace the keys in a configuration error by the flags that set them; `spelt` has the flags of other names."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{flag}: {str(error).partition(': ')[2]}") from None
+        lines = [line.partition(": ") for line in str(error).splitlines()]
+        raise ConfigError("\n".join(f"{_spell(spelt.get(key, key))}: {rest}" for key, _, rest in lines)) from None
 
 
 def _source(given: str) -> str:
@@ -258,7 +279,7 @@ def _source(given: str) -> str:
         return given
     folder = absolute(given)
     if not folder.is_dir():
-        raise ConfigError(f"--data: {unknown_name('data set or folder', given, SOURCES)}")
+        raise ConfigError(unknown_name("data set or folder", given, SOURCES))
     return str(folder)
 
 
@@ -267,5 +288,5 @@ def _weights(given: str) -> str:
         return given
     file = absolute(given)
     if not file.is_file():
-        raise ConfigError(f"--weights: {unknown_name('weights or file', given, WEIGHTS)}")
+        raise ConfigError(unknown_name("weights or file", given, WEIGHTS))
     return str(file)

@@ -3,20 +3,93 @@
 Every mistake in a file is reported with file, key, rule and value before anything slow starts.
 """
 
-import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from study.config.architectures import ARCHITECTURES
 from study.config.paths import absolute, search_spaces_directory
-from study.config.recipe import Recipe
-from study.config.search_space import FIELDS, Budget, Pruner, Resources, SearchSpace, read_domain, read_section
-from study.config.validation import Mistakes, check_keys, check_whole, is_number, read_table, require, within
+from study.config.recipe import Model, Recipe
+from study.config.search_space import FIELDS, Budget, Domains, Pruner, Resources, SearchSpace, read_value
+from study.config.validation import AtLeastOne, Count, Fraction, checked, from_table, gather, within
 from study.errors import ConfigError, unknown_name
+
+
+def _seconds(text: object) -> float:
+    pattern = r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?"
+    parts = re.fullmatch(pattern, text, re.ASCII) if isinstance(text, str) else None
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total == 0:
+        raise ConfigError(f"must be a duration such as '90s', '30m', '2h' or '1h30m', but got {text!r}.")
+    return float(total)
+
+
+def _read_fixed(table: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Check the table [fixed], whose fields must not be searched too."""
+    searched = info.data.get("space", {})
+
+    def read(field: str, value: object) -> Any:
+        if field in searched:
+            raise ConfigError(f"must not be in [space] too, but got {value!r}.")
+        return read_value(field, value)
+
+    return gather({field: partial(read, field, value) for field, value in table.items()})
+
+
+def _read_recipe(table: dict[str, Any]) -> dict[str, Any]:
+    """Check the baseline's table [recipe], which holds every field of a recipe but the model."""
+    if "model" in table:
+        raise ConfigError(f"model: {unknown_name('key', 'model', FIELDS)}")
+    values = Recipe(model=next(iter(ARCHITECTURES)), **table).to_dict()
+    return {field: values[field] for field in FIELDS}
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+"""Seconds above 0, written as 90s, 30m, 2h or 1h30m."""
+
+
+@checked
+class BudgetTable:
+    """The table [budget]."""
+
+    trials: AtLeastOne = Budget().trials
+    time: Duration | None = None
+
+
+@checked
+class _SpaceFile:
+    """The file of a search space."""
+
+    model: Model
+    space: Domains
+    fixed: Annotated[dict[str, Any], AfterValidator(_read_fixed)] = field(default_factory=dict)
+    budget: Annotated[BudgetTable, from_table(BudgetTable)] = BudgetTable()
+    pruner: Annotated[Pruner, from_table(Pruner)] = Pruner()
+    resources: Annotated[Resources, from_table(Resources)] = Resources()
+
+
+@checked
+class _BaselineData:
+    """The baseline's table [data]."""
+
+    cifar10_fraction: Fraction
+    seed: Count
+
+
+@checked
+class _BaselineFile:
+    """The baseline's file."""
+
+    models: Annotated[list[Model], Field(min_length=1)]
+    data: Annotated[_BaselineData, from_table(_BaselineData)]
+    recipe: Annotated[dict[str, Any], AfterValidator(_read_recipe)]
 
 
 @dataclass(frozen=True)
@@ -36,24 +109,12 @@ def load_baseline() -> Baseline:
     """Read the assignment's models, data and recipe.
 
     Raises:
-        ConfigError: the shipped file was edited and now breaks a rule.
+        ConfigError: the shipped file was edited and now breaks rules. The message lists every mistake.
     """
     file = search_spaces_directory() / "baseline.toml"
     with within(f"{file}: "):
-        document = _read(file)
-        check_keys(document, required=("models", "data", "recipe"))
-        models = document["models"]
-        known = isinstance(models, list) and len(models) > 0 and all(model in [*ARCHITECTURES] for model in models)
-        require(known, "models: must be a list of known models", models)
-        data = read_table(document, "data", required=("cifar10_fraction", "seed"))
-        fraction, seed = data["cifar10_fraction"], data["seed"]
-        with within("data."):
-            require(is_number(fraction) and 0 < fraction <= 1, "cifar10_fraction: must be in (0, 1]", fraction)
-            check_whole("seed", seed, at_least=0)
-        values = read_table(document, "recipe", required=FIELDS)
-        with within("recipe."):
-            Recipe(model=models[0], **values)
-    return Baseline(tuple(models), fraction, seed, values)
+        read = _BaselineFile(**_read(file))
+    return Baseline(tuple(read.models), read.data.cifar10_fraction, read.data.seed, read.recipe)
 
 
 def baseline_recipe(model: str) -> Recipe:
@@ -72,72 +133,17 @@ def load_space(name: str) -> SearchSpace:
         name: name of a shipped space, such as vgg16, or path of a TOML file.
 
     Raises:
-        ConfigError: the space does not exist or breaks a rule. The message names file, key, rule and value.
+        ConfigError: the space does not exist or breaks rules. The message lists each with file, key and rule.
     """
     shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.stem != "baseline"}
     file = shipped.get(name, absolute(name))
     if not file.is_file():
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
     with within(f"{file if name in shipped else name}: "):
-        return _read_space(_read(file), file)
-
-
-def _read_space(document: dict[str, Any], file: Path) -> SearchSpace:
-    """Build the space of a document, and report all its mistakes at once."""
-    mistakes = Mistakes()
-    base, domains = baseline_recipe(load_baseline().models[0]), {}
-    space: dict[str, Any] = {}
-    fixed: dict[str, Any] = {}
-    with mistakes.collected():
-        check_keys(document, required=("model", "space"), optional=("fixed", "budget", "pruner", "resources"))
-    with mistakes.collected():
-        base = dataclasses.replace(base, model=document.get("model", base.model))
-    with mistakes.collected():
-        space = read_table(document, "space", optional=FIELDS)
-    with mistakes.collected():
-        fixed = read_table(document, "fixed", optional=FIELDS)
-    for field in fixed.keys() & space.keys():
-        with mistakes.collected():
-            require(False, f"fixed.{field}: must not be in [space] too", fixed[field])
-    with mistakes.collected(), within("fixed."):
-        base = dataclasses.replace(base, **fixed)
-    for field in space:
-        with mistakes.collected(), within("space."):
-            domains[field] = read_domain(space, field)
-    budget, pruner, resources = Budget(), Pruner(), Resources()
-    with mistakes.collected():
-        limits = read_table(document, "budget", optional=("trials", "time"))
-        if "time" in limits:
-            with mistakes.collected():
-                limits["time_s"] = parse_duration(limits["time"], place="budget.time")
-            del limits["time"]
-        budget = read_section({"budget": limits}, "budget", Budget)
-    with mistakes.collected():
-        pruner = read_section(document, "pruner", Pruner)
-    with mistakes.collected():
-        resources = read_section(document, "resources", Resources)
-    if domains or not space:
-        with mistakes.collected():
-            found = SearchSpace(file.stem, file, domains, base, budget, pruner, resources)
-    mistakes.report()
-    return found
-
-
-def parse_duration(text: str, place: str = "time") -> float:
-    """Return the seconds of a duration such as 90s, 30m, 2h or 1h30m; `place` is the flag or key for errors.
-
-    Raises:
-        ConfigError: `text` is no such duration, or the duration is zero.
-    """
-    parts = (
-        re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
-        if isinstance(text, str)
-        else None
-    )
-    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
-    total = 3600 * hours + 60 * minutes + seconds
-    require(total > 0, f"{place}: must be a duration such as '90s', '30m', '2h' or '1h30m'", text)
-    return float(total)
+        read = _SpaceFile(**_read(file))
+        base = Recipe(model=read.model, **{**load_baseline().values, **read.fixed})
+        budget = Budget(read.budget.trials, read.budget.time)
+        return SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,21 +8,17 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, InstanceOf, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, InstanceOf
 
 from study.config.plan import Design
-from study.config.validation import explain
+from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, within
 from study.errors import ConfigError
 
 FORMAT = 1
 """Version of the manifest's keys; to be raised with any change that older versions of `study` cannot read."""
 
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
 
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+@checked
 class Manifest:
     """Everything that makes a study this study: a resumed study must keep it."""
 
@@ -36,9 +32,9 @@ class Manifest:
     """Directory of downloaded data sets."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     """Class names, in the order of the labels."""
-    fraction: Annotated[float, Field(gt=0, le=1)]
+    fraction: Fraction
     """Share of the source's images that is used, in (0, 1]."""
-    image_size: Annotated[int, Field(ge=1)]
+    image_size: AtLeastOne
     """Largest side in pixels that a network of the study sees."""
     train_images: Count
     val_images: Count
@@ -77,13 +73,12 @@ class Manifest:
                 " made it. Update study."
             )
         fields = {field.name for field in dataclasses.fields(cls)} & values.keys()
-        try:
-            plain = {**{name: values[name] for name in fields}, "classes": tuple(values["classes"])}
-            return cls(design=Design.from_dict(values), **plain)
-        except KeyError as error:
-            raise ConfigError(f"manifest: {error.args[0]} must be given, but is missing.") from None
-        except ValidationError as error:
-            raise explain(error, "manifest.") from None
+        with within("manifest."):
+            try:
+                plain = {**{name: values[name] for name in fields}, "classes": tuple(values["classes"])}
+                return cls(design=Design.from_dict(values), **plain)
+            except KeyError as error:
+                raise ConfigError(f"{error.args[0]}: must be given, but is missing.") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values; the design's parts stand beside the other keys."""

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from study.config.recipe import Number, Recipe
+from study.config.recipe import Recipe
 from study.config.search_space import Categorical, SearchSpace
-from study.config.validation import checked, matches
+from study.config.validation import AtLeastOne, Count, Fraction, checked
+from study.errors import ConfigError
 from study.formatting import format_value
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-STUDY_NAME_RULE = "be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
-
-
-def _is_study_name(name: str) -> bool:
-    return STUDY_NAME.fullmatch(name) is not None and name != "latest"
+def _check_name(name: str) -> str:
+    if not STUDY_NAME.fullmatch(name) or name == "latest":
+        rule = "must be 1 to 64 letters, digits, '.', '_' or '-', begin with a letter or digit, and not be 'latest'"
+        raise ConfigError(f"{rule}, but got {name!r}.")
+    return name
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,21 @@ class Plan:
         )
 
 
-@checked(flags=True)
+@checked
 class StudyConfig:
     """Settings of a study besides its recipes; paths are absolute, since Ray Tune changes the working directory."""
 
-    name: Annotated[str, matches(_is_study_name, STUDY_NAME_RULE)]
+    name: Annotated[str, AfterValidator(_check_name)]
     """Name of the study and of its directory: at most 64 letters, digits, '.', '_' or '-'."""
     data: str
     """Image data set: cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
     data_dir: Path
     """Directory of downloaded data sets."""
-    fraction: Annotated[float, Field(gt=0, le=1)]
+    fraction: Fraction
     """Fraction of the training and of the test images to use, in (0, 1]."""
     weights: str
     """Initial weights: imagenet, none (random), or the path of a state dict."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Count
     """Seed from which all others are derived, at least 0."""
     precision: str
     """Precision of the arithmetic: auto, bf16 or fp32."""
@@ -80,13 +81,13 @@ class StudyConfig:
     """URI of MLflow's tracking store; None for a SQLite file in `mlruns`."""
     ray_address: str | None
     """Address of an existing Ray cluster; None to start a local Ray."""
-    cpus_per_trial: Annotated[Number, Field(gt=0)] | None
+    cpus_per_trial: Annotated[float, Field(gt=0)] | None
     """CPU cores per trial, above 0; None to choose by the machine."""
-    gpus_per_trial: Annotated[Number, Field(ge=0)] | None
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None
     """GPUs per trial, at least 0; a fraction lets trials share a GPU. None to choose by the machine."""
-    concurrent: Annotated[int, Field(gt=0)] | None
+    concurrent: AtLeastOne | None
     """Maximum number of trials at a time, at least 1; None to choose by the machine."""
-    cache_gb: Annotated[Number, Field(ge=0)] | None
+    cache_gb: Annotated[float, Field(ge=0)] | None
     """Maximum size of the feature cache in GB; 0 for no cache, None for a fifth of the free disk, at most 50."""
     verbose: bool
     """Show the messages of Ray, Optuna and MLflow."""
@@ -135,7 +136,7 @@ class Design:
         """Rebuild a design from the values that `to_dict` returned."""
         return cls(
             stage=values["stage"],
-            recipes=tuple(Recipe.from_dict(recipe) for recipe in values["recipes"]),
+            recipes=tuple(Recipe(**recipe) for recipe in values["recipes"]),
             space=SearchSpace.from_dict(values["space"]) if values["space"] else None,
             repeats=values["repeats"],
         )

@@ -4,22 +4,24 @@ Knows neither Optuna's distributions nor Ray's resources: the adapters translate
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Self, get_type_hints
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SkipValidation
 
-from study.config.recipe import Number, Recipe
-from study.config.validation import Mistakes, check_keys, checked, is_number, one_of, read_table, require, within
+from study.config.recipe import Recipe
+from study.config.validation import AtLeastOne, check_value, checked, from_table, gather, one_of
+from study.errors import ConfigError, unknown_name
 
 FIELDS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "model"}
 """Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file."""
+_RULES: Mapping[str, Any] = get_type_hints(Recipe, include_extras=True)
+"""The same types with the rules of their values."""
 
 
-@dataclass(frozen=True)
+@checked
 class Int:
     """Whole numbers from `low` to `high`, both included; `log` samples on a logarithmic scale."""
 
@@ -28,9 +30,7 @@ class Int:
     log: bool = False
 
     def __post_init__(self) -> None:
-        """Check the bounds."""
-        for key in ("low", "high"):
-            require(type(getattr(self, key)) is int, f"{key} must be a whole number", getattr(self, key))
+        """Check the order of the bounds."""
         _check_bounds(self)
 
     def __contains__(self, value: object) -> bool:
@@ -38,7 +38,7 @@ class Int:
         return type(value) is int and self.low <= value <= self.high
 
 
-@dataclass(frozen=True)
+@checked
 class Float:
     """Real numbers from `low` to `high`, both included; `log` samples on a logarithmic scale."""
 
@@ -47,11 +47,7 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
-        """Check the bounds and convert whole numbers to floats."""
-        for key in ("low", "high"):
-            value = getattr(self, key)
-            require(is_number(value) and math.isfinite(value), f"{key} must be a finite number", value)
-            object.__setattr__(self, key, float(value))
+        """Check the order of the bounds."""
         _check_bounds(self)
 
     def __contains__(self, value: object) -> bool:
@@ -59,18 +55,19 @@ class Float:
         return type(value) is float and self.low <= value <= self.high
 
 
-@dataclass(frozen=True)
+@checked
 class Categorical:
     """A few values without order."""
 
-    choices: tuple[str | int | float, ...]
+    choices: Annotated[tuple[SkipValidation[str | int | float], ...], Field(min_length=1, strict=False)]
 
     def __post_init__(self) -> None:
-        """Check the choices."""
-        require(len(self.choices) > 0, "choices must hold at least one value", [])
+        """Check that the choices are values of a recipe, and differ from each other."""
         for choice in self.choices:
-            require(type(choice) in (str, int, float), "choices must be strings or numbers", choice)
-            require(self.choices.count(choice) == 1, "choices must differ from each other", choice)
+            if type(choice) not in (str, int, float):  # pydantic would report a mistake for each type of the union
+                raise ConfigError(f"choices: must be strings or numbers, but got {choice!r}.")
+            if self.choices.count(choice) > 1:
+                raise ConfigError(f"choices: must differ from each other, but got {choice!r} twice.")
 
     def __contains__(self, value: object) -> bool:
         """Tell whether the domain holds `value`."""
@@ -78,73 +75,106 @@ class Categorical:
 
 
 Domain = Int | Float | Categorical
+DOMAINS: Mapping[str, type[Domain]] = {"int": Int, "float": Float, "categorical": Categorical}
+"""Domains by their names in a search space's file."""
 
-_Section = TypeVar("_Section")
+
+def read_value(field: str, value: object) -> Any:
+    """Return the value of a recipe's field, all but the model, with its type.
+
+    Raises:
+        ConfigError: the field is unknown, or the value breaks its rule.
+    """
+    if field not in FIELDS:
+        raise ConfigError(unknown_name("key", field, FIELDS))
+    return check_value(_RULES[field], value)
 
 
-@checked()
+def _read_domain(field: str, given: object) -> Domain:
+    """Make the domain of a field from its table in a file, and check it by the field's rule.
+
+    A rule is a range, so the ends of a domain suffice. Whole numbers become floats where the field is one.
+    """
+    if field not in FIELDS:
+        raise ConfigError(unknown_name("key", field, FIELDS))
+    domain = given if isinstance(given, Domain) else _make_domain(FIELDS[field], given)
+    if not isinstance(domain, Categorical):
+        gather({key: partial(read_value, field, getattr(domain, key)) for key in ("low", "high")})
+        return domain
+    choices = gather({f"choices.{at}": partial(read_value, field, value) for at, value in enumerate(domain.choices)})
+    return Categorical(tuple(choices.values()))
+
+
+def _make_domain(kind: type, table: object) -> Domain:
+    """Make a domain of a field of type `kind`."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"must be a table, but got {table!r}.")
+    names = [name for name in DOMAINS if name in (kind.__name__, "categorical")]
+    if table.get("type") not in names:
+        raise ConfigError(f"type: must be {' or '.join(map(repr, names))}, but got {table.get('type')!r}.")
+    return DOMAINS[table["type"]](**{key: value for key, value in table.items() if key != "type"})
+
+
+def _read_domains(given: object) -> object:
+    """Make the domains of a table; anything else is left for pydantic to refuse."""
+    if not isinstance(given, Mapping):
+        return given
+    return gather({field: partial(_read_domain, field, domain) for field, domain in given.items()})
+
+
+Domains = Annotated[Mapping[str, Domain], BeforeValidator(_read_domains), Field(min_length=1)]
+"""Domain of each searched recipe field; at least one field, never the model."""
+
+
+@checked
 class Budget:
     """Limits of a search, which ends as soon as one limit is reached."""
 
-    trials: Annotated[int, Field(ge=1)] = 20
+    trials: AtLeastOne = 20
     """Number of trials, at least 1, including the baseline's own trial."""
-    time_s: Annotated[Number, Field(gt=0)] | None = None
+    time_s: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock time in seconds, above 0; None for no limit."""
 
 
-@checked()
+@checked
 class Pruner:
     """Rule that stops weak trials early: asha is asynchronous successive halving (arXiv:1810.05934)."""
 
-    name: Annotated[str, one_of("asha", "none")] = "asha"
+    name: Annotated[str, one_of("choice", ("asha", "none"))] = "asha"
     """Method: asha, or none to let every trial finish."""
-    min_epochs: Annotated[int, Field(ge=1)] = 1
+    min_epochs: AtLeastOne = 1
     """Number of epochs that every trial trains, at least 1."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """Factor f, at least 2: after min_epochs · 1, f, f² … epochs, about one trial in f continues."""
 
 
-@checked()
+@checked
 class Resources:
     """Resources that the file requests; None to choose by the machine."""
 
-    cpus_per_trial: Annotated[Number, Field(gt=0)] | None = None
+    cpus_per_trial: Annotated[float, Field(gt=0)] | None = None
     """CPU cores per trial, above 0."""
-    gpus_per_trial: Annotated[Number, Field(ge=0)] | None = None
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """GPUs per trial, at least 0; a fraction lets trials share a GPU."""
-    concurrent: Annotated[int, Field(ge=1)] | None = None
+    concurrent: AtLeastOne | None = None
     """Maximum number of trials at a time, at least 1."""
 
 
-@dataclass(frozen=True)
+@checked
 class SearchSpace:
     """Recipes that a search may try, with its budget, pruner and resources."""
 
     name: str
     """Name of the file, without .toml."""
-    file: Path
+    file: Annotated[Path, Field(strict=False)]
     """Absolute path of the file."""
-    domains: Mapping[str, Domain]
+    domains: Domains
     """Domain of each searched recipe field; at least one field, never the model."""
-    base: Recipe
+    base: Annotated[Recipe, from_table(Recipe)]
     """Recipe that holds the values of all other fields: the baseline's recipe, overridden by [fixed]."""
-    budget: Budget
-    pruner: Pruner
-    resources: Resources
-
-    def __post_init__(self) -> None:
-        """Check that every recipe of the space is valid; the ends of a domain suffice, as a recipe's rules are ranges.
-
-        Raises:
-            ConfigError: the space is empty, or a value breaks a rule of the recipe.
-        """
-        require(len(self.domains) > 0, "space: must name at least one field of the recipe", {})
-        mistakes = Mistakes()
-        for field, domain in self.domains.items():
-            for value in domain.choices if isinstance(domain, Categorical) else (domain.low, domain.high):
-                with mistakes.collected(), within("space."):
-                    self.recipe({field: value})
-        mistakes.report()
+    budget: Annotated[Budget, from_table(Budget)]
+    pruner: Annotated[Pruner, from_table(Pruner)]
+    resources: Annotated[Resources, from_table(Resources)]
 
     def contains(self, recipe: Recipe) -> bool:
         """Tell whether `recipe` is in the space: searched fields in their domains, all other fields as in the base."""
@@ -171,46 +201,11 @@ class SearchSpace:
         Raises:
             ConfigError: the values do not form a valid space.
         """
-        return cls(
-            values["name"],
-            Path(values["file"]),
-            {field: read_domain(values["space"], field) for field in values["space"]},
-            Recipe.from_dict(values["base"]),
-            read_section(values, "budget", Budget),
-            read_section(values, "pruner", Pruner),
-            read_section(values, "resources", Resources),
-        )
-
-
-def read_domain(space: Mapping[str, Any], field: str) -> Domain:
-    """Read the domain of one field from a table of domains."""
-    table = read_table(space, field, optional=("type", "low", "high", "log", "choices"))
-    wanted = FIELDS[field]
-    kinds = ["categorical"] if wanted is str else [wanted.__name__, "categorical"]
-    with within(f"{field}: "):
-        kind = table.get("type")
-        require(kind in kinds, f"type must be {' or '.join(map(repr, kinds))}", kind)
-        if kind != "categorical":
-            check_keys(table, required=("type", "low", "high"), optional=("log",))
-            bounds = table["low"], table["high"], table.get("log", False)
-            return Int(*bounds) if wanted is int else Float(*bounds)
-        check_keys(table, required=("type", "choices"))
-        choices = table["choices"]
-        require(isinstance(choices, list), "choices must be a list", choices)
-        if wanted is float:  # 0 becomes 0.0, as in the recipe
-            require(all(is_number(choice) for choice in choices), "choices must be numbers", choices)
-            choices = [float(choice) for choice in choices]
-        return Categorical(tuple(choices))
-
-
-def read_section(document: Mapping[str, Any], key: str, kind: type[_Section]) -> _Section:
-    """Build a `kind`, whose fields all have defaults, from the table `key`."""
-    table = read_table(document, key, optional=kind.__annotations__)
-    with within(f"{key}."):
-        return kind(**table)
+        return cls(**{"domains" if key == "space" else key: value for key, value in values.items()})
 
 
 def _check_bounds(domain: Int | Float) -> None:
-    require(type(domain.log) is bool, "log must be true or false", domain.log)
-    require(domain.low <= domain.high, f"low must be at most high, {domain.high!r}", domain.low)
-    require(not domain.log or domain.low > 0, "low must be above 0 when log = true", domain.low)
+    if domain.low > domain.high:
+        raise ConfigError(f"low: must be at most high, {domain.high!r}, but got {domain.low!r}.")
+    if domain.log and domain.low <= 0:
+        raise ConfigError(f"low: must be above 0 when log = true, but got {domain.low!r}.")

@@ -1,92 +1,24 @@
-"""Check values with pydantic, and report all their mistakes as ConfigErrors with place, rule and value.
+"""Make dataclasses that check themselves and list all mistakes, one a line: `key: rule, but got value. Hint.`.
 
-Knows no recipe and no file.
+pydantic checks the values, and this module words its errors. Knows no recipe and no file.
 """
 
 import dataclasses
 import functools
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeGuard, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
-from study.errors import ConfigError, unknown_name
+from study.errors import ConfigError, nearest_name, unknown_name
 
-
-def read_table(
-    document: Mapping[str, Any], key: str, required: Collection[str] = (), optional: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return a copy of the table `key`, or an empty one if it is missing; check the table's keys."""
-    table = document.get(key, {})
-    with within(f"{key}: "):
-        require(isinstance(table, dict), "must be a table", table)
-        check_keys(table, required, optional)
-    return dict(table)
-
-
-def check_keys(table: Mapping[str, Any], required: Collection[str], optional: Collection[str] = ()) -> None:
-    """Require the keys that must be there, and refuse unknown ones."""
-    known = [*required, *optional]
-    lines = [unknown_name("key", key, known) for key in table if key not in known]
-    lines += [f"{key} must be given, but is missing." for key in required if key not in table]
-    if lines:
-        raise ConfigError("\n".join(lines))
-
-
-def check_whole(key: str, value: object, *, at_least: int) -> None:
-    """Require a whole number."""
-    require(type(value) is int and value >= at_least, f"{key}: must be a whole number, at least {at_least}", value)
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether `value` is a number within the range of floats; whole numbers in TOML can exceed it."""
-    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
-
-
-def require(holds: bool, rule: str, value: object) -> None:
-    """Require that a rule holds."""
-    if not holds:
-        raise ConfigError(f"{rule}, but got {value!r}.")
-
-
-class Mistakes:
-    """Collects the configuration errors of several steps, so that all mistakes of a file are reported at once."""
-
-    def __init__(self) -> None:
-        """Begin without a mistake."""
-        self._lines: list[str] = []
-
-    @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keep a configuration error of the block for later."""
-        try:
-            yield
-        except ConfigError as error:
-            self._lines += str(error).splitlines()
-
-    def report(self) -> None:
-        """Raise all collected errors as one, a line each.
-
-        Raises:
-            ConfigError: there was a mistake.
-        """
-        if self._lines:
-            raise ConfigError("\n".join(dict.fromkeys(self._lines)))
-
-
-@contextmanager
-def within(place: str) -> Iterator[None]:
-    """Prefix the messages of configuration errors with `place`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{place}{line}" for line in str(error).splitlines())) from None
-
-
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""True and '3' are no numbers, and nan is no rate; only a whole number becomes a float where the field is one."""
+UNKNOWN = "unexpected_keyword_argument"
+"""pydantic's kind of error for an unknown field."""
 RULES = {
     "greater_than": "be above {gt:g}",
     "greater_than_equal": "be at least {ge:g}",
@@ -94,62 +26,128 @@ RULES = {
     "less_than_equal": "be at most {le:g}",
     "finite_number": "be a finite number",
     "int_type": "be a whole number",
-    "float_type": "be a number",
+    "float_type": "be a finite number",
+    "bool_type": "be true or false",
     "string_type": "be a string",
     "string_too_short": "not be empty",
+    "list_type": "be a list",
+    "tuple_type": "be a list",
+    "dict_type": "be a table",
+    "dataclass_exact_type": "be a table",
     "too_short": "hold {min_length} or more",
+    "too_long": "hold {max_length} or fewer",
 }
 """Our words for pydantic's kinds of errors; the others keep its own."""
 
-_Checked = TypeVar("_Checked")
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+_Made = TypeVar("_Made")
 
 
-@dataclass_transform(frozen_default=True)
-def checked(*, flags: bool = False) -> Callable[[type[_Checked]], type[_Checked]]:
-    """Make a frozen dataclass whose constructor checks every field, and reports all mistakes in one ConfigError.
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def checked(cls: type[_Made]) -> type[_Made]:
+    """Make `cls` a frozen dataclass that checks its fields by their types when it is made.
 
-    Args:
-        flags: whether the fields are command-line flags, and are named so in errors.
+    Its constructor raises one ConfigError that lists every field that is missing, unknown or wrong, one a line. Rules
+    that need several fields belong in `__post_init__`, which runs when each field is right.
     """
+    made: Any = dataclass(frozen=True, config=STRICT)(cls)
+    names = [field.name for field in dataclasses.fields(made)]
+    check = made.__init__
 
-    def decorate(cls: type[_Checked]) -> type[_Checked]:
-        made: Any = dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
-        construct = made.__init__
-        names = [field.name for field in dataclasses.fields(made)]
+    @functools.wraps(check)
+    def __init__(self: object, /, *values: object, **named: object) -> None:
+        with _in_our_words(names):
+            check(self, *values, **named)
 
-        @functools.wraps(construct)
-        def __init__(self: _Checked, *arguments: Any, **fields: Any) -> None:
-            try:
-                construct(self, *arguments, **fields)
-            except ValidationError as error:
-                raise explain(error, names=names, flags=flags) from None
-
-        made.__init__ = __init__
-        return made  # type: ignore[no-any-return]
-
-    return decorate
+    made.__init__ = __init__
+    return made  # type: ignore[no-any-return]
 
 
-def one_of(*choices: str) -> AfterValidator:
-    """Return a check that a field holds one of a few names."""
-
-    def check(value: str) -> str:
-        if value not in choices:
-            raise PydanticCustomError("name", "{text}", {"text": unknown_name("choice", value, choices)})
-        return value
-
-    return AfterValidator(check)
+@functools.lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=STRICT)
 
 
-def matches(holds: Callable[[Any], bool], rule: str) -> AfterValidator:
-    """Return a check of any rule, which is written as in 'must <rule>, but got …'."""
+def check_value(kind: Any, value: object) -> Any:
+    """Return a value as the annotated type `kind`.
 
-    def check(value: Any) -> Any:
-        if not holds(value):
-            raise PydanticCustomError("rule", "{text}", {"text": rule})
-        return value
+    Raises:
+        ConfigError: the value breaks a rule of `kind`.
+    """
+    with _in_our_words():
+        return _adapter(kind).validate_python(value)
+
+
+def one_of(what: str, names: Collection[str]) -> AfterValidator:
+    """Return the rule that a string is among `names`; `what` says what they are names of."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ConfigError(unknown_name(what, name, names))
+        return name
 
     return AfterValidator(check)
+
+
+def from_table(cls: Callable[..., object]) -> BeforeValidator:
+    """Return the rule that makes `cls` of a table of its fields."""
+    return BeforeValidator(lambda value: cls(**value) if isinstance(value, dict) else value)
+
+
+def gather(parts: Mapping[str, Callable[[], _Made]]) -> dict[str, _Made]:
+    """Make each part, by key; go on after a mistake.
+
+    Raises:
+        ConfigError: parts raised it; the message lists the mistakes of all parts, each after the part's key.
+    """
+    made, mistakes = {}, []
+    for key, make in parts.items():
+        try:
+            made[key] = make()
+        except ConfigError as error:
+            mistakes.append(_put_after(key, str(error)))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return made
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Prefix each line of a configuration error's message with `place`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{place}{line}" for line in str(error).splitlines())) from None
+
+
+@contextmanager
+def _in_our_words(names: Collection[str] = ()) -> Iterator[None]:
+    """Word pydantic's errors; `names` are the names of the constructor's fields, in order."""
+    try:
+        yield
+    except ValidationError as error:
+        found = error.errors()
+        misspelt = {nearest_name(str(one["loc"][0]), names) for one in found if one["type"] == UNKNOWN}
+        mistakes = [one for one in found if one["type"] != "missing" or one["loc"][0] not in misspelt]
+        raise ConfigError("\n".join(_describe(one, [*names]) for one in mistakes)) from None
+
+
+def _describe(found: Any, names: list[str]) -> str:
+    """Write one error of pydantic in our words."""
+    first, *rest = found["loc"] or [""]
+    key = ".".join(map(str, [names[first] if isinstance(first, int) else first, *rest]))
+    if found["type"] == UNKNOWN:
+        return f"{key}: {unknown_name('key', key, names)}"
+    if found["type"] == "missing":
+        return f"{key}: must be given, but is missing."
+    if found["type"] == "value_error":
+        return _put_after(key, str(found["ctx"]["error"]))
+    rule = RULES.get(found["type"], found["msg"].removeprefix("Input should ")).format(**found.get("ctx", {}))
+    return _put_after(key, f"must {rule[0].lower()}{rule[1:]}, but got {_shorten(found['input'])}.")
 
 
 def _shorten(value: object) -> str:
@@ -157,22 +155,8 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def explain(error: ValidationError, place: str = "", *, names: Sequence[str] = (), flags: bool = False) -> ConfigError:
-    """Translate all errors that pydantic found, one a line, into our form: place, rule, value.
-
-    Args:
-        error: from a pydantic dataclass.
-        place: put in front of each line.
-        names: names of fields that were given by position.
-        flags: whether to spell fields as command-line flags.
-    """
-    lines = []
-    for found in error.errors():
-        first, *others = (names[part] if isinstance(part, int) and names else str(part) for part in found["loc"])
-        key = ".".join([f"--{first.replace('_', '-')}" if flags else first, *others])
-        if found["type"] == "name":
-            lines.append(f"{place}{key}: {found['msg']}")
-            continue
-        rule = RULES.get(found["type"], found["msg"].removeprefix("Input should ")).format(**found.get("ctx", {}))
-        lines.append(f"{place}{key}: must {rule[0].lower()}{rule[1:]}, but got {_shorten(found['input'])}.")
-    return ConfigError("\n".join(lines))
+def _put_after(key: str, lines: str) -> str:
+    """Put a key before each line: `a` before `b: must …` is `a.b: must …`, before `must …` it is `a: must …`."""
+    if not key:
+        return lines
+    return re.sub(r"^(?=([\w.-]+: )?)", lambda at: key + ("." if at[1] else ": "), lines, flags=re.MULTILINE)

@@ -6,18 +6,19 @@ Reading either runs nothing that is in it. Which of a study's classifiers is kep
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import AfterValidator, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from study.config.architectures import ARCHITECTURES
 from study.config.recipe import Recipe
-from study.errors import ConfigError, RecordError, unknown_name
+from study.config.validation import AtLeastOne, Count, Fraction, check_value, checked, from_table, one_of, within
+from study.errors import ConfigError, RecordError
 from study.files import new_directory
 from study.models.classifier import Classifier, build
 from study.models.preprocessing import preprocessing
@@ -30,16 +31,22 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 
 
-@dataclass(frozen=True)
+def _check_distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ConfigError(f"must differ from each other, but got {names!r}.")
+    return names
+
+
+@checked
 class ModelCard:
     """Everything that is needed to use a trained classifier and to train it again, as plain values."""
 
-    recipe: Recipe
-    seed: int
+    recipe: Annotated[Recipe, from_table(Recipe)]
+    seed: Count
     """Seed of this training, at least 0."""
-    classes: list[str]
+    classes: Annotated[list[str], Field(min_length=2), AfterValidator(_check_distinct)]
     """Class names, in the order of the network's outputs."""
-    confusion: list[list[int]]
+    confusion: list[list[Count]]
     """Numbers of test images, (classes, classes): row = true class, column = predicted class."""
     data: str
     """Name of the data set."""
@@ -47,13 +54,13 @@ class ModelCard:
     """cifar10, digits, or the path of the image folder."""
     data_dir: str
     """Directory of downloaded data sets."""
-    fraction: float
+    fraction: Fraction
     """Fraction of the source's images that was used, in (0, 1]."""
     data_seed: int
     """Seed of the study, from which the subset was drawn; `seed` is the seed of one of its trials."""
     image_size: int
     """Largest side in pixels that a network of the study saw; it bounds the stored size of a folder's images."""
-    stored_size: list[int]
+    stored_size: Annotated[list[AtLeastOne], Field(min_length=2, max_length=2)]
     """(width, height) in pixels to which images are resized before the transforms."""
     data_fingerprint: str
     """Fingerprint of the training and test images."""
@@ -64,9 +71,9 @@ class ModelCard:
     weights: str
     """Weights that the training started from: imagenet, none, or the path of a state dict."""
     weights_digest: str
-    precision: str
+    precision: Annotated[str, one_of("precision", ("bf16", "fp32"))]
     """bf16 or fp32, in training and in the test."""
-    threads: int
+    threads: AtLeastOne
     """Number of threads that torch computed with, at least 1."""
     arithmetic: str
     """Hardware and software that computed the training, from `Hardware.arithmetic`."""
@@ -79,26 +86,15 @@ class ModelCard:
     """Versions of the packages."""
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check the confusion against the classes.
 
         Raises:
-            ConfigError: a field has the wrong type or breaks its rule.
+            ConfigError: the confusion is not square, or counts no image.
         """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, field.type):
-                wanted = field.type.__name__ if type(field.type) is type else field.type
-                raise ConfigError(f"{field.name}: must be of type {wanted}, but got {value!r}.")
         count = len(self.classes)
-        _check(count >= 2 and len(set(self.classes)) == count, "classes", "must be 2 names or more", self.classes)
         square = len(self.confusion) == count and all(len(row) == count for row in self.confusion)
-        counts = [cell for row in self.confusion for cell in row]
-        _check(square and min(counts) >= 0 and sum(counts) > 0, "confusion", "must count each class", self.confusion)
-        sides = self.stored_size
-        _check(len(sides) == 2 and min(sides) >= 1, "stored_size", "must be a width and a height", sides)
-        _check(0 < self.fraction <= 1, "fraction", "must be in (0, 1]", self.fraction)
-        _check(self.precision in ("bf16", "fp32"), "precision", "must be 'bf16' or 'fp32'", self.precision)
-        _check(self.threads >= 1, "threads", "must be at least 1", self.threads)
+        if not square or not any(map(any, self.confusion)):
+            raise ConfigError(f"confusion: must count images of {count} classes, but got {self.confusion!r}.")
 
     @property
     def test_accuracy(self) -> float:
@@ -114,35 +110,17 @@ class ModelCard:
         """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ConfigError(f"must be an object, but got {type(values).__name__}.")
-            return cls.from_dict(values)
+            with within(f"{file}: "):
+                return cls(**check_value(dict[str, Any], values))
+        except ConfigError as error:
+            raise RecordError(str(error)) from None
         except OSError as error:
             raise RecordError(f"{file}: must be readable, but got {error.strerror!r}.") from None
         except (ValueError, RecursionError) as error:  # wrong encoding, wrong syntax, or nested too deeply
             raise RecordError(f"{file}: must be JSON, but got: {error}.") from None
-        except ConfigError as error:
-            raise RecordError(f"{file}: {error}") from None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a model card from plain values, such as those of a JSON file.
-
-        Raises:
-            ConfigError: a key is missing, unknown or wrong.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(unknown_name("key", key, known))
-        if missing := [key for key in known if key not in values]:
-            raise ConfigError(f"{', '.join(missing)}: must be given, but is missing.")
-        if not isinstance(values["recipe"], dict):
-            raise ConfigError(f"recipe: must be an object, but got {values['recipe']!r}.")
-        return cls(**{**values, "recipe": Recipe.from_dict(values["recipe"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, from which `from_dict` builds the card again."""
+        """Return the fields as JSON values, from which the constructor builds the card again."""
         return dataclasses.asdict(self)
 
 
@@ -222,18 +200,3 @@ def load_model(directory: Path) -> SavedModel:
     )
     network = classifier.network.requires_grad_(False).to(memory_format=torch.channels_last)
     return SavedModel(directory, card, Predictor(card, network).eval())
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Return whether a JSON value has the declared type of a field."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _check(holds: bool, field: str, rule: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"{field}: {rule}, but got {value!r}.")

@@ -117,7 +117,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
 @lru_cache(maxsize=4096)
 def _recipe(values: tuple[tuple[str, Any], ...]) -> Recipe:
     """Return the recipe of these fields; a trial is read at each of its reports, its recipe is checked only once."""
-    return Recipe.from_dict(dict(values))
+    return Recipe(**dict(values))
 
 
 def _milliseconds(moment: Any) -> int | None:

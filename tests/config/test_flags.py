@@ -2,8 +2,9 @@
 
 import pytest
 
-from study.config.flags import build_parser, configure, fill_in
-from study.config.load_toml import load_baseline
+from study.config.flags import build_parser, change_budget, change_recipe, configure, fill_in
+from study.config.load_toml import baseline_recipe, load_baseline
+from study.config.search_space import Budget
 from study.errors import ConfigError
 
 
@@ -63,3 +64,26 @@ def test_fill_in_refuses_what_has_no_meaning(arguments, message):
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 def test_fill_in_takes_the_precisions_that_as_written_has(precision):
     fill_in(parse("--baseline", "--as-written", "--precision", precision))
+
+
+def test_configure_lists_every_mistake():
+    flags = ["--seed=-1", "--fraction=7", "--cpus-per-trial=0", "--data=nowhere", "--weights=nothing", "--name=../up"]
+    with pytest.raises(ConfigError) as caught:
+        configure(parse("--baseline", *flags), "../up")
+    wrong = {line.partition(":")[0] for line in str(caught.value).splitlines()}
+    assert wrong == {flag.partition("=")[0] for flag in flags}
+
+
+def test_recipe_flags_are_named_in_every_mistake():
+    with pytest.raises(ConfigError, match=r"^--epochs: must be .* got 0\.\n--image-size: must be .* got 8\.$"):
+        change_recipe(parse("--epochs", "0", "--image-size", "8"), baseline_recipe("vgg16"))
+
+
+def test_budget_flags_are_named_in_every_mistake():
+    with pytest.raises(ConfigError, match=r"^--trials: must be .* got 0\.\n--time-budget: must be a duration .*\.$"):
+        change_budget(parse("--trials", "0", "--time-budget", "soon"), Budget())
+
+
+def test_budget_flags_leave_the_rest_of_the_budget():
+    assert change_budget(parse("--trials", "3"), Budget(20, 60.0)) == Budget(3, 60.0)
+    assert change_budget(parse("--time-budget", "30m"), Budget(20, 60.0)) == Budget(20, 1800.0)

@@ -48,7 +48,7 @@ def test_every_mistake_of_a_manifest_is_reported():
 def test_manifest_without_a_key_is_refused():
     values = make_manifest().to_dict()
     del values["recipes"]
-    with pytest.raises(ConfigError, match=r"^manifest: recipes must be given, but is missing\.$"):
+    with pytest.raises(ConfigError, match=r"^manifest\.recipes: must be given, but is missing\.$"):
         Manifest.from_dict(values)
 
 

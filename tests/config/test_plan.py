@@ -1,11 +1,10 @@
 """What a study is made of, read off its design."""
 
-from pathlib import Path
-
 import pytest
+from support.manifests import make_space
 
 from study.config.plan import Design
-from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.config.search_space import Categorical, Float, Int
 
 
 @pytest.mark.parametrize(
@@ -20,8 +19,7 @@ from study.config.search_space import Budget, Categorical, Float, Int, Pruner, R
 )
 def test_image_size_is_the_largest_that_any_trial_can_have(make_recipe, domain, base, largest):
     domains = {"lr": Float(1e-5, 1.0), **domain}
-    base_recipe = make_recipe(image_size=base)
-    space = SearchSpace("small", Path("/small.toml"), domains, base_recipe, Budget(), Pruner(), Resources())
+    space = make_space(domains=domains, base=make_recipe(image_size=base))
     assert Design("search", (make_recipe(image_size=64),), space, repeats=1).image_size == largest
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from study.config import load_toml
-from study.config.load_toml import baseline_recipe, load_baseline, load_space, parse_duration
+from study.config.load_toml import Duration, baseline_recipe, load_baseline, load_space
 from study.config.recipe import Recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.config.validation import check_value
 from study.errors import ConfigError
 
 LR = 'model = "vgg16"\n[space]\nlr = { type = "float", low = 1e-5, high = 1e-2, log = true }\n'
@@ -182,73 +183,73 @@ def test_domain_holds_both_ends(domain, inside, outside):
     ("line", "message"),
     [
         ("lr = 0.1", "space.lr: must be a table, but got 0.1."),
-        ('lrr = { type = "float" }', "space: unknown key 'lrr'. Did you mean 'lr'? Known: "),
-        ('model = { type = "categorical", choices = ["vgg16"] }', "space: unknown key 'model'."),
-        ("lr = { low = 0.1, high = 0.2 }", "space.lr: type must be 'float' or 'categorical', but got None."),
-        ('lr = { type = "flot", low = 0.1 }', "space.lr: type must be 'float' or 'categorical', but got 'flot'."),
-        ("lr = { type = [], low = 0.1 }", "space.lr: type must be 'float' or 'categorical', but got []."),
-        ('lr = { type = "int", low = 1, high = 2 }', "space.lr: type must be 'float' or 'categorical', but got 'int'."),
+        ('lrr = { type = "float" }', "space.lrr: unknown key 'lrr'. Did you mean 'lr'? Known: "),
+        ('model = { type = "categorical", choices = ["vgg16"] }', "space.model: unknown key 'model'."),
+        ("lr = { low = 0.1, high = 0.2 }", "space.lr.type: must be 'float' or 'categorical', but got None."),
+        ('lr = { type = "flot", low = 0.1 }', "space.lr.type: must be 'float' or 'categorical', but got 'flot'."),
+        ("lr = { type = [], low = 0.1 }", "space.lr.type: must be 'float' or 'categorical', but got []."),
+        ('lr = { type = "int", low = 1, high = 2 }', "space.lr.type: must be 'float' or 'categorical', but got 'int'."),
         (
             'epochs = { type = "float", low = 1.0, high = 2.0 }',
-            "space.epochs: type must be 'int' or 'categorical', but got 'float'.",
+            "space.epochs.type: must be 'int' or 'categorical', but got 'float'.",
         ),
         (
             'optimizer = { type = "int", low = 0, high = 1 }',
-            "space.optimizer: type must be 'categorical', but got 'int'.",
+            "space.optimizer.type: must be 'categorical', but got 'int'.",
         ),
-        ('lr = { type = "float", low = 0.1 }', "space.lr: high must be given, but is missing."),
-        ('lr = { type = "float", lo = 0.1, high = 1.0 }', "space.lr: unknown key 'lo'. Did you mean 'low'?"),
-        ('lr = { type = "float", low = 0.1, high = 1.0, choices = [] }', "space.lr: unknown key 'choices'."),
-        ('optimizer = { type = "categorical", choices = ["adam"], log = true }', "space.optimizer: unknown key 'log'."),
+        ('lr = { type = "float", low = 0.1 }', "space.lr.high: must be given, but is missing."),
+        ('lr = { type = "float", lo = 0.1, high = 1.0 }', "space.lr.lo: unknown key 'lo'. Did you mean 'low'?"),
+        ('lr = { type = "float", low = 0.1, high = 1.0, choices = [] }', "space.lr.choices: unknown key 'choices'."),
+        ('optimizer = { type = "categorical", choices = ["adam"], log = true }', "space.optimizer.log: unknown key"),
         (
             'lr = { type = "float", low = 0.0, high = 0.1, log = true }',
-            "space.lr: low must be above 0 when log = true, but got 0.0.",
+            "space.lr.low: must be above 0 when log = true, but got 0.0.",
         ),
-        ('lr = { type = "float", low = 0.2, high = 0.1 }', "space.lr: low must be at most high, 0.1, but got 0.2."),
-        ('lr = { type = "float", low = "1e-5", high = 0.1 }', "space.lr: low must be a finite number, but got '1e-5'."),
-        ('lr = { type = "float", low = nan, high = 0.1 }', "space.lr: low must be a finite number, but got nan."),
-        ('lr = { type = "float", low = 0.1, high = inf }', "space.lr: high must be a finite number, but got inf."),
-        ('lr = { type = "float", low = true, high = 0.1 }', "space.lr: low must be a finite number, but got True."),
-        ('lr = { type = "float", low = 0.1, high = 1, log = 1 }', "space.lr: log must be true or false, but got 1."),
-        ('lr = { type = "float", low = 0.0, high = 0.1 }', "space.lr: must be above 0, but got 0.0."),
-        ('momentum = { type = "float", low = 0, high = 1 }', "space.momentum: must be below 1, but got 1.0."),
-        ('epochs = { type = "int", low = 1.5, high = 2 }', "space.epochs: low must be a whole number, but got 1.5."),
-        ('unfreeze_depth = { type = "int", low = 0, high = 7 }', "space.unfreeze_depth: must be at most 5, but got 7."),
-        ('optimizer = { type = "categorical", choices = [] }', "space.optimizer: choices must hold at least one value"),
-        ('optimizer = { type = "categorical", choices = "adam" }', "space.optimizer: choices must be a list, but got"),
+        ('lr = { type = "float", low = 0.2, high = 0.1 }', "space.lr.low: must be at most high, 0.1, but got 0.2."),
+        ('lr = { type = "float", low = "1e-5", high = 0.1 }', "space.lr.low: must be a finite number, but got '1e-5'."),
+        ('lr = { type = "float", low = nan, high = 0.1 }', "space.lr.low: must be a finite number, but got nan."),
+        ('lr = { type = "float", low = 0.1, high = inf }', "space.lr.high: must be a finite number, but got inf."),
+        ('lr = { type = "float", low = true, high = 0.1 }', "space.lr.low: must be a finite number, but got True."),
+        ('lr = { type = "float", low = 0.1, high = 1, log = 1 }', "space.lr.log: must be true or false, but got 1."),
+        ('lr = { type = "float", low = 0.0, high = 0.1 }', "space.lr.low: must be above 0, but got 0.0."),
+        ('momentum = { type = "float", low = 0, high = 1 }', "space.momentum.high: must be below 1, but got 1.0."),
+        ('epochs = { type = "int", low = 1.5, high = 2 }', "space.epochs.low: must be a whole number, but got 1.5."),
+        ('unfreeze_depth = { type = "int", low = 0, high = 7 }', "space.unfreeze_depth.high: must be at most 5"),
+        ('optimizer = { type = "categorical", choices = [] }', "space.optimizer.choices: must hold 1 or more"),
+        ('optimizer = { type = "categorical", choices = "adam" }', "space.optimizer.choices: must be a list, but got"),
         (
             'optimizer = { type = "categorical", choices = ["adam", "adam"] }',
-            "space.optimizer: choices must differ from each other, but got 'adam'.",
+            "space.optimizer.choices: must differ from each other, but got 'adam' twice.",
         ),
         (
             'momentum = { type = "categorical", choices = [0, 0.0] }',
-            "space.momentum: choices must differ from each other, but got 0.0.",
+            "space.momentum.choices: must differ from each other, but got 0 twice.",
         ),
         (
             'optimizer = { type = "categorical", choices = [["adam"]] }',
-            "space.optimizer: choices must be strings or numbers, but got ['adam'].",
+            "space.optimizer.choices: must be strings or numbers, but got ['adam'].",
         ),
         (
             'optimizer = { type = "categorical", choices = ["adam", "adan"] }',
-            "space.optimizer: unknown choice 'adan'. Did you mean 'adam'? Known: adam, adamw, sgd.",
+            "space.optimizer.choices.1: unknown choice 'adan'. Did you mean 'adam'? Known: adam, adamw, sgd.",
         ),
         (
             f'momentum = {{ type = "categorical", choices = [0, {10**309}] }}',
-            "space.momentum: choices must be numbers, but got [0, 1000",
+            "space.momentum.choices.1: must be a finite number, but got 1000",
         ),
         (
             f'lr = {{ type = "float", low = 0.1, high = {10**309} }}',
-            "space.lr: high must be a finite number, but got 1000",
+            "space.lr.high: must be a finite number, but got 1000",
         ),
         (
             'momentum = { type = "categorical", choices = [nan] }',
-            "space.momentum: must be a finite number, but got nan.",
+            "space.momentum.choices.0: must be a finite number, but got nan.",
         ),
         (
             'batch_size = { type = "categorical", choices = [16, 32.0] }',
-            "space.batch_size: must be a whole number, but got 32.0.",
+            "space.batch_size.choices.1: must be a whole number, but got 32.0.",
         ),
-        ("", "space: must name at least one field of the recipe, but got {}."),
+        ("", "space: must hold 1 or more, but got {}."),
     ],
 )
 def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
@@ -261,12 +262,12 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
     [
         (LR.replace("vgg16", "vgg61"), "model: unknown model 'vgg61'. Did you mean 'vgg1"),
         (LR.replace('"vgg16"', "16"), "model: must be a string, but got 16."),
-        (LR.replace('model = "vgg16"', ""), "model must be given, but is missing."),
-        ('model = "vgg16"', "space must be given, but is missing."),
+        (LR.replace('model = "vgg16"', ""), "model: must be given, but is missing."),
+        ('model = "vgg16"', "space: must be given, but is missing."),
         ('model = "vgg16"\nspace = 3', "space: must be a table, but got 3."),
-        (LR + "[bugdet]\ntrials = 3", "unknown key 'bugdet'. Did you mean 'budget'?"),
+        (LR + "[bugdet]\ntrials = 3", "bugdet: unknown key 'bugdet'. Did you mean 'budget'?"),
         (LR + "[fixed]\nlr = 0.1", "fixed.lr: must not be in [space] too, but got 0.1."),
-        (LR + "[fixed]\nepoch = 3", "fixed: unknown key 'epoch'. Did you mean 'epochs'?"),
+        (LR + "[fixed]\nepoch = 3", "fixed.epoch: unknown key 'epoch'. Did you mean 'epochs'?"),
         (LR + "[fixed]\nepochs = 0", "fixed.epochs: must be at least 1, but got 0."),
         (LR + "[fixed]\nepochs = 5.0", "fixed.epochs: must be a whole number, but got 5.0."),
         (LR + "[fixed]\nweight_decay = inf", "fixed.weight_decay: must be a finite number, but got inf."),
@@ -280,8 +281,8 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
             LR + "[budget]\ntime = 30",
             "budget.time: must be a duration such as '90s', '30m', '2h' or '1h30m', but got 30.",
         ),
-        (LR + "[budget]\ntime_s = 30", "budget: unknown key 'time_s'. Did you mean 'time'?"),
-        (LR + "[pruner]\nname = 'asah'", "pruner.name: unknown choice 'asah'. Did you mean 'asha'?"),
+        (LR + "[budget]\ntime_s = 30", "budget.time_s: unknown key 'time_s'. Did you mean 'time'?"),
+        (LR + "[pruner]\nname = 'asah'", "pruner.name: unknown choice 'asah'. Did you mean 'asha'? Known: asha, none."),
         (LR + "[pruner]\nname = []", "pruner.name: must be a string, but got []."),
         (LR + "[pruner]\nmin_epochs = 0", "pruner.min_epochs: must be at least 1, but got 0."),
         (
@@ -290,21 +291,21 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
         ),
         (
             LR + f"[resources]\ncpus_per_trial = {10**309}",
-            "resources.cpus_per_trial: must be a number, but got 1000",
+            "resources.cpus_per_trial: must be a finite number, but got 1000",
         ),
         (LR + "[resources]\ncpus_per_trial = 0", "resources.cpus_per_trial: must be above 0, but got 0."),
         (
             LR + "[resources]\ngpus_per_trial = -0.5",
             "resources.gpus_per_trial: must be at least 0, but got -0.5.",
         ),
-        (LR + "[resources]\ngpus_per_trial = 'all'", "resources.gpus_per_trial: must be a number, but got"),
+        (LR + "[resources]\ngpus_per_trial = 'all'", "resources.gpus_per_trial: must be a finite number, but got"),
         (
             LR + "[resources]\nconcurrent = 1.5",
             "resources.concurrent: must be a whole number, but got 1.5.",
         ),
         (
             LR + "[resources]\ncpu_per_trial = 1",
-            "resources: unknown key 'cpu_per_trial'. Did you mean 'cpus_per_trial'?",
+            "resources.cpu_per_trial: unknown key 'cpu_per_trial'. Did you mean 'cpus_per_trial'?",
         ),
         (LR + "lr = 3 3", "must be TOML, but got: "),
     ],
@@ -312,6 +313,38 @@ def test_load_space_tells_what_is_wrong_with_a_domain(line, message, load):
 def test_load_space_tells_what_is_wrong_with_a_file(text, message, load):
     with pytest.raises(ConfigError, match="^" + re.escape(f"pets.toml: {message}")):
         load(text)
+
+
+def test_load_space_lists_every_mistake(load):
+    text = """
+        model = "vgg61"
+        space.lr = { type = "float", low = 1e-2, high = 1e-5 }
+        space.momentum = { type = "float", low = -1, high = 1 }
+        space.epocs = { type = "int", low = 1, high = 2 }
+        fixed = { epochs = 0, image_size = 31 }
+        budget = { trials = 0, time = "soon" }
+        pruner = 3
+        resource = { concurrent = 1 }
+        """
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
+        ["pets.toml", key]
+        for key in [
+            "model", "space.lr.low", "space.momentum.low", "space.momentum.high", "space.epocs", "fixed.epochs",
+            "fixed.image_size", "budget.trials", "budget.time", "pruner", "resource",
+        ]
+    ]  # fmt: skip
+
+
+def test_load_baseline_lists_every_mistake(tmp_path, monkeypatch):
+    (tmp_path / "baseline.toml").write_text("models = []\n[data]\nseed = -1\n[recipe]\nlr = 0\n")
+    monkeypatch.setattr(load_toml, "search_spaces_directory", lambda: tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_baseline()
+    keys = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert keys[:4] == ["models", "data.cifar10_fraction", "data.seed", "recipe.unfreeze_depth"]
+    assert "recipe.lr" in keys
 
 
 def test_load_space_tells_the_line_of_a_syntax_error(load):
@@ -339,26 +372,11 @@ def test_load_space_does_not_take_the_baseline_for_a_space():
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h0m1s", 3601)]
 )
-def test_parse_duration_adds_hours_minutes_and_seconds(text, seconds):
-    assert parse_duration(text) == seconds
+def test_duration_adds_hours_minutes_and_seconds(text, seconds):
+    assert check_value(Duration, text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", f"{10**309}h", "30", "30m1h", "2 h", "-2h", "1.5h", "0s", "2d", "h"])
-def test_parse_duration_refuses_anything_else(text):
-    with pytest.raises(ConfigError, match=rf"^--time-budget: must be a duration such as .*, but got '{text}'\.$"):
-        parse_duration(text, place="--time-budget")
-
-
-def test_load_space_reports_every_mistake_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("pets.toml").write_text(
-        'model = "vgg61"\ncolour = 1\n[space]\nlr = { type = "float", low = 1.0, high = 0.1 }\n'
-        "[fixed]\nepochs = 0\nbatch_size = -1\n[budget]\ntrials = 0\ntime = 5\n"
-    )
-    with pytest.raises(ConfigError) as caught:
-        load_space("pets.toml")
-    lines = str(caught.value).splitlines()
-    assert all(line.startswith("pets.toml: ") for line in lines)
-    assert [line.split()[1] for line in lines] == [
-        "unknown", "model:", "fixed.batch_size:", "fixed.epochs:", "space.lr:", "budget.time:", "budget.trials:",
-    ]  # fmt: skip
+def test_duration_refuses_anything_else(text):
+    with pytest.raises(ConfigError, match=rf"^must be a duration such as .*, but got '{text}'\.$"):
+        check_value(Duration, text)

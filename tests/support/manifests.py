@@ -12,7 +12,7 @@ from study.config.search_space import Budget, Float, Pruner, Resources, SearchSp
 def small_recipe(**changes: object) -> Recipe:
     """Return the baseline's recipe, made small: resnet18 at 32 px, two epochs; keywords change fields."""
     small = {"model": "resnet18", "image_size": 32, "epochs": 2, "batch_size": 16}
-    return Recipe.from_dict({**load_baseline().values, **small, **changes})
+    return Recipe(**{**load_baseline().values, **small, **changes})
 
 
 def make_space(**changes: object) -> SearchSpace:

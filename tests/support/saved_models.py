@@ -25,7 +25,7 @@ def make_card(**changes: object) -> ModelCard:
         "weights": "none", "weights_digest": "none", "precision": "fp32", "threads": 2, "arithmetic": "a machine",
         "study": "one", "uid": "u" * 32, "trial": "final-1", "versions": {"torch": "2"},
     }  # fmt: skip
-    return ModelCard.from_dict({**values, **changes})
+    return ModelCard(**{**values, **changes})
 
 
 def make_saved(directory: Path, **changes: object) -> SavedModel:

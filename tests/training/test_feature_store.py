@@ -563,7 +563,7 @@ def test_two_trials_that_share_an_epoch_give_one_result(tmp_path, make_recipe):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from study.config.recipe import Recipe; from test_feature_store import *\n"
-        "here, me, recipe = Path(sys.argv[2]), sys.argv[3], Recipe.from_dict(json.loads(sys.argv[4]))\n"
+        "here, me, recipe = Path(sys.argv[2]), sys.argv[3], Recipe(**json.loads(sys.argv[4]))\n"
         "store = FeatureStore(here / 'store', 10**9, tolerance_s=1000)\n"
         "(here / f'ready-{me}').touch()\n"
         "while not all((here / f'ready-{other}').exists() for other in '12'): time.sleep(0.01)\n"

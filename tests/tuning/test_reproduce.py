@@ -45,7 +45,7 @@ def keep(directory, card):
 
 def changed(study, **changes):
     values = json.loads((study.directory / MODEL_DIRECTORY / CARD_FILE).read_text())
-    return keep(study.directory, ModelCard.from_dict({**values, **changes}))
+    return keep(study.directory, ModelCard(**{**values, **changes}))
 
 
 def nobody(epoch):
