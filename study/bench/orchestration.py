@@ -181,6 +181,9 @@ class _Marks(Listener):
             self.moments[ended] = time.perf_counter()
             self.megabytes[ended] = {process: used / 1e6 for process, used in memory.items()}
 
+    def on_wait(self, plan: Plan, shortage: str) -> None:
+        pass
+
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         pass
 

@@ -34,6 +34,10 @@ from study.seeding import derive_seed
 
 BEAT_S = 60.0
 """Seconds between two heartbeats of a session: at most this much time of a killed session is not counted."""
+TIME_IS_UP = "the time budget is spent"
+"""The reason recorded for a trial that the time budget stopped."""
+SPENT = "spent_s"
+"""Key of the seconds that the study has run, at the last recorded moment."""
 
 
 class Record:
@@ -167,10 +171,11 @@ class Record:
     def _take_up(self) -> None:
         """Begin a session: collect the trials that are still running; complete those that have all their results."""
         self._opened = self._beaten = time.monotonic()
-        self._spent_before_s = self._measure_sessions()
+        noted = self.noted(SPENT)
+        self._spent_before_s: float = self._measure_sessions() if noted is None else noted
         self._left: list[Plan] = []
         with self._step():
-            self.note(f"session/{len(self._sessions())}", round(time.time() * 1000))
+            self._note_time()
             for trial in self.all_trials():
                 if trial.state != "running":
                     continue
@@ -262,7 +267,7 @@ class Record:
         if self._space is None or plan.stage != "search" or result.epoch >= plan.recipe.epochs:
             return None
         if self.time_is_up():
-            return "the time budget is spent"
+            return TIME_IS_UP
         behind = self._running(plan).should_prune()  # also for trial 0: each call enters the trial into the ranking
         # Trial 0 is the baseline, against which all others are compared, so it runs all its epochs.
         return PRUNED if behind and plan.number else None
@@ -274,8 +279,15 @@ class Record:
 
     @property
     def spent_s(self) -> float:
-        """Wall-clock seconds that the study has run, summed over all sessions."""
+        """Seconds that the study has run, summed over all sessions.
+
+        Neither a computer's sleep nor a change of its clock counts: each session measures with a monotonic clock, and
+        notes the sum in the journal, where the next session goes on.
+        """
         return self._spent_before_s + time.monotonic() - self._opened
+
+    def _note_time(self) -> None:
+        self.note(SPENT, round(self.spent_s, 3))
 
     def importances(self) -> dict[str, float]:
         """Return the importance of each searched field for validation accuracy (fANOVA), in [0, 1], with sum 1."""
@@ -295,6 +307,7 @@ class Record:
         if any(known.epoch == result.epoch for known in self.trial(plan).epochs):
             return None
         with self._step():
+            self._note_time()
             trial = self._running(plan)
             trial.set_user_attr(f"epoch/{result.epoch}", {**asdict(result), "ended_ms": round(time.time() * 1000)})
             if result.val_accuracy is not None:
@@ -308,7 +321,7 @@ class Record:
         """Record a heartbeat, at most once a minute; the time of a killed session counts until its last heartbeat."""
         if time.monotonic() - self._beaten >= BEAT_S:
             self._beaten = time.monotonic()
-            self.note(f"seen/{len(self._sessions()) - 1}", round(time.time() * 1000))
+            self._note_time()
 
     def open_test(self, plan: Plan) -> None:
         """Record that a trial is about to see the test images; a trial that starts anew may see them twice."""
@@ -395,21 +408,20 @@ class Record:
         self._ids[plan.key] = trial._trial_id
         return plan
 
-    def _sessions(self) -> list[int]:
-        """Return the start time of each session, in milliseconds since 1970."""
-        begun = [value for key, value in self._trials.user_attrs.items() if key.startswith("session/")]
-        return sorted(begun)
-
     def _measure_sessions(self) -> float:
-        """Return the seconds of all former sessions, each from its start to its last recorded moment."""
+        """Return the seconds of all sessions in a journal of version 0.1.0, which recorded moments of the clock only.
+
+        Each session counts from its start to its last recorded moment.
+        """
         known = [
             moment
             for trial in self.all_trials()
             for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms)
             if moment is not None
         ]
-        known += [value for key, value in self._trials.user_attrs.items() if key.startswith("seen/")]
-        begun = self._sessions()
+        noted = self._trials.user_attrs
+        known += [value for key, value in noted.items() if key.startswith("seen/")]
+        begun = sorted(value for key, value in noted.items() if key.startswith("session/"))
         spent_ms = 0.0
         for start, end in pairwise([*begun, math.inf]):
             spent_ms += max((moment - start for moment in known if start <= moment < end), default=0)

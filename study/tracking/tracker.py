@@ -77,6 +77,9 @@ class Tracker:
         """Queue a trial that has started."""
         self.on_change(plan)
 
+    def on_wait(self, plan: Plan, shortage: str) -> None:
+        """Do nothing: a trial that waits has nothing to send."""
+
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Do nothing: MLflow gets the results of whole epochs only."""
 

@@ -172,5 +172,23 @@ def share_resources(cpus: float | None, gpus: float | None, concurrent: int | No
     return Allotment(cpus, gpus, min(places, concurrent or places, max(1, trials)))
 
 
+def describe_shortage(needed: Allotment) -> str | None:
+    """Describe what the joined Ray lacks to start a trial now; None if it lacks nothing."""
+    import ray
+    from ray.util import placement_group_table
+
+    if all(group["state"] != "PENDING" for group in placement_group_table().values()):
+        return None  # the trial has its place, and its process is starting
+    names = {"CPU": "CPU cores", "GPU": "GPUs"}
+    asked = {"CPU": needed.cpus_per_trial, "GPU": needed.gpus_per_trial}
+    free, of = ray.available_resources(), ray.cluster_resources()
+    lacking = [
+        f"{names[kind]}: {free.get(kind, 0):g} of the cluster's {of.get(kind, 0):g} are free, {asked[kind]:g} needed"
+        for kind in asked
+        if free.get(kind, 0) < asked[kind]
+    ]
+    return f"waiting for {'; '.join(lacking)}" if lacking else None
+
+
 def _fit(available: float, each: float, unlimited: int = 0) -> int:
     return int(available / each + 1e-9) if each else unlimited

@@ -96,6 +96,10 @@ class Console:
         self._trials[plan.key] = self._record.trial(plan)
         self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
 
+    def on_wait(self, plan: Plan, shortage: str) -> None:
+        """Show that a trial cannot start yet."""
+        self._show(plan, plan.title, shortage)
+
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Update a trial's line during an epoch; only in a terminal."""
         if not self._live.is_started:

@@ -5,6 +5,7 @@ Needs a Ray that this process has joined. Knows no data set, no model and no MLf
 """
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +17,20 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from study.config.plan import Plan
 from study.errors import RecordError, StudyError
 from study.results.metrics import EpochResult, Evaluation, Progress
-from study.results.record import Record
+from study.results.record import TIME_IS_UP, Record
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest
-from study.tuning.cluster import Allotment
+from study.tuning.cluster import Allotment, describe_shortage
 from study.tuning.trainable import trainable
 
 RETRIES = 2
 """How often a trial is restarted after its process died."""
+WAIT_S = 5.0
+"""Seconds that a trial may wait for a process before listeners are told why."""
 
 
 class Listener(Protocol):
@@ -34,6 +38,9 @@ class Listener(Protocol):
 
     def on_start(self, plan: Plan) -> None:
         """Called when a trial is handed to Ray Tune, for the first time or to be run again."""
+
+    def on_wait(self, plan: Plan, shortage: str) -> None:
+        """Called when a trial cannot start, with what it waits for."""
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Called while an epoch of a trial is in progress."""
@@ -66,6 +73,7 @@ class RecordSearcher(Searcher):
         self._record = record
         self._listeners = listeners
         self._running: dict[str, Plan] = {}
+        self._reporting: set[str] = set()
         self._deaths: Counter[str] = Counter()
         self._to_restart: list[Plan] = []
         self._to_repeat: list[Plan] = []
@@ -93,6 +101,20 @@ class RecordSearcher(Searcher):
             return None if self._running else self._to_repeat.pop()
         return self._record.next_trial()
 
+    @property
+    def waiting(self) -> list[Plan]:
+        """Trials that were handed to Ray Tune and have reported nothing yet."""
+        return [plan for key, plan in self._running.items() if key not in self._reporting]
+
+    @property
+    def reporting(self) -> bool:
+        """Whether a process of a trial is at work."""
+        return bool(self._reporting)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Note that a trial has a process."""
+        self._reporting.add(trial_id)
+
     def repeat_alone(self, plan: Plan) -> bool:
         """Queue a trial that ran out of memory to run again alone; return False if it was queued before."""
         if plan.key in self._repeated:
@@ -105,6 +127,7 @@ class RecordSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End the trial in the record, unless it has already ended there or will run again."""
         plan = self._running.pop(trial_id)
+        self._reporting.discard(trial_id)
         if not self._record.has_ended(plan) and plan not in self._to_repeat:
             if error:
                 self._bury(plan)
@@ -185,6 +208,52 @@ class RecordScheduler(FIFOScheduler):
         return {}
 
 
+class RecordStopper(Stopper):
+    """Say which trials wait for CPU cores or GPUs, and end a search whose time is up while all its trials wait."""
+
+    def __init__(
+        self, record: Record, searcher: RecordSearcher, listeners: Sequence[Listener], resources: Allotment
+    ) -> None:
+        """Watch the trials of `searcher`, each of which needs `resources`."""
+        self._record = record
+        self._searcher = searcher
+        self._listeners = listeners
+        self._resources = resources
+        self._since = time.monotonic()
+        self._told: set[str] = set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single trial: the scheduler does that."""
+        return False
+
+    @_past_tune()
+    def stop_all(self) -> bool:
+        """Return whether to end; Ray Tune asks about ten times a second."""
+        waiting = self._searcher.waiting
+        if not waiting or self._searcher.reporting:
+            self._since = time.monotonic()
+            return False
+        self._record.beat()
+        if self._record.time_is_up() and not self._record.judging:
+            return True
+        if time.monotonic() - self._since >= WAIT_S:
+            self._since = time.monotonic()
+            self._tell(waiting)
+        return False
+
+    def _tell(self, waiting: Sequence[Plan]) -> None:
+        if shortage := describe_shortage(self._resources):
+            for plan in waiting:
+                if plan.key not in self._told:
+                    self._told.add(plan.key)
+                    for listener in self._listeners:
+                        listener.on_wait(plan, shortage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep all state out of Ray Tune's pickles, which nobody reads."""
+        return {}
+
+
 def run_trials(
     record: Record,
     inputs: Inputs,
@@ -223,6 +292,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=record.name,
             storage_path=tempfile.mkdtemp(dir=scratch),
+            stop=RecordStopper(record, searcher, listeners, resources),
             verbose=0,
         ),
     )
@@ -230,3 +300,7 @@ def run_trials(
         tuner.fit()
     except _PastTune as past:
         raise past.error from None
+    for plan in searcher.waiting:  # the stopper has ended the search
+        record.prune(plan, TIME_IS_UP)
+        for listener in listeners:
+            listener.on_change(plan)

@@ -49,6 +49,9 @@ class Watch:
             seconds, self._since = time.monotonic() - self._since, time.monotonic()
             print(f"trial {len(self._started)}: driver {self.bytes[-1] / 1e6:.0f} MB, {seconds:.0f} s more", flush=True)
 
+    def on_wait(self, plan: Plan, shortage: str) -> None:
+        pass
+
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         pass
 

@@ -36,7 +36,7 @@ TIMES = {
     "datetime_start", "datetime_complete", "ended_ms", "epoch_s", "val_s", "seconds", "images_per_s", "worker_id",
     "uid", "features",
 }  # fmt: skip
-MOMENTS = ("session/", "seen/", "test_opened/")
+MOMENTS = ("spent_s", "test_opened/")
 """What differs between two runs of one seed: moments and names, and whether the store had the features already."""
 SIDE = 32
 MARK = bytes.fromhex("5f0ac3917be2d44886f11d3a60b9ce27")

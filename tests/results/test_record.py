@@ -461,6 +461,17 @@ def test_open_counts_the_time_of_earlier_sessions(make_search):
     again.close()
 
 
+def test_time_budget_ignores_a_clock_that_was_set(make_search, monkeypatch):
+    record = make_search(time_s=60)
+    record.epoch(record.next_trial(), scored(1, 0.5))
+    monkeypatch.setattr("study.results.record.time.time", lambda: 4e9)
+    again = reopen(record)
+    again.epoch(again.next_trial(), scored(2, 0.5))
+    third = reopen(again)
+    assert third.spent_s < 5
+    third.close()
+
+
 def test_a_changed_budget_is_kept(make_search):
     record = make_search(trials=2)
     record.set_budget(Budget(trials=5))
@@ -481,7 +492,7 @@ def test_search_that_was_cut_anywhere_continues_unchanged(make_search, kept):
     cut.close()
     journal = cut.directory / "journal.log"
     lines = journal.read_bytes().splitlines(keepends=True)
-    begun = next(index for index, line in enumerate(lines) if b"session/0" in line) + 8
+    begun = next(index for index, line in enumerate(lines) if b"spent_s" in line) + 8
     end = begun + kept * (len(lines) - begun) // 90
     journal.write_bytes(b"".join(lines[:end]) + lines[end][: len(lines[end]) // 2])
     again = Record.open(cut.directory)

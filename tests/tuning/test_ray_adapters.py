@@ -1,6 +1,11 @@
 """The adapters between the record and Ray Tune, called as Ray Tune calls them."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +18,42 @@ from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
-from study.tuning.ray_adapters import RecordScheduler, RecordSearcher
+from study.tuning.cluster import Allotment
+from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper
+
+TWO_CORES = Allotment(2, 0, 1)
+BUSY_CLUSTER = """
+import json
+from pathlib import Path
+import ray
+from support.manifests import make_manifest, make_space
+from study.config.plan import Plan
+from study.config.search_space import Budget
+from study.results.record import Record
+from study.tuning.cluster import Allotment, ray_session
+from study.tuning.ray_adapters import run_trials
+
+class Witness:
+    told = []
+    def on_start(self, plan): pass
+    def on_wait(self, plan, shortage): self.told.append(shortage)
+    def on_change(self, plan): pass
+
+def never(config, *, inputs): raise AssertionError
+
+space = make_space(budget=Budget(3, 25.0))
+record = Record.create(Path("busy").absolute(), make_manifest(space=space))
+record.add([Plan(None, "search", space.base, 0)])
+with ray_session(None, verbose=False) as scratch:
+    cores = ray.cluster_resources()["CPU"]
+    @ray.remote(num_cpus=cores)
+    class Other:
+        def there(self): pass
+    other = Other.remote()
+    ray.get(other.there.remote())
+    run_trials(record, None, [Witness()], resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
+print(json.dumps([Witness.told, [(trial.state, trial.reason) for trial in record.trials()], record.spent_s]))
+"""
 
 OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)
 
@@ -26,6 +66,9 @@ class Witness:
 
     def on_start(self, plan):
         self.told.append(("start", plan.key))
+
+    def on_wait(self, plan, shortage):
+        self.told.append(("wait", shortage))
 
     def on_progress(self, plan, progress):
         self.told.append(("progress", plan.key))
@@ -146,6 +189,57 @@ def test_what_lacks_memory_even_alone_fails_with_its_reason(tune):
     trial = tune.record.trial(first["plan"])
     assert (trial.state, trial.reason) == ("failed", "out of memory: 3 GB wanted")
     assert tune.searcher.suggest("c")["plan"].number == 1
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Return a function that makes a search whose time budget is `time_s`, with its stopper and a waiting trial."""
+    made = []
+
+    def make(time_s):
+        space = make_space(budget=Budget(3, time_s))
+        record = Record.create(tmp_path / "two", make_manifest(space=space))
+        made.append(record)
+        record.add([Plan(None, "search", space.base, 0)])
+        searcher = RecordSearcher(record, [])
+        searcher.suggest("a")
+        return SimpleNamespace(record=record, searcher=searcher, stopper=RecordStopper(record, searcher, [], TWO_CORES))
+
+    yield make
+    for record in made:
+        record.close()
+
+
+def test_search_ends_when_its_time_is_up_and_all_wait(search):
+    assert search(1e-9).stopper.stop_all()
+
+
+def test_search_waits_while_its_time_lasts(search):
+    assert not search(60.0).stopper.stop_all()
+
+
+def test_search_does_not_end_while_a_trial_reports(search):
+    made = search(1e-9)
+    made.searcher.on_trial_result("a", {})
+    assert not made.stopper.stop_all()
+
+
+def test_verdict_waits_although_the_time_is_up(search, make_recipe):
+    made = search(1e-9)
+    made.record.add([Plan(None, "final", make_recipe(), 1)])
+    assert not made.stopper.stop_all()
+
+
+@pytest.mark.slow
+def test_taken_cores_are_named_and_the_budget_ends_the_wait(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command, environment = [sys.executable, "-c", BUSY_CLUSTER], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [told], states, spent_s = json.loads(done.stdout.splitlines()[-1])
+    assert told.startswith("waiting for CPU cores: 0 of the cluster's")
+    assert states == [["pruned", "the time budget is spent"]]
+    assert 25 <= spent_s < 40
 
 
 def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
