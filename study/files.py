@@ -1,15 +1,27 @@
-"""Write files and directories whole or not at all: a crash or a full disk leaves what was there before."""
+"""Write files and directories whole or not at all, and keep no temporary directory of a killed process.
 
+A crash or a full disk leaves what was there before.
+"""
+
+import contextlib
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
 """Suffix of a draft; a draft that a killed process left behind may be removed."""
+SCRATCH = "study-"
+SCRATCH_NAME = re.compile(SCRATCH + "[a-z0-9_]{8}")
+"""Name of a scratch directory, as `tempfile` makes it."""
+YOUNG_S = 60.0
+"""Seconds after which a scratch directory that is not locked counts as left behind; locking a new one takes less."""
 
 
 @contextmanager
@@ -67,5 +79,54 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """Yield an empty directory for temporary files, and remove it at the end.
+
+    Also remove those that killed processes of this user left behind in the same parent: a process that lives holds a
+    lock on its directory.
+
+    Args:
+        parent: directory in which to make it; None for the system's temporary directory.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    _remove_left_behind(parent)
+    directory = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+    try:
+        with _locked(directory):
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_left_behind(parent: Path) -> None:
+    for entry in os.scandir(parent):
+        if not SCRATCH_NAME.fullmatch(entry.name):
+            continue
+        with contextlib.suppress(OSError):  # another process removes it, or uses it
+            facts = entry.stat(follow_symlinks=False)
+            if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > YOUNG_S:
+                with _locked(Path(entry.path)):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory; the system releases it when the process dies.
+
+    Raises:
+        OSError: another process holds the lock, or the directory is gone.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
         os.close(descriptor)

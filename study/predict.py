@@ -8,7 +8,6 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from study.config.paths import find_study
 from study.data.image_files import EXTENSIONS, image_files, read_image
 from study.errors import ConfigError, DataError
 from study.exit_codes import run_command
+from study.files import scratch_directory
 from study.tracking.client import existing_store
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
         from study.tracking.registry import download_model
 
         uri = existing_store(tracking_uri, mlruns)
-        with tempfile.TemporaryDirectory(prefix="study-") as folder:
-            download_model(name, uri, Path(folder))
-            return load_model(Path(folder))
+        with scratch_directory() as folder:
+            download_model(name, uri, folder)
+            return load_model(folder)
     if tracking_uri is not None:
         raise ConfigError(f"--tracking-uri: needs a registered model, {REGISTERED}…, but got {name!r}.")
     study = find_study(name, mlruns)

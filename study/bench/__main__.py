@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import torch
 
 from study.bench.training import Figure, measure_augmentation, measure_training
 from study.config.load_toml import load_baseline
+from study.files import scratch_directory
 from study.training.hardware import Hardware, choose_hardware
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures: list[Figure] = []
     hardware = choose_hardware("auto")
     on_gpu = hardware.device.type == "cuda"
-    with tempfile.TemporaryDirectory(prefix="study-bench-") as folder:
+    with scratch_directory() as folder:
         for part in parts:
             print(f"part {part} …", file=sys.stderr, flush=True)
-            measured = _measure(part, Path(folder), quick=options.quick, hardware=hardware)
+            measured = _measure(part, folder, quick=options.quick, hardware=hardware)
             print(
                 "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in measured),
                 file=sys.stderr,

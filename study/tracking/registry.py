@@ -8,7 +8,6 @@ classifier, and a client from `tracking.connect`.
 import json
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.errors import ConfigError, TrackingError, first_line, unknown_name
+from study.files import scratch_directory
 from study.models.saved_model import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
 from study.tracking.client import connect
 
@@ -178,8 +178,8 @@ def _register(
     logged = client.create_logged_model(experiment, name, run_id, tags, params, "image-classifier")
     status = LoggedModelStatus.FAILED
     try:
-        with tempfile.TemporaryDirectory(prefix="study-") as folder:
-            directory = Path(folder, "model")
+        with scratch_directory() as folder:
+            directory = folder / "model"
             _write(directory, saved, example, logged.model_id, run_id)
             client.log_model_artifacts(logged.model_id, str(directory))
         status = LoggedModelStatus.READY

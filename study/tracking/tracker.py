@@ -7,7 +7,6 @@ registered models (`registry.py`), and the record holds nothing of MLflow: runs 
 
 import json
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.config.plan import Plan
+from study.files import scratch_directory
 from study.results.metrics import Progress
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
@@ -232,10 +232,10 @@ class Tracker:
         self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        with tempfile.TemporaryDirectory(prefix="study-") as folder:
+        with scratch_directory() as folder:
             for name, content in files.items():
-                Path(folder, name).write_bytes(content)
-            self.client.log_artifacts(run, folder)
+                (folder / name).write_bytes(content)
+            self.client.log_artifacts(run, str(folder))
 
     def _parent(self) -> str:
         """Return the study's parent run; create the run and the experiment if they are missing."""

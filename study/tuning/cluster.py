@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from study.errors import ConfigError, StudyError
 from study.exit_codes import SIGNALS
+from study.files import scratch_directory
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,8 +44,8 @@ PLAIN_ENVIRONMENT = {key: TRIAL_ENVIRONMENT[key] for key in ("CUBLAS_WORKSPACE_C
 """The same for the assignment's solution as it was written, without the settings that make it faster."""
 
 
-MAX_TEMPORARY_PATH_BYTES = 36
-"""Longest temporary directory below which Ray's sockets fit: the rest of their path takes 70 bytes."""
+MAX_TEMPORARY_PATH_BYTES = 28
+"""Longest temporary directory below which Ray's sockets fit: the rest of their path takes 79 bytes, of 107."""
 MAX_CAUSE = 400
 """Characters of Ray's own message in an error."""
 
@@ -90,19 +90,18 @@ def ray_session(
     if not verbose:  # warnings about unread files, and about dead processes, which `study` reports
         for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    short = _short_directory()
-    scratch = Path(tempfile.mkdtemp(prefix="study-", dir=short))
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "runtime_env": {"env_vars": dict(environment)},
+    }
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        options: dict[str, Any] = {
-            "log_to_driver": verbose,
-            "logging_level": logging.INFO if verbose else logging.ERROR,
-            "runtime_env": {"env_vars": dict(environment)},
-        }
-        if address is None:
-            ray_files = str(scratch / "ray") if short else None
-            options |= {"include_dashboard": False, "num_cpus": usable_cores(), "_temp_dir": ray_files}
+    with contextlib.ExitStack() as stack:
         try:
+            scratch = stack.enter_context(scratch_directory(_short_directory()))
+            if address is None:
+                options |= {"include_dashboard": False, "num_cpus": usable_cores(), "_temp_dir": str(scratch)}
+            stack.callback(ray.shutdown)
             ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises OSError, PermissionError, bare Exception and others
             place = f"--ray-address {address}" if address else "local Ray"
@@ -110,9 +109,6 @@ def ray_session(
         for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
             signal.signal(number, handler)
         yield scratch
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def usable_cores() -> int | None:
@@ -122,10 +118,15 @@ def usable_cores() -> int | None:
     return 1 if get_num_cpus(override_docker_cpu_warning=True) < 1 else None
 
 
-def _short_directory() -> str | None:
-    """Return /tmp if the temporary directory's path is too long for Ray's sockets, which have 107 bytes; else None."""
+def _short_directory() -> Path | None:
+    """Return the directory for Ray's files: RAY_TMPDIR, or /tmp where the temporary directory's path is too long.
+
+    None for the temporary directory.
+    """
+    if named := os.environ.get("RAY_TMPDIR"):
+        return Path(named)
     long = len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_PATH_BYTES
-    return "/tmp" if long and "RAY_TMPDIR" not in os.environ and os.access("/tmp", os.W_OK) else None
+    return Path("/tmp") if long and os.access("/tmp", os.W_OK) else None
 
 
 def _cause(error: Exception) -> str:

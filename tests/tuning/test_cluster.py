@@ -116,9 +116,9 @@ def test_local_ray_starts_below_a_long_temporary_directory(tmp_path):
 
 
 def test_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "ray").touch()  # where Ray wants a directory
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    line = r"^local Ray: must start and answer, but got: .*ray.* Set RAY_TMPDIR"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    line = r"^local Ray: must start and answer, but got: .*Not a directory.*file.* Set RAY_TMPDIR"
     with pytest.raises(StudyError, match=line), ray_session(None, verbose=False):
         pass
 
