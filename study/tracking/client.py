@@ -3,9 +3,11 @@
 Knows no study.
 """
 
+import contextlib
 import logging
 import os
 import shlex
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +31,27 @@ PORT = 5000
 """Default port of the MLflow UI."""
 
 
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's database that hold the places of artifacts, as absolute URIs."""
+
+
 def local_uri(mlruns: Path) -> str:
     """Return the URI of MLflow's default tracking store: a SQLite file in `mlruns`."""
-    return f"{SQLITE}{mlruns / 'mlflow.db'}"
+    return _sqlite_uri(mlruns / "mlflow.db")
+
+
+def _sqlite_uri(file: Path) -> str:
+    """Return the URI of a SQLite file, relative where the path of the current directory has a URI's own characters.
+
+    Quoting them would not do: MLflow also makes directories from the URI as it stands.
+    """
+    return f"{SQLITE}{os.path.relpath(file) if set('%?') & set(str(file)) else file}"
 
 
 def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
@@ -98,7 +118,9 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
             logging.getLogger(name).setLevel(logging.CRITICAL)  # `study` reports errors itself, without traceback
     try:
         if uri.startswith(SQLITE):
-            _make_database(Path(uri.removeprefix(SQLITE)))
+            file = Path(uri.removeprefix(SQLITE))
+            _make_database(file)
+            _follow_move(file)
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
@@ -124,5 +146,25 @@ def _make_database(file: Path) -> None:
         if file.exists():
             return
         with replace_file(file) as draft:
-            store = SqlAlchemyStore(f"{SQLITE}{draft}", (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
+            store = SqlAlchemyStore(_sqlite_uri(draft), (file.parent / "artifacts").absolute().as_uri())  # type: ignore[no-untyped-call]
             store.engine.dispose()
+
+
+def _follow_move(file: Path) -> None:
+    """Correct the places of artifacts in a local store's database after its directory was moved, renamed or copied.
+
+    MLflow stores absolute URIs: it would write new artifacts below the old path, and no longer find the old ones. The
+    default experiment, which every store has, tells where the directory was.
+    """
+    now = (file.parent / "artifacts").absolute().as_uri()
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        row = database.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+        before = row[0].removesuffix("/0") if row else now
+        if before == now:
+            return
+        for table, column in LOCATIONS:
+            database.execute(
+                f"UPDATE {table} SET {column} = :now || substr({column}, :slash)"
+                f" WHERE substr({column}, 1, :slash) = :before || '/'",
+                {"now": now, "before": before, "slash": len(before) + 1},
+            )

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,10 +46,9 @@ def one_model(tmp_path_factory):
 
 @pytest.fixture
 def store(one_model, tmp_path):
-    """A copy of that store's database, to register more in."""
+    """A copy of that store, to register more in."""
     folder, _, _ = one_model
-    (tmp_path / "mlflow.db").write_bytes((folder / "mlflow.db").read_bytes())
-    return tmp_path
+    return Path(shutil.copytree(folder, tmp_path, dirs_exist_ok=True))
 
 
 def new_run(client, folder):

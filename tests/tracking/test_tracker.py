@@ -2,27 +2,21 @@
 
 import json
 import logging
-import shlex
-import subprocess
-import sys
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
-from typing import ClassVar
+from http.server import ThreadingHTTPServer
 
 import optuna
 import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 from support.manifests import make_manifest
-from support.mlflow_runs import runs_of
+from support.mlflow_runs import SilentServer, runs_of
 from support.results import TEST
 
 from study.config.plan import Plan
-from study.errors import TrackingError
 from study.results.metrics import EpochResult
 from study.results.record import Record
-from study.tracking.client import connect, local_uri, ui_command, without_credentials
+from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
@@ -41,20 +35,6 @@ def record(tmp_path, make_recipe):
     record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "baseline", make_recipe(unfreeze_depth=2), 0)])
     yield record
     record.close()
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A migrated database, made once: migrations take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    connect(local_uri(folder), verbose=False)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def client(tmp_path, empty_store):
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return connect(local_uri(tmp_path), verbose=False)
 
 
 def track(client, record, tmp_path):
@@ -254,15 +234,15 @@ def test_tracker_asks_a_silent_store_once(record, make_recipe, tmp_path, monkeyp
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     record.add(Plan(None, "baseline", make_recipe(lr=0.1 + number), 0) for number in range(40))
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Silent) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SilentServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tracker = track(MlflowClient(f"http://127.0.0.1:{server.server_port}"), record, tmp_path)
-        asked_before = len(_Silent.asked)
+        asked_before = len(SilentServer.asked)
         while plan := record.next_trial():
             record.fail(plan, "not the point here")
             tracker.on_change(plan)
         assert tracker.finish("FINISHED", {}, {}) == 43
-        assert len(_Silent.asked) - asked_before < 20
+        assert len(SilentServer.asked) - asked_before < 20
         server.shutdown()
 
 
@@ -284,81 +264,3 @@ def test_tracker_tags_the_parent_with_what_was_found(client, record, tmp_path):
     assert parent.data.tags["best.lr"] == "0.01"
     assert parent.data.metrics["difference_mean"] == 0.1
     assert parent.data.tags["mlflow.note.content"].startswith("Found. Open report.html")
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://me:secret@host:5000/path", "http://host:5000/path"),
-        ("postgresql://me:secret@host/db", "postgresql://host/db"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////my@studies/mlflow.db", "sqlite:////my@studies/mlflow.db"),
-    ],
-)
-def test_without_credentials_leaves_all_else(uri, shown):
-    assert without_credentials(uri) == shown
-
-
-class _Silent(BaseHTTPRequestHandler):
-    """A server that takes a request and never answers it."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        time.sleep(3)
-
-    do_POST = do_GET
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.mark.parametrize("answers", ["closed", "silent"])
-def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    server = HTTPServer(("127.0.0.1", 0), _Silent)
-    port = server.server_port
-    if answers == "silent":
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    else:
-        server.server_close()
-    with pytest.raises(TrackingError, match=rf"--tracking-uri http://127.0.0.1:{port}: must be a store that answers"):
-        connect(f"http://127.0.0.1:{port}", verbose=False)
-    if answers == "silent":
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.mark.slow
-def test_connect_remakes_a_half_made_database(tmp_path):
-    """As a driver leaves it that is killed while MLflow migrates: killed as soon as there are tables."""
-    mlruns = tmp_path / "mlruns"
-    mlruns.mkdir()
-    code = f"from study.tracking.client import connect; connect({local_uri(mlruns)!r}, verbose=False)"
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
-        while process.poll() is None and not any(path.stat().st_size > 10_000 for path in mlruns.iterdir()):
-            time.sleep(0.001)
-        process.kill()
-    assert [path.suffix for path in mlruns.iterdir() if path.stat().st_size > 10_000] == [".partial"]
-    connect(local_uri(mlruns), verbose=False)
-    assert sorted(path.name for path in mlruns.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
-
-
-def test_connect_names_a_store_of_no_known_kind():
-    with pytest.raises(TrackingError, match=r"--tracking-uri carrier-pigeon://nest: must be a store that answers"):
-        connect("carrier-pigeon://nest", verbose=False)
-
-
-def test_ui_command_opens_a_local_store_on_loopback_alone():
-    command = ui_command("sqlite:////my studies/mlflow.db")
-    assert "--backend-store-uri 'sqlite:////my studies/mlflow.db' --host 127.0.0.1 --port 5000" in command
-    assert command.endswith("--allowed-hosts localhost:5000,127.0.0.1:5000")
-
-
-def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
-    assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))

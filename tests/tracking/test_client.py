@@ -1,0 +1,142 @@
+"""A store is opened, made whole, and found again where its directory is now."""
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import HTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow.artifacts import download_artifacts
+from support.mlflow_runs import SilentServer
+
+from study.errors import TrackingError
+from study.tracking.client import connect, local_uri, ui_command, without_credentials
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@host:5000/path", "http://host:5000/path"),
+        ("postgresql://me:secret@host/db", "postgresql://host/db"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////my@studies/mlflow.db", "sqlite:////my@studies/mlflow.db"),
+    ],
+)
+def test_without_credentials_leaves_all_else(uri, shown):
+    assert without_credentials(uri) == shown
+
+
+@pytest.mark.parametrize("answers", ["closed", "silent"])
+def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    server = HTTPServer(("127.0.0.1", 0), SilentServer)
+    port = server.server_port
+    if answers == "silent":
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        server.server_close()
+    with pytest.raises(TrackingError, match=rf"--tracking-uri http://127.0.0.1:{port}: must be a store that answers"):
+        connect(f"http://127.0.0.1:{port}", verbose=False)
+    if answers == "silent":
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_connect_remakes_a_half_made_database(tmp_path):
+    """As a driver leaves it that is killed while MLflow migrates: killed as soon as there are tables."""
+    mlruns = tmp_path / "mlruns"
+    mlruns.mkdir()
+    code = f"from study.tracking.client import connect; connect({local_uri(mlruns)!r}, verbose=False)"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        while process.poll() is None and not any(path.stat().st_size > 10_000 for path in mlruns.iterdir()):
+            time.sleep(0.001)
+        process.kill()
+    assert [path.suffix for path in mlruns.iterdir() if path.stat().st_size > 10_000] == [".partial"]
+    connect(local_uri(mlruns), verbose=False)
+    assert sorted(path.name for path in mlruns.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
+
+
+def test_connect_names_a_store_of_no_known_kind():
+    with pytest.raises(TrackingError, match=r"--tracking-uri carrier-pigeon://nest: must be a store that answers"):
+        connect("carrier-pigeon://nest", verbose=False)
+
+
+def test_ui_command_opens_a_local_store_on_loopback_alone():
+    command = ui_command("sqlite:////my studies/mlflow.db")
+    assert "--backend-store-uri 'sqlite:////my studies/mlflow.db' --host 127.0.0.1 --port 5000" in command
+    assert command.endswith("--allowed-hosts localhost:5000,127.0.0.1:5000")
+
+
+def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
+    assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))
+
+
+@pytest.fixture
+def filled_store(tmp_path, empty_store):
+    """Return a function that fills a store in a directory with an experiment and a run that has an artifact."""
+
+    def fill(mlruns: Path) -> str:
+        mlruns.mkdir(parents=True)
+        shutil.copyfile(empty_store, mlruns / "mlflow.db")
+        client = connect(local_uri(mlruns), verbose=False)
+        experiment = client.create_experiment("pets", (mlruns / "artifacts" / "pets").as_uri())
+        run = client.create_run(experiment).info.run_id
+        artifacts = mlruns / "artifacts" / "pets" / run / "artifacts"
+        artifacts.mkdir(parents=True)
+        (artifacts / "first.txt").write_text("first")  # not by the client, which remembers in memory where a run's are
+        return run
+
+    return fill
+
+
+def read_artifact(mlruns: Path, run: str, name: str) -> str:
+    uri = local_uri(mlruns)
+    place = connect(uri, verbose=False).get_run(run).info.artifact_uri
+    return Path(download_artifacts(artifact_uri=f"{place}/{name}", tracking_uri=uri)).read_text()
+
+
+def test_artifacts_are_found_where_the_directory_is_now(tmp_path, filled_store):
+    run = filled_store(tmp_path / "old" / "mlruns")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert read_artifact(tmp_path / "new" / "mlruns", run, "first.txt") == "first"
+
+
+def test_new_artifacts_are_written_where_the_directory_is_now(tmp_path, filled_store):
+    run = filled_store(tmp_path / "old" / "mlruns")
+    (tmp_path / "old").rename(tmp_path / "new")
+    client = connect(local_uri(tmp_path / "new" / "mlruns"), verbose=False)
+    client.log_text(run, "second", "second.txt")
+    client.log_text(client.create_run("1").info.run_id, "third", "third.txt")
+    assert not (tmp_path / "old").exists()
+    assert len(list((tmp_path / "new").rglob("*.txt"))) == 3
+
+
+def test_copy_of_a_store_leaves_the_original_alone(tmp_path, filled_store):
+    run = filled_store(tmp_path / "old" / "mlruns")
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    connect(local_uri(tmp_path / "copy" / "mlruns"), verbose=False).log_text(run, "second", "second.txt")
+    assert read_artifact(tmp_path / "old" / "mlruns", run, "first.txt") == "first"
+    assert not list((tmp_path / "old").rglob("second.txt"))
+
+
+@pytest.mark.parametrize("name", ["50% done?", "a#b;c[1] 'd' \"e\"", "фото ü 写真", "-x", "line\nbreak", "back\\slash"])
+def test_store_works_in_any_directory(tmp_path, monkeypatch, filled_store, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    run = filled_store(Path("mlruns").absolute())
+    assert read_artifact(Path("mlruns").absolute(), run, "first.txt") == "first"
+    assert os.listdir(tmp_path / name) == ["mlruns"]
+    assert set(os.listdir("mlruns")) == {"artifacts", "mlflow.db"}
