@@ -16,13 +16,13 @@ from study.errors import ConfigError
 
 
 def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig) -> StudyConfig:
-    """Return `config` with the recorded settings; new flags may still move the data directory or the tracking store."""
+    """Return `config` with the recorded settings; flags may name new places of images, weights and tracking store."""
     return replace(
         config,
-        data=manifest.source,
+        data=config.data if options.data else manifest.source,
         data_dir=config.data_dir if options.data_dir else Path(manifest.data_dir),
         fraction=manifest.fraction,
-        weights=manifest.weights,
+        weights=config.weights if options.weights else manifest.weights,
         seed=manifest.seed,
         precision=manifest.precision,
         tracking_uri=config.tracking_uri or manifest.tracking_uri,
@@ -30,7 +30,9 @@ def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig)
 
 
 def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]) -> None:
-    """Check that the flags agree with the study's manifest; budget, machines and tracking may change.
+    """Check that the flags agree with the study's manifest; budget, machines, tracking and places may change.
+
+    A folder of images and a file of weights may have moved: their contents are compared when they are read.
 
     Args:
         options: parsed flags; None for each flag that was not given.
@@ -54,7 +56,8 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
     }
     for option, value in recorded.items():
         now = given.get(option, getattr(options, option))
-        if now is not None:
+        moved = Path(str(value)).is_absolute() and Path(str(now)).is_absolute()
+        if now is not None and not moved:
             _check_same(f"--{option.replace('_', '-')}", value, now)
     stage = manifest.design.stage
     if options.as_written:

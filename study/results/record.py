@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -36,6 +37,8 @@ BEAT_S = 60.0
 """Seconds between two heartbeats of a session: at most this much time of a killed session is not counted."""
 TIME_IS_UP = "the time budget is spent"
 """The reason recorded for a trial that the time budget stopped."""
+COPY = "copy_uid"
+"""Key of the id that a copy of a study has in MLflow, so that its runs are not those of the original."""
 SPENT = "spent_s"
 """Key of the seconds that the study has run, at the last recorded moment."""
 
@@ -43,8 +46,9 @@ SPENT = "spent_s"
 class Record:
     """The journal of one study. One process may open it for writing; any process may open it for reading.
 
-    The journal holds two Optuna studies: the trials under the study's name, and the verdict's trials under
-    `<name> final`. So validation accuracies and test accuracies are never ranked together.
+    The journal holds two Optuna studies: the trials under the name that the study began with, and the verdict's trials
+    under `<name> final`. So validation accuracies and test accuracies are never ranked together. The directory may be
+    renamed, moved and copied.
     """
 
     def __init__(self, directory: Path, *, writable: bool) -> None:
@@ -129,8 +133,9 @@ class Record:
         self._journal = Journal(path, writable=self._writable)
         try:
             self._storage = JournalStorage(self._journal)
-            self._trials = optuna.load_study(study_name=self.name, storage=self._storage)
-            self._finals = optuna.load_study(study_name=f"{self.name} final", storage=self._storage)
+            self._begun_as, finals = optuna.get_all_study_names(self._storage)
+            self._trials = optuna.load_study(study_name=self._begun_as, storage=self._storage)
+            self._finals = optuna.load_study(study_name=finals, storage=self._storage)
             self.manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
             self._space = self.manifest.design.space
             if self._space and (budget := self.noted("budget")):
@@ -176,6 +181,8 @@ class Record:
         self._left: list[Plan] = []
         with self._step():
             self._note_time()
+            if self.noted(COPY) is None and self._is_copy():
+                self.note(COPY, uuid.uuid4().hex)
             for trial in self.all_trials():
                 if trial.state != "running":
                     continue
@@ -183,6 +190,19 @@ class Record:
                     self.complete(trial.plan)
                 else:
                     self._left.append(trial.plan)
+
+    def _is_copy(self) -> bool:
+        """Return whether this directory is a copy of one that still has its name."""
+        original = self.directory.parent / self._begun_as
+        try:
+            return original != self.directory and type(self).read(original).manifest.uid == self.manifest.uid
+        except RecordError:  # renamed: the name is free, or holds something else
+            return False
+
+    @property
+    def uid(self) -> str:
+        """Id of the study in MLflow: that of its manifest, unless the study is a copy."""
+        return self.noted(COPY) or self.manifest.uid
 
     @property
     def space(self) -> SearchSpace | None:

@@ -244,7 +244,8 @@ class Tracker:
             self._find_runs(experiment)
             self._experiment = experiment
             if "parent" in self._runs:
-                self.client.update_run(self._runs["parent"], "RUNNING")
+                self.client.update_run(self._runs["parent"], "RUNNING", name=self._record.name)
+                self.client.set_tag(self._runs["parent"], "study.name", self._record.name)  # it may have been renamed
             else:
                 self._create_run("parent", self._record.name, None, {"mlflow.note.content": PARENT_NOTE})
             facts = {
@@ -291,7 +292,7 @@ class Tracker:
         """
         token = None
         while True:
-            mine = f"tags.`study.uid` = '{self._manifest.uid}'"
+            mine = f"tags.`study.uid` = '{self._record.uid}'"
             page = self.client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], page_token=token)
             for run in page:
                 key = run.data.tags.get("study.trial", "parent")
@@ -305,8 +306,8 @@ class Tracker:
                 return
 
     def _common_tags(self) -> dict[str, str]:
-        named = ("uid", "data_fingerprint", "split_fingerprint")
-        tags = {f"study.{key}": getattr(self._manifest, key) for key in named} | {"study.name": self._record.name}
+        tags = {"study.uid": self._record.uid, "study.name": self._record.name}
+        tags |= {f"study.{key}": getattr(self._manifest, key) for key in ("data_fingerprint", "split_fingerprint")}
         tags |= {f"version.{name}": version for name, version in self._manifest.versions.items()}
         if commit := self._manifest.git_commit:
             tags["mlflow.source.git.commit"] = commit

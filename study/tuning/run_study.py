@@ -18,7 +18,7 @@ from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.data.splits import split
-from study.errors import RecordError
+from study.errors import ConfigError, RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.sample_batch import draw_batch
@@ -160,6 +160,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
     with ExitStack() as stack:
         if record:
             stack.callback(record.close)
+            _check_present(config)
         _make_writable(config.mlruns)
         dataset = load_dataset(
             config.data,
@@ -225,6 +226,17 @@ def _store(config: StudyConfig) -> str:
 def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
     """Split the training images: those that a search's trials train on, and those held out for validation."""
     return split(dataset.train, fraction=VALIDATION_FRACTION, seed=seed)
+
+
+def _check_present(config: StudyConfig) -> None:
+    """Check that the images and the weights of a resumed study are where they were.
+
+    Raises:
+        ConfigError: a folder or a file is missing.
+    """
+    for flag, what, place in (("--data", "images", config.data), ("--weights", "weights", config.weights)):
+        if Path(place).is_absolute() and not Path(place).exists():
+            raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
 
 
 def _check_same(record: Record, manifest: Manifest) -> None:

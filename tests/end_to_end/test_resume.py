@@ -11,7 +11,7 @@ import pytest
 from support.commands import study_command
 from support.images import write_image_folder
 from support.manifests import make_manifest
-from support.mlflow_runs import open_store
+from support.mlflow_runs import open_store, runs_of
 
 from study.results.record import Record
 
@@ -48,8 +48,8 @@ def run(room: Path, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def results(room: Path) -> list[object]:
-    record = Record.read(room / "mlruns" / "studies" / "one")
+def results(room: Path, study: str = "one") -> list[object]:
+    record = Record.read(room / "mlruns" / "studies" / study)
     return [(trial.plan, trial.state, trial.value, trial.test) for trial in record.all_trials()]
 
 
@@ -110,6 +110,38 @@ def test_changed_image_is_refused(room, finished):
         image.write_bytes(pixels)
     assert done.returncode == 1
     assert re.search(r"^study: \S+/one: data fingerprint must stay \w+, but got \w+\.", done.stderr, re.MULTILINE)
+
+
+def test_study_goes_on_after_all_of_it_has_moved(room, finished, tmp_path, monkeypatch):
+    cut_before_first_test(room)
+    studies = room / "mlruns" / "studies"
+    (studies / "one").rename(studies / "renamed")
+    room = room.rename(tmp_path / "50% moved?")
+    shutil.copytree(finished / "pets", room / "my pets")
+    (finished / "pets").rename(finished / "elsewhere")
+    try:
+        lost = run(room, "--resume", "renamed")
+        done = run(room, "--resume", "renamed", "--data", "my pets")
+    finally:
+        (finished / "elsewhere").rename(finished / "pets")
+    assert "must hold the study's images, but is missing. If moved, add --data" in lost.stderr
+    assert done.returncode == 0, done.stderr
+    assert results(room, "renamed") == results(finished)
+    monkeypatch.chdir(room)
+    client = open_store(room)
+    parent, _ = runs_of(client, "renamed")
+    assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]
+    assert parent.info.run_name == "renamed"
+
+
+def test_copy_of_a_study_has_runs_of_its_own(room):
+    studies = room / "mlruns" / "studies"
+    shutil.copytree(studies / "one", studies / "two")
+    assert run(room, "--resume", "two").returncode == 0
+    assert run(room, "--resume", "one").returncode == 0
+    runs = [runs_of(open_store(room), study) for study in ("one", "two")]
+    ids = {run.info.run_id for parent, trials in runs for run in (parent, *trials.values())}
+    assert len(ids) == 2 * (1 + len(results(room)))
 
 
 def test_ended_study_is_rebuilt_from_its_journal_alone(room, finished):
