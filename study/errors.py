@@ -13,7 +13,10 @@ Only the command lines (`run.py`, `predict.py`, `ui.py`, …) catch StudyError. 
 """
 
 import difflib
+import re
 from collections.abc import Collection
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 class StudyError(Exception):
@@ -49,7 +52,12 @@ class TrialError(StudyError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of another library's error message, or the error's class name if there is no message."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    return without_credentials(str(error).partition("\n")[0]) or type(error).__name__
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without the user names and passwords in its URIs, so that files and screens may show it."""
+    return _CREDENTIALS.sub("", text)
 
 
 def nearest_name(name: str, known: Collection[str]) -> str | None:

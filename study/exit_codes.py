@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from study.environment import keep_loopback_direct
 from study.errors import ConfigError, StudyError
 from study.output import unbreakable_output
 
@@ -34,6 +35,7 @@ def run_command(command: Callable[[], int], *, interrupted: str = "interrupted."
     with unbreakable_output():
         try:
             _ensure_home()
+            keep_loopback_direct()
             return command()
         except StudyError as error:
             _print(str(error))

@@ -1,4 +1,7 @@
-"""Keep a screen that is gone from ending a command: lines that cannot be printed are lost, the work goes on."""
+"""Keep a screen that is gone from ending a command, and passwords from reaching a screen or a log.
+
+Lines that cannot be printed are lost, and the work goes on.
+"""
 
 import contextlib
 import os
@@ -6,14 +9,20 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from study.errors import without_credentials
+
 
 class _Unbreakable:
-    """A text stream whose writes never fail: a closed terminal or pipe and a full disk cost the lines only."""
+    """A text stream whose writes never fail: a closed terminal or pipe and a full disk cost the lines only.
+
+    It leaves out the credentials of every URI, whichever library prints it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        text = without_credentials(text)
         try:
             self._stream.write(text)
         except UnicodeEncodeError:  # a screen in Latin-1 or ASCII

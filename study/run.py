@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupt
 
 import argparse
 import contextlib
+import logging
 import re
 import secrets
 import sys
@@ -28,6 +29,7 @@ from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.paths import check_new, find_study
 from study.config.plan import Design, StudyConfig
 from study.config.resume_flags import check_flags, check_space, recorded_config
+from study.environment import remarks
 from study.errors import ConfigError
 from study.exit_codes import run_command
 
@@ -156,6 +158,7 @@ def _reproduce(name: str) -> int:
 def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
     with _naming(_directory(config)):
         console = _load_libraries(config)
+        console.print_remarks(remarks(config.tracking_uri, config.ray_address, resumed=record is not None))
         from study.tuning.run_study import run_study
 
         with contextlib.closing(console):
@@ -188,6 +191,7 @@ def _load_libraries(config: StudyConfig) -> "Console":
     """Import torch, Ray, Optuna and MLflow, which takes seconds; silence them unless --verbose is given."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home directory that it cannot write
     from optuna.logging import WARNING, set_verbosity
 
     from study.tuning.console import Console

@@ -12,7 +12,7 @@ import pytest
 import study
 
 ROOT = Path(study.__file__).parent
-GROUND = ["errors", "seeding", "formatting", "files", "output", "exit_codes"]
+GROUND = ["errors", "seeding", "formatting", "files", "environment", "output", "exit_codes"]
 PACKAGES = {
     "config": [
         "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",

@@ -1,5 +1,6 @@
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -52,3 +53,11 @@ def test_closed_pipe_keeps_the_exit_code():
     command = f'{sys.executable} -c "$CODE" | head -n 1; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n7\n", "")
+
+
+def test_no_library_prints_credentials(capsys):
+    with unbreakable_output():
+        logging.StreamHandler(sys.stderr).emit(logging.makeLogRecord({"msg": "asking http://anna:s3cret@host/api"}))
+        print("View run at: http://anna:s3cret@host/#/runs/1")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("View run at: http://host/#/runs/1\n", "asking http://host/api\n")

@@ -5,6 +5,7 @@ Knows no torch, Ray, Optuna or MLflow, and starts nothing.
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from study.config.plan import StudyConfig
 from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
+from study.environment import TRACKING_URI
 from study.errors import ConfigError, unknown_name
 
 SOURCES = ("cifar10", "digits")
@@ -185,7 +187,7 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
         seed=baseline.seed if options.seed is None else options.seed,
         precision=options.precision or "auto",
         mlruns=Path("mlruns").absolute(),
-        tracking_uri=options.tracking_uri,
+        tracking_uri=options.tracking_uri or os.environ.get(TRACKING_URI),
         ray_address=options.ray_address,
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,

@@ -25,7 +25,7 @@ def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig)
         weights=config.weights if options.weights else manifest.weights,
         seed=manifest.seed,
         precision=manifest.precision,
-        tracking_uri=config.tracking_uri or manifest.tracking_uri,
+        tracking_uri=options.tracking_uri or manifest.tracking_uri,
     )
 
 

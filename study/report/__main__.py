@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")  # Optuna warns that its plots are experimental
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home directory that it cannot write
     return run_command(
         lambda: _write(dict.fromkeys(options.studies)), interrupted="interrupted; the page was not changed."
     )

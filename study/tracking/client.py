@@ -11,11 +11,11 @@ import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from study.errors import ConfigError, TrackingError, first_line
+from study.environment import TRACKING_URI
+from study.errors import ConfigError, TrackingError, first_line, without_credentials
 from study.files import PARTIAL, replace_file
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def _sqlite_uri(file: Path) -> str:
 
 
 def existing_store(tracking_uri: str | None, mlruns: Path) -> str:
-    """Return `tracking_uri`, or the URI of the default store in `mlruns` if it is None.
+    """Return `tracking_uri`, else the store that MLFLOW_TRACKING_URI names, else the default store in `mlruns`.
 
     Raises:
         ConfigError: the store is a SQLite file that does not exist.
     """
-    uri = tracking_uri or local_uri(mlruns)
+    uri = tracking_uri or os.environ.get(TRACKING_URI) or local_uri(mlruns)
     file = Path(uri.removeprefix(SQLITE))
     if uri.startswith(SQLITE) and not file.is_file():
         raise ConfigError(
@@ -96,13 +96,6 @@ def server_command(uri: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
 
 
-def without_credentials(uri: str) -> str:
-    """Return the URI of a store without user name and password, so that files and screens may show it."""
-    parts = urlsplit(uri)
-    _, at_sign, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=host)) if at_sign else uri
-
-
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":
     """Open the store at `uri`, create the database of a local store, and check that the store answers.
 
@@ -111,6 +104,7 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # the tracker has to know what has arrived
     import mlflow
 
     if not verbose:
@@ -121,14 +115,18 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
             file = Path(uri.removeprefix(SQLITE))
             _make_database(file)
             _follow_move(file)
-        client = mlflow.MlflowClient(tracking_uri=uri)
+        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
         raise TrackingError(
-            f"--tracking-uri {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
-            "Start the server, or omit the flag to use a local file."
+            f"{_origin(uri)} {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
+            "Start the server, or leave this out to use a local file."
         ) from error
     return client
+
+
+def _origin(uri: str) -> str:
+    return TRACKING_URI if uri == os.environ.get(TRACKING_URI) else "--tracking-uri"
 
 
 def _make_database(file: Path) -> None:

@@ -29,6 +29,8 @@ CHAMPION = "champion"
 """Alias of the best version so far."""
 FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
 """Tags by which the versions of a model are compared."""
+SMALL_FILES = 2**24
+"""Bytes that the files of a model need at most, besides its weights in two formats."""
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
@@ -179,6 +181,7 @@ def _register(
     status = LoggedModelStatus.FAILED
     try:
         with scratch_directory() as folder:
+            _check_room(folder, 2 * (saved.directory / WEIGHTS_FILE).stat().st_size + SMALL_FILES)
             directory = folder / "model"
             _write(directory, saved, example, logged.model_id, run_id)
             client.log_model_artifacts(logged.model_id, str(directory))
@@ -193,6 +196,19 @@ def _register(
     link = json.dumps([{"name": name, "version": made.version}])
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
     return made
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Check that a directory's disk has room; torch would end the whole process if it met a full disk.
+
+    Raises:
+        OSError: there is less than `needed` bytes.
+    """
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(
+            f"the temporary directory {folder.parent} must have {needed / 1e6:.0f} MB free, but has {free / 1e6:.0f}."
+            " Make room, or set TMPDIR"
+        )
 
 
 def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model_id: str, run_id: str) -> None:

@@ -4,7 +4,7 @@ It only reads the record, and does not know Ray Tune. It needs rich, and a calle
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -57,6 +57,11 @@ class Console:
         self._trials: dict[str, TrialRecord] = {}
         self._hardware: set[str] = set()
         self._store_failures: set[str] = set()
+
+    def print_remarks(self, remarks: Iterable[str]) -> None:
+        """Print what is special about the surroundings of this study, one line each."""
+        for remark in remarks:
+            self._print(f"note     {remark}")
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Print the data set's name, its number of images and classes, and its split."""

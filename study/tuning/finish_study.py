@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from study.data.images import Dataset
-from study.errors import StudyError
+from study.errors import StudyError, without_credentials
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
 from study.results.record import Record
@@ -21,7 +21,6 @@ from study.results.trial_table import Row, compare, faster
 from study.results.verdict import Verdict, choose, stored_verdict, verdict_metrics
 from study.results.wording import sentence
 from study.tracking.artifacts import comparison_files, search_files
-from study.tracking.client import without_credentials
 from study.tracking.registry import Registration, log_model
 from study.tracking.tracker import Tracker
 

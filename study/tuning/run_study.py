@@ -18,13 +18,13 @@ from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.data.splits import split
-from study.errors import ConfigError, RecordError
+from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.sample_batch import draw_batch
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, reach_verdict
-from study.tracking.client import SQLITE, connect, local_uri, without_credentials
+from study.tracking.client import SQLITE, connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources

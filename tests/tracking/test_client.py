@@ -8,30 +8,31 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow.artifacts import download_artifacts
 from support.mlflow_runs import SilentServer
 
+from study.environment import keep_loopback_direct
 from study.errors import TrackingError
-from study.tracking.client import connect, local_uri, ui_command, without_credentials
+from study.tracking.client import connect, existing_store, local_uri, ui_command
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
 
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://me:secret@host:5000/path", "http://host:5000/path"),
-        ("postgresql://me:secret@host/db", "postgresql://host/db"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////my@studies/mlflow.db", "sqlite:////my@studies/mlflow.db"),
-    ],
-)
-def test_without_credentials_leaves_all_else(uri, shown):
-    assert without_credentials(uri) == shown
+class Healthy(BaseHTTPRequestHandler):
+    """A server that answers OK."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"OK")
+
+    def log_message(self, *arguments):
+        pass
 
 
 @pytest.mark.parametrize("answers", ["closed", "silent"])
@@ -50,6 +51,28 @@ def test_connect_names_a_server_that_does_not_answer(monkeypatch, answers):
     if answers == "silent":
         server.shutdown()
         server.server_close()
+
+
+def test_environment_names_the_store_if_no_flag_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert existing_store(None, tmp_path) == "http://host:5000"
+    assert existing_store("http://flag:5000", tmp_path) == "http://flag:5000"
+
+
+def test_registry_is_the_store_of_the_runs(tmp_path, monkeypatch, empty_store):
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    assert connect(local_uri(tmp_path), verbose=False).search_registered_models() == []
+
+
+def test_loopback_server_is_not_asked_through_a_proxy(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    keep_loopback_direct()
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert requests.get(f"http://127.0.0.1:{server.server_port}/health", timeout=5).text == "OK"
 
 
 @pytest.mark.slow

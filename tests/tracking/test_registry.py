@@ -68,6 +68,12 @@ def pixels(count):
     return torch.nn.functional.interpolate(squares, (32, 36)).to(torch.uint8)
 
 
+def test_full_temporary_directory_is_named(store, small_disk, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    with pytest.raises(TrackingError, match=rf"temporary directory {small_disk} must have \d+ MB free, but has 0\."):
+        register(store, study="two")
+
+
 @pytest.mark.slow
 def test_the_first_model_of_its_name_becomes_champion(one_model):
     folder, saved, registration = one_model

@@ -1,0 +1,44 @@
+"""Read and set the environment variables that decide how a command runs; docs/environment.md explains each of them."""
+
+import os
+from collections.abc import Iterator
+from urllib.request import getproxies_environment
+
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def keep_loopback_direct() -> None:
+    """Let no request to this computer itself go through a proxy: its MLflow server would not be found there."""
+    if not getproxies_environment():
+        return
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in listed.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in LOOPBACK if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+
+
+def remarks(tracking_uri: str | None, ray_address: str | None, *, resumed: bool) -> Iterator[str]:
+    """Yield a sentence for each set variable that changes this study, or that has no effect although one may expect it.
+
+    Args:
+        tracking_uri: MLflow store of the study; None for the local store.
+        ray_address: Ray cluster that the study joins; None for a local Ray.
+        resumed: whether the study goes on with recorded settings.
+    """
+    get = os.environ.get
+    if get(TRACKING_URI) and resumed and tracking_uri is None:
+        yield f"{TRACKING_URI} has no effect: the study began with the local store. --tracking-uri changes that"
+    elif get(TRACKING_URI) and get(TRACKING_URI) == tracking_uri:
+        yield f"{TRACKING_URI}: runs go to {tracking_uri}"
+    if get("MLFLOW_REGISTRY_URI"):
+        yield "MLFLOW_REGISTRY_URI has no effect: models are registered in the store of their runs"
+    if get("RAY_ADDRESS") and ray_address is None:
+        yield "RAY_ADDRESS has no effect: this study starts its own Ray. --ray-address auto joins the cluster"
+    if get("RAY_AUTH_MODE") == "disabled" and ray_address is None:
+        yield "RAY_AUTH_MODE=disabled: every computer in the network can use this study's Ray"
+    if (visible := get("CUDA_VISIBLE_DEVICES")) is not None and ray_address is None:
+        yield f"CUDA_VISIBLE_DEVICES={visible}: " + ("only these GPUs are used" if visible else "no GPU is used")
+    if threads := get("OMP_NUM_THREADS"):
+        yield f"OMP_NUM_THREADS={threads}: each trial computes with that many threads, whatever its CPU cores"
