@@ -1,11 +1,14 @@
 """Read and set the environment variables that decide how a command runs; docs/environment.md explains each of them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from urllib.request import getproxies_environment
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
+"""Packages that a study's results, or the reading of its record, depend on."""
 
 
 def keep_loopback_direct() -> None:
@@ -19,16 +22,26 @@ def keep_loopback_direct() -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
-def remarks(tracking_uri: str | None, ray_address: str | None, *, resumed: bool) -> Iterator[str]:
+def installed_versions() -> dict[str, str]:
+    """Return the installed version of each package that a study depends on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def remarks(
+    tracking_uri: str | None, ray_address: str | None, *, recorded: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Yield a sentence for each set variable that changes this study, or that has no effect although one may expect it.
 
     Args:
         tracking_uri: MLflow store of the study; None for the local store.
         ray_address: Ray cluster that the study joins; None for a local Ray.
-        resumed: whether the study goes on with recorded settings.
+        recorded: versions of the packages with which a resumed study began; None for a new study.
     """
     get = os.environ.get
-    if get(TRACKING_URI) and resumed and tracking_uri is None:
+    for package, now in installed_versions().items():
+        if recorded and (before := recorded.get(package, now)) != now:
+            yield f"the study began with {package} {before}, and goes on with {now}: results may differ slightly"
+    if get(TRACKING_URI) and recorded is not None and tracking_uri is None:
         yield f"{TRACKING_URI} has no effect: the study began with the local store. --tracking-uri changes that"
     elif get(TRACKING_URI) and get(TRACKING_URI) == tracking_uri:
         yield f"{TRACKING_URI}: runs go to {tracking_uri}"

@@ -158,7 +158,9 @@ def _reproduce(name: str) -> int:
 def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
     with _naming(_directory(config)):
         console = _load_libraries(config)
-        console.print_remarks(remarks(config.tracking_uri, config.ray_address, resumed=record is not None))
+        console.print_remarks(
+            remarks(config.tracking_uri, config.ray_address, recorded=record and record.manifest.versions)
+        )
         from study.tuning.run_study import run_study
 
         with contextlib.closing(console):

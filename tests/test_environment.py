@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from study.environment import keep_loopback_direct, remarks
+from study.environment import installed_versions, keep_loopback_direct, remarks
 from study.tracking import client
 from study.tuning import cluster
 
@@ -20,7 +20,7 @@ def _clean(monkeypatch):
 
 
 def test_plain_environment_has_no_remarks():
-    assert list(remarks(None, None, resumed=False)) == []
+    assert list(remarks(None, None)) == []
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,24 @@ def test_plain_environment_has_no_remarks():
 )
 def test_variable_that_matters_is_said(monkeypatch, name, value, said):
     monkeypatch.setenv(name, value)
-    (line,) = remarks(None, None, resumed=False)
+    (line,) = remarks(None, None)
     assert said in line
 
 
 def test_tracking_store_of_the_environment_is_said(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
-    assert list(remarks("http://host", None, resumed=False)) == ["MLFLOW_TRACKING_URI: runs go to http://host"]
+    assert list(remarks("http://host", None)) == ["MLFLOW_TRACKING_URI: runs go to http://host"]
 
 
 def test_resumed_study_stays_in_its_store(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
-    (line,) = remarks(None, None, resumed=True)
+    (line,) = remarks(None, None, recorded=installed_versions())
     assert line.startswith("MLFLOW_TRACKING_URI has no effect")
+
+
+def test_other_versions_than_recorded_are_said():
+    (line,) = remarks(None, None, recorded={**installed_versions(), "optuna": "9.0"})
+    assert line.startswith("the study began with optuna 9.0, and goes on with ")
 
 
 @pytest.mark.parametrize("present", ["", "intra.net, 10.0.0.1"])

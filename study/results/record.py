@@ -5,6 +5,7 @@ This module knows neither Ray nor MLflow.
 """
 
 import math
+import re
 import shutil
 import threading
 import time
@@ -151,7 +152,7 @@ class Record:
         except Exception as error:  # valid JSON that neither Optuna nor we wrote can raise anything
             raise RecordError(
                 f"{path}: must be a study's journal, but reading it fails ({type(error).__name__}: {error})."
-                " The file was not changed. Restore it from a copy, or begin a new study."
+                f"{_foreign_version(path)} The file was not changed. Restore it from a copy, or begin a new study."
             ) from error
 
     @contextmanager
@@ -446,3 +447,13 @@ class Record:
         for start, end in pairwise([*begun, math.inf]):
             spent_ms += max((moment - start for moment in known if start <= moment < end), default=0)
         return spent_ms / 1000
+
+
+def _foreign_version(path: Path) -> str:
+    """Say with which other version of Optuna a journal was written, if with another; a newer one may have new lines."""
+    written = re.search(rb'"optuna":"([\w.]+)"', path.read_bytes())
+    if written is None or written[1].decode() == optuna.__version__:
+        return ""
+    return (
+        f" It was begun with Optuna {written[1].decode()}, and Optuna {optuna.__version__} is installed: install that."
+    )

@@ -6,6 +6,7 @@ Knows no study.
 import contextlib
 import logging
 import os
+import re
 import shlex
 import sqlite3
 import sys
@@ -118,6 +119,8 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
         client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow have no common base class
+        if schema := re.search(r"schema \(found version (\w+)", str(error)):
+            raise TrackingError(_explain_schema(uri, schema[1])) from error
         raise TrackingError(
             f"{_origin(uri)} {without_credentials(uri)}: must be a store that answers, but got {first_line(error)!r}. "
             "Start the server, or leave this out to use a local file."
@@ -127,6 +130,23 @@ def connect(uri: str, *, verbose: bool) -> "MlflowClient":
 
 def _origin(uri: str) -> str:
     return TRACKING_URI if uri == os.environ.get(TRACKING_URI) else "--tracking-uri"
+
+
+def _explain_schema(uri: str, found: str) -> str:
+    """Describe in one line that a database's schema has the version `found`, which is not that of this MLflow."""
+    import mlflow
+    from mlflow.store import db_migrations
+
+    older = any(Path(db_migrations.__path__[0], "versions").glob(f"{found}_*.py"))
+    if older:
+        command = shlex.join([sys.executable, "-m", "mlflow", "db", "upgrade", without_credentials(uri)])
+        advice = f"Copy the database, then run: {command}"
+    else:
+        advice = "Install the MLflow that made it: its runs have the tag version.mlflow."
+    return (
+        f"{_origin(uri)} {without_credentials(uri)}: must have the database schema of MLflow {mlflow.__version__},"
+        f" but has that of {'an older' if older else 'a newer'} MLflow (version {found}). {advice}"
+    )
 
 
 def _make_database(file: Path) -> None:

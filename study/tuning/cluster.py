@@ -6,6 +6,7 @@ Knows no trial and no record. `share_resources` needs a Ray that `ray_session` h
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import tempfile
@@ -104,8 +105,7 @@ def ray_session(
             stack.callback(ray.shutdown)
             ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises OSError, PermissionError, bare Exception and others
-            place = f"--ray-address {address}" if address else "local Ray"
-            raise StudyError(f"{place}: must start and answer, but got: {_cause(error)} {_advice(address)}") from error
+            raise StudyError(_explain(error, address)) from error
         for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
             signal.signal(number, handler)
         yield scratch
@@ -129,16 +129,21 @@ def _short_directory() -> Path | None:
     return Path("/tmp") if long and os.access("/tmp", os.W_OK) else None
 
 
-def _cause(error: Exception) -> str:
-    """Return the whole message of an error in one line of at most MAX_CAUSE characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_CAUSE else f"{text[: MAX_CAUSE - 1]}…"
-
-
-def _advice(address: str | None) -> str:
+def _explain(error: Exception, address: str | None) -> str:
+    """Describe in one line why Ray did not start, with its own message in at most MAX_CAUSE characters."""
+    place = f"--ray-address {address}" if address else "local Ray"
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if len(versions) == 2:
+        theirs, ours = (f"Ray {ray} with Python {python}" for ray, python in versions)
+        return f"{place}: must run {ours}, as this environment does, but runs {theirs}. Install the same on both sides."
+    cause = " ".join(str(error).split()) or type(error).__name__
+    cause = cause if len(cause) <= MAX_CAUSE else f"{cause[: MAX_CAUSE - 1]}…"
+    advice = (
+        "Set RAY_TMPDIR to a short, writable directory with free space, or raise the limits on processes and memory."
+    )
     if address:
-        return "Check that the cluster runs, and that RAY_AUTH_TOKEN is the cluster's."
-    return "Set RAY_TMPDIR to a short, writable directory with free space, or raise the limits on processes and memory."
+        advice = "Check that the cluster runs, and that RAY_AUTH_TOKEN is the cluster's."
+    return f"{place}: must start and answer, but got: {cause} {advice}"
 
 
 def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Allotment:

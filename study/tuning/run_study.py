@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +17,7 @@ from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.data.splits import split
+from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 VALIDATION_FRACTION = 0.1
 """Fraction of the training images that a search holds out to measure its objective."""
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
 
 
 class Observer(Listener, Protocol):
@@ -286,7 +285,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         seed=config.seed,
         precision=config.precision,
         tracking_uri=config.tracking_uri and without_credentials(config.tracking_uri),
-        versions={package: version(package) for package in PACKAGES},
+        versions=installed_versions(),
         git_commit=_git_commit(),
     )
 

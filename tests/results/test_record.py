@@ -524,6 +524,15 @@ def test_a_hostile_journal_is_refused_and_stays_as_it_is(record, line):
     assert journal.read_bytes() == line + content
 
 
+def test_journal_of_a_newer_optuna_is_refused_with_both_versions(record, tmp_path):
+    manifest = make_manifest(versions={"optuna": "99.1"})
+    Record.create(tmp_path / "two", manifest).close()
+    with open(tmp_path / "two" / "journal.log", "a") as journal:
+        journal.write('{"op_code": 77, "worker_id": "x"}\n')
+    with pytest.raises(RecordError, match=rf"begun with Optuna 99.1, and Optuna {optuna.__version__} is installed"):
+        Record.read(tmp_path / "two")
+
+
 def test_a_trial_that_ends_leaves_no_weights_behind(record, make_recipe):
     record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
     record.checkpoints.mkdir()

@@ -1,9 +1,12 @@
 """A store is opened, made whole, and found again where its directory is now."""
 
+import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import mlflow
 import pytest
 import requests
 from mlflow.artifacts import download_artifacts
@@ -105,6 +109,25 @@ def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
     assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "advice"),
+    [
+        (
+            "451aebb31d03",
+            r"an older MLflow \(version 451aebb31d03\)\. Copy the database, then run: .* -m mlflow db upgrade sqlite:///",
+        ),
+        ("ffffffffffff", r"a newer MLflow \(version ffffffffffff\)\. Install the MLflow that made it"),
+    ],
+)
+def test_database_of_another_schema_is_refused_with_advice(tmp_path, empty_store, schema, advice):
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+    versions = rf"must have the database schema of MLflow {re.escape(mlflow.__version__)}, but has that of "
+    with pytest.raises(TrackingError, match=versions + advice):
+        connect(local_uri(tmp_path), verbose=False)
 
 
 @pytest.fixture

@@ -2,11 +2,15 @@
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private.utils import check_version_info
 
 from study.errors import ConfigError, StudyError
 from study.tuning.cluster import Allotment, ray_session, share_resources, usable_cores
@@ -120,6 +124,17 @@ def test_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     line = r"^local Ray: must start and answer, but got: .*Not a directory.*file.* Set RAY_TMPDIR"
     with pytest.raises(StudyError, match=line), ray_session(None, verbose=False):
+        pass
+
+
+def test_cluster_of_another_ray_is_refused_with_both_versions(monkeypatch):
+    def join(**options):
+        check_version_info({"ray_version": "2.9.3", "python_version": "3.9.18"}, "node 10.0.0.1")
+
+    monkeypatch.setattr("ray.init", join)
+    here = rf"Ray {re.escape(ray.__version__)} with Python {platform.python_version()}"
+    line = rf"^--ray-address 10.0.0.1:1: must run {here}, .* but runs Ray 2.9.3 with Python 3.9.18. Install the same"
+    with pytest.raises(StudyError, match=line), ray_session("10.0.0.1:1", verbose=False):
         pass
 
 
