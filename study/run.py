@@ -158,9 +158,8 @@ def _reproduce(name: str) -> int:
 def _run(config: StudyConfig, design: Design, record: "Record | None" = None) -> int:
     with _naming(_directory(config)):
         console = _load_libraries(config)
-        console.print_remarks(
-            remarks(config.tracking_uri, config.ray_address, recorded=record and record.manifest.versions)
-        )
+        recorded = record.manifest.versions if record else None
+        console.print_remarks(remarks(config.tracking_uri, config.ray_address, recorded=recorded))
         from study.tuning.run_study import run_study
 
         with contextlib.closing(console):

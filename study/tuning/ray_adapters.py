@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -149,6 +150,22 @@ class RecordSearcher(Searcher):
         else:
             self._to_restart.append(plan)
 
+    def take_back(self, *, out_of_memory: bool) -> None:
+        """Take back the running trials, to hand them out again: alone, or as if their processes had died."""
+        for plan in self._running.values():
+            if self._record.has_ended(plan) or plan in self._to_repeat:
+                continue
+            if not out_of_memory:
+                self._bury(plan)
+            elif not self.repeat_alone(plan):
+                self._record.fail(
+                    plan, "out of memory: Ray ended its process twice, the second time while it ran alone."
+                )
+            for listener in self._listeners:
+                listener.on_change(plan)
+        self._running.clear()
+        self._reporting.clear()
+
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the only state."""
 
@@ -277,6 +294,28 @@ def run_trials(
         RecordError: the record, or a checkpoint that must be kept, can no longer be written.
     """
     searcher = RecordSearcher(record, listeners)
+    while not _run_until_tune_gives_up(record, inputs, searcher, listeners, resources, scratch, function):
+        pass
+    for plan in searcher.waiting:  # the stopper has ended the search
+        record.prune(plan, TIME_IS_UP)
+        for listener in listeners:
+            listener.on_change(plan)
+
+
+def _run_until_tune_gives_up(
+    record: Record,
+    inputs: Inputs,
+    searcher: RecordSearcher,
+    listeners: Sequence[Listener],
+    resources: Allotment,
+    scratch: Path,
+    function: Callable[..., None],
+) -> bool:
+    """Run the trials, and return whether Ray Tune came to their end.
+
+    Where Ray's memory monitor ends a process, or Ray loses one in another rare way, Ray Tune gives up all trials. The
+    searcher then hands them out again.
+    """
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(function, inputs=inputs),
@@ -300,7 +339,9 @@ def run_trials(
         tuner.fit()
     except _PastTune as past:
         raise past.error from None
-    for plan in searcher.waiting:  # the stopper has ended the search
-        record.prune(plan, TIME_IS_UP)
-        for listener in listeners:
-            listener.on_change(plan)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, RayError):
+            raise
+        searcher.take_back(out_of_memory=isinstance(error.__cause__, OutOfMemoryError))
+        return False
+    return True

@@ -191,6 +191,30 @@ def test_what_lacks_memory_even_alone_fails_with_its_reason(tune):
     assert tune.searcher.suggest("c")["plan"].number == 1
 
 
+def test_trials_that_lacked_memory_are_handed_out_again_alone(tune):
+    plans = [tune.searcher.suggest(trial)["plan"] for trial in "ab"]
+    tune.searcher.take_back(out_of_memory=True)
+    first = tune.searcher.suggest("c")["plan"]
+    assert tune.searcher.suggest("d") is None
+    tune.record.fail(first, "not the point here")
+    tune.searcher.on_trial_complete("c", {})
+    assert {first, tune.searcher.suggest("e")["plan"]} == {*plans}
+
+
+def test_trial_that_lacks_memory_twice_fails(tune):
+    for trial in "ab":
+        plan = tune.searcher.suggest(trial)["plan"]
+        tune.searcher.take_back(out_of_memory=True)
+    assert tune.record.trial(plan).reason.startswith("out of memory: Ray ended its process twice")
+    assert tune.searcher.suggest("c")["plan"].number == 1
+
+
+def test_trials_of_lost_processes_start_again(tune):
+    plan = tune.searcher.suggest("a")["plan"]
+    tune.searcher.take_back(out_of_memory=False)
+    assert tune.searcher.suggest("b")["plan"] == plan
+
+
 @pytest.fixture
 def search(tmp_path):
     """Return a function that makes a search whose time budget is `time_s`, with its stopper and a waiting trial."""
