@@ -6,7 +6,6 @@ classifier, and a client from `tracking.connect`.
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -182,7 +181,6 @@ def _register(
     status = LoggedModelStatus.FAILED
     try:
         with scratch_directory() as folder:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))  # else an export leaves one behind
             _check_room(folder, 2 * (saved.directory / WEIGHTS_FILE).stat().st_size + SMALL_FILES)
             directory = folder / "model"
             _write(directory, saved, example, logged.model_id, run_id)

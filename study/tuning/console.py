@@ -168,8 +168,10 @@ class Console:
         if result.model:
             self._print(f"\nmodel    {_describe_model(result)}")
         elif result.verdict and result.verdict.decision:
-            checkpoints = result.directory / "checkpoints"
-            self._print(f"\nmodel    not kept: the final weights are not in {checkpoints}, which all nodes must share")
+            reason = "no refit is complete"
+            if any(final.state == "complete" for final in result.finals):
+                reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
+            self._print(f"\nmodel    not kept: {reason}")
         self._print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
