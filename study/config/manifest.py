@@ -45,7 +45,7 @@ class Found:
         """Return what a user must know, as short names and texts; `searched` tells whether the study is a search."""
         layout = [self.layout]
         if self.validation:
-            layout.append(f"images given for validation{'' if searched else ', which only a search uses'}")
+            layout.append("the search validates on val" if searched else "val is not used, since nothing is searched")
         if self.test_fraction:
             layout.append(f"{self.test_fraction:.0%} of each class held out for testing, drawn from the seed")
         left_out = [f"{count:,} {reason}" for reason, count in self.left_out.items()]
