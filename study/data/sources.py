@@ -256,8 +256,9 @@ def _refuse_broken(errors: Sequence[DataError]) -> NoReturn:
     """Raise one error for all broken files; the first ones are named with their reasons."""
     lines = [str(error) for error in errors[:SHOWN]]
     if len(errors) > SHOWN:
-        lines.append(f"{len(errors) - SHOWN:,} more files are broken.")
-    lines.append(f"{len(errors):,} broken. Mend or remove them, or use --skip-broken to leave them out.")
+        lines.append(f"… and {len(errors) - SHOWN:,} more.")
+    files = "1 file is broken. Mend it" if len(errors) == 1 else f"{len(errors):,} files are broken. Mend them"
+    lines.append(f"{files}, or leave what is broken out with --skip-broken.")
     raise DataError("\n".join(lines))
 
 

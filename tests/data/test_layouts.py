@@ -162,7 +162,7 @@ def test_all_broken_files_are_named_at_once(tmp_path: Path) -> None:
     *files, total = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in files] == [f"{root}/a/1.png", f"{root}/b/3.png", f"{root}/b/2.png"]
     assert "Git LFS" in files[1]
-    assert total.startswith("3 broken.") and "--skip-broken" in total
+    assert total.startswith("3 files are broken.") and "--skip-broken" in total
 
 
 def test_broken_files_beyond_ten_are_counted(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_broken_files_beyond_ten_are_counted(tmp_path: Path) -> None:
     for path in (root / "a").glob("1*.png"):
         path.write_bytes(b"")
     (root / "b/1.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"\n2 more files are broken\.\n12 broken\."):
+    with pytest.raises(DataError, match=r"\n… and 2 more\.\n12 files are broken\."):
         load(root)
 
 

@@ -418,7 +418,7 @@ def test_folder_names_a_file_that_is_no_image(content: bytes, tmp_path: Path) ->
     root = write_folder(tmp_path)
     (root / "train/b/x.png").write_bytes(content)
     with pytest.raises(
-        DataError, match=rf"^{root}/train/b/x\.png: must be an image \(PNG, JPEG.*\), but holds [^\n]*\n1 broken"
+        DataError, match=rf"^{root}/train/b/x\.png: must be an image \(PNG, JPEG.*\), but holds [^\n]*\n1 file is broken"
     ):
         load(root)
 
@@ -429,7 +429,7 @@ def test_folder_names_a_truncated_image(extension: str, tmp_path: Path) -> None:
     path = root / f"test/a/x.{extension}"
     Image.fromarray(noise(64, 64)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    with pytest.raises(DataError, match=rf"^{path}: must be [^\n]*\n1 broken[^\n]*$"):
+    with pytest.raises(DataError, match=rf"^{path}: must be [^\n]*\n1 file is broken[^\n]*$"):
         load(root)
 
 
