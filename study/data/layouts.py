@@ -165,7 +165,8 @@ def _list_table(file: Path) -> Listing:
     seen: dict[Path, int] = {}
     for number, line in table:
         split = line.get("split", "").lower()
-        path = file.parent / line["path"]
+        forms = [file.parent / unicodedata.normalize(form, line["path"]) for form in ("NFC", "NFD")]
+        path = next((form for form in (file.parent / line["path"], *forms) if form.exists()), forms[0])
         wrong = [f"{name}: must not be empty." for name in ("path", "label") if not line[name]]
         if split and split not in SPLITS:
             wrong.append(f"split: must be {', '.join(SPLITS)}, but got {split!r}.")

@@ -418,7 +418,8 @@ def test_folder_names_a_file_that_is_no_image(content: bytes, tmp_path: Path) ->
     root = write_folder(tmp_path)
     (root / "train/b/x.png").write_bytes(content)
     with pytest.raises(
-        DataError, match=rf"^{root}/train/b/x\.png: must be an image \(PNG, JPEG.*\), but holds [^\n]*\n1 file is broken"
+        DataError,
+        match=rf"^{root}/train/b/x\.png: must be an image \(PNG, JPEG.*\), but holds [^\n]*\n1 file is broken",
     ):
         load(root)
 
