@@ -131,7 +131,7 @@ def list_files(folder: Path, refuse: Callable[[OSError], None] | None = None) ->
         return
     for entry in entries:
         path = Path(entry.path)
-        if not is_hidden(entry.name) and entry.is_dir(follow_symlinks=not entry.is_symlink() or path.exists()):
+        if not is_hidden(entry.name) and path.is_dir():  # unlike the entry's, false for a link in a circle
             yield from list_files(path, refuse)
         else:
             yield path, reason_against(path)

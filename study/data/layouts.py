@@ -71,6 +71,10 @@ def _list_folder(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
     folders, files = _list_names(root)
     splits = [name for name in folders if name in SPLITS]
+    if "train" in splits and not _holds_folders(root / "train"):
+        if all(name in SPLITS or is_hidden(name) for name in folders):
+            raise DataError(f"{root}: train/ must hold one folder for each class, but has none.")
+        splits = []  # classes of vehicles, perhaps
     if twice := [name for name in splits if SPLITS[name] == "val"][1:]:
         raise DataError(f"{root}: must hold one folder of validation images, but {twice[0]}/ stands beside others.")
     if "train" in splits:
@@ -118,14 +122,18 @@ def _list_names(folder: Path) -> tuple[list[str], list[str]]:
     return [name for name, is_folder in kinds if is_folder], [name for name, is_folder in kinds if not is_folder]
 
 
+def _holds_folders(folder: Path) -> bool:
+    return any(not is_hidden(name) for name in _list_names(folder)[0])
+
+
 def _refuse_other_layouts(root: Path, classes: Sequence[str], files: Sequence[str], splits: Sequence[str]) -> None:
     """Raise an error for a folder that does not hold class folders, and name the nearest layout that works."""
     rule = f"{root}: must hold train/<class>/…, or one folder for each class, or be a CSV file of images"
     if splits:
         found = ", ".join(f"{name}/" for name in splits)
         raise DataError(f"{rule}, but has {found} and no train/. Name the folder of training images train/.")
-    spelt = {name: nearest_name(name.lower(), [*SPLITS]) for name in classes}
-    if len(classes) <= 3 and "train" in spelt.values():
+    spelt = {name: nearest_name(name.lower(), [*SPLITS]) for name in classes if _holds_folders(root / name)}
+    if "train" in spelt.values():
         wish = ", ".join(f"{name}/ to {near}/" for name, near in spelt.items() if near)
         raise DataError(f"{rule}, but has {', '.join(f'{name}/' for name in classes)}. Rename {wish}.")
     inside = {name: {*_list_names(root / name)[0]} for name in classes}

@@ -93,6 +93,7 @@ def test_test_fraction_is_refused_where_test_images_are(tmp_path: Path) -> None:
         (("pets/train/a", "pets/test/a"), r"but has only pets/\. Use --data .*/pets\."),
         ((".",), r"but has 5 images without folders\. Put the images of each class into a folder of its own\."),
         ((), r"but has no folder\."),
+        (("train", "test"), r"train/ must hold one folder for each class, but has none\."),
         (("train/a", "train/b", "val/a", "val/b", "dev/a"), r"one folder of validation images, but dev/|val/ stands"),
         (
             ("train/a", "train/b", "val/a", "val/c"),
@@ -103,6 +104,11 @@ def test_test_fraction_is_refused_where_test_images_are(tmp_path: Path) -> None:
 def test_other_layouts_are_refused_with_the_nearest(folders: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         list_source(write(tmp_path, *folders))
+
+
+@pytest.mark.parametrize("classes", [("rain", "sun"), ("car", "plane", "train")])
+def test_classes_may_be_called_nearly_like_splits(classes: tuple[str, ...], tmp_path: Path) -> None:
+    assert {row.label for row in list_source(write(tmp_path, *classes)).rows} == {*classes}
 
 
 def test_everything_left_out_is_counted_by_reason(tmp_path: Path) -> None:

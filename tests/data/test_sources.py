@@ -362,13 +362,6 @@ def test_folder_refuses_a_single_class(tmp_path: Path) -> None:
         load(write_folder(tmp_path / "pets", classes="a"))
 
 
-def test_folder_refuses_no_class_at_all(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-    with pytest.raises(DataError, match=r"must hold 2 classes or more, but got none\."):
-        load(tmp_path)
-
-
 def test_folder_lists_the_classes_that_differ(tmp_path: Path) -> None:
     root = write_folder(tmp_path, classes="abc")
     (root / "test/c").rename(root / "test/d")
