@@ -27,7 +27,7 @@ Model = Annotated[str, one_of("model", ARCHITECTURES)]
 
 @checked
 class Recipe:
-    """Hyperparameters of one trial. `baseline.toml` holds the default values; only `fit`, new after 0.1.0, has one here.
+    """Hyperparameters of one trial. `baseline.toml` holds the default values; `fit`, new after 0.1.0, has its here.
 
     Raises:
         ConfigError: fields are missing, unknown or wrong; the message lists all of them.

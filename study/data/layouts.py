@@ -51,7 +51,7 @@ def list_source(source: Path) -> Listing:
         listing = _list_table(source) if is_table(source) else _list_folder(source)
     except OSError as error:
         raise DataError(f"{error.filename}: must be readable: {error.strerror}.") from error
-    names = {str(source), *(text for row in listing.rows for text in (str(row.path), row.label, row.group))}
+    names = {*source.parts, *(text for row in listing.rows for text in (*row.path.parts, row.label, row.group))}
     if odd := sorted(os.fsencode(name) for name in names if not _is_utf8(name)):
         raise DataError(
             f"{source}: names must be UTF-8, but got {shorten(map(repr, odd))}. Rename the files or folders."
