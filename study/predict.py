@@ -12,16 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import DecompressionBombWarning
 
 from study.config.paths import find_study
-from study.data.image_files import EXTENSIONS, image_files, read_image
+from study.data.image_files import list_files, read_image, try_to
 from study.errors import ConfigError, DataError
 from study.exit_codes import run_command
 from study.files import scratch_directory
@@ -70,8 +69,11 @@ def _predict(options: argparse.Namespace) -> int:
         refused.append(error)
         print(f"study: {error}", file=sys.stderr)
 
+    def leave_out(path: Path, reason: str) -> None:
+        print(f"study: {path}: not predicted: {reason}.", file=sys.stderr)
+
     saved = open_model(options.model, options.tracking_uri)
-    images = [image for path in options.images for image in list_images(path, refuse)]
+    images = [image for path in options.images for image in list_images(path, refuse, leave_out)]
     predictions = [*predict(saved, images, refuse)]
     if options.json:
         print(json.dumps([prediction.to_dict() for prediction in predictions], indent=1, ensure_ascii=False))
@@ -137,19 +139,27 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
     return load_model(directory)
 
 
-def list_images(path: Path, refuse: Callable[[DataError], None]) -> list[Path]:
+def list_images(path: Path, refuse: Callable[[DataError], None], leave_out: Callable[[Path, str], None]) -> list[Path]:
     """Return the path of an image, or the paths of all images in a folder and its subfolders, sorted by name.
 
-    `refuse` is told of each folder that cannot be read, and of one that has no image.
+    Args:
+        path: image file or folder.
+        refuse: called with an error for each folder that cannot be read, and for one that has no image.
+        leave_out: called with the path and the reason of each file that is no image, or is hidden.
     """
     if not path.is_dir():
         return [path]
     unreadable: list[OSError] = []
-    images = [*image_files(path, unreadable.append)]
+    images = []
+    for file, reason in list_files(path, unreadable.append):
+        if reason:
+            leave_out(file, reason)
+        else:
+            images.append(file)
     for error in unreadable:
         refuse(DataError(f"{error.filename}: must be readable: {error.strerror}."))
     if not images and not unreadable:
-        refuse(DataError(f"{path}: must hold an image, but has none ({', '.join(EXTENSIONS)})."))
+        refuse(DataError(f"{path}: must hold an image, but has none."))
     return images
 
 
@@ -159,16 +169,22 @@ def predict(saved: "SavedModel", images: Sequence[Path], refuse: Callable[[DataE
 
     classes = saved.card.classes
     width, height = saved.card.stored_size
+    read_one = partial(
+        try_to, read_image, size=(width, height), fit=saved.card.recipe.fit, grey_range=saved.card.found.grey_range
+    )
     for start in range(0, len(images), BATCH):
         read: list[tuple[Path, NDArray[np.uint8]]] = []
-        for path, pixels in _read(images[start : start + BATCH], (width, height)):
+        batch = images[start : start + BATCH]
+        with ThreadPoolExecutor() as pool:
+            arrays = [*pool.map(read_one, batch)]
+        for path, pixels in zip(batch, arrays, strict=True):
             if isinstance(pixels, DataError):
                 refuse(pixels)
             else:
                 read.append((path, pixels))
         if read:
-            paths, arrays = zip(*read, strict=True)
-            top = saved.probabilities(torch.from_numpy(np.stack(arrays))).topk(min(TOP, len(classes)))
+            paths, stack = zip(*read, strict=True)
+            top = saved.probabilities(torch.from_numpy(np.stack(stack))).topk(min(TOP, len(classes)))
             for path, indices, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
                 yield Prediction(path, [(classes[index], value) for index, value in zip(indices, values, strict=True)])
 
@@ -185,22 +201,6 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         f"{image:<{widths[0]}}  {best:<{widths[1]}}  {probability:>{widths[2]}}  {then}".rstrip()
         for image, best, probability, then in rows
     )
-
-
-def _read(images: Sequence[Path], size: tuple[int, int]) -> list[tuple[Path, NDArray[np.uint8] | DataError]]:
-    """Return the pixels (3, height, width) of each image, or its error; decompression bombs are refused."""
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter(
-            "error", DecompressionBombWarning
-        )  # at Pillow's limit; at twice the limit Pillow raises itself
-        return [*zip(images, pool.map(_try_to_read, images, repeat(size)), strict=True)]
-
-
-def _try_to_read(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | DataError:
-    try:
-        return read_image(path, size)
-    except DataError as error:
-        return error
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ PACKAGES = {
         "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",
         "trial_table",
     ],
-    "data": ["images", "splits", "image_files", "augment", "sources"],
+    "data": ["images", "splits", "image_files", "layouts", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "loop",

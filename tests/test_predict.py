@@ -86,11 +86,56 @@ def test_predict_json_holds_the_top_three(saved, command, tmp_path):
 
 def test_predict_takes_folders_in_order_without_hidden_files(command, tmp_path):
     folder = tmp_path / "folder"
-    for name in ("b.png", "a/z.jpg", ".hidden.png", "notes.txt"):
+    for name in ("b.png", "a/z.jpg", ".hidden.png"):
         save(folder / name, format="PNG")
     alone = save(tmp_path / "alone.png")
     _, out, _ = command(alone, folder, "--json")
     assert [told["image"] for told in json.loads(out)] == [str(alone), str(folder / "a/z.jpg"), str(folder / "b.png")]
+
+
+def test_predict_names_each_file_left_out(command, tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("a.png", "no ending", ".hidden.png", "@eaDir/a.png"):
+        save(folder / name, format="PNG")
+    (folder / "notes.txt").write_text("no image")
+    os.mkfifo(folder / "pipe.jpg")
+    code, out, err = command(folder, "--json")
+    assert [Path(told["image"]).name for told in json.loads(out)] == ["a.png", "no ending"]
+    assert err.splitlines() == [
+        f"study: {folder / name}: not predicted: {reason}."
+        for name, reason in [
+            (".hidden.png", "hidden or system file"), ("@eaDir", "hidden or system file"),
+            ("notes.txt", "no image (.txt)"), ("pipe.jpg", "pipe, socket or device"),
+        ]
+    ]  # fmt: skip
+    assert code == 0
+
+
+def test_predict_refuses_a_pipe(command, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    code, _, err = command(tmp_path / "pipe.jpg")
+    assert code == 1
+    assert "pipe.jpg: must be a file, but is a pipe" in err
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_predict_fits_images_as_in_training(saved, command, tmp_path, fit):
+    saved = make_saved(saved.directory, fit=fit, stored_size=[32, 32])
+    path = save(tmp_path / "wide.png", size=(120, 30))
+    pixels = torch.from_numpy(read_image(path, (32, 32), fit))[None]
+    _, out, _ = command(path, "--json")
+    assert json.loads(out)[0]["probability"] == pytest.approx(saved.probabilities(pixels).max().item(), abs=1e-5)
+
+
+def test_predict_scales_grey_by_the_range_of_training(saved, command, tmp_path):
+    saved = make_saved(saved.directory, found={"grey_range": [1000, 3000]})
+    path = tmp_path / "deep.png"
+    values = np.random.default_rng(0).integers(1000, 3000, (4, 5)).astype(np.uint16)
+    Image.fromarray(np.kron(values, np.ones((8, 10), np.uint16))).save(path)
+    pixels = torch.from_numpy(read_image(path, (36, 32), grey_range=(1000, 3000)))[None]
+    assert pixels.max() > 200
+    _, out, _ = command(path, "--json")
+    assert json.loads(out)[0]["probability"] == pytest.approx(saved.probabilities(pixels).max().item(), abs=1e-5)
 
 
 def test_predict_classifies_each_image_as_if_alone(saved, command, tmp_path):

@@ -15,14 +15,16 @@ from typing import Any
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
 from study.config.plan import StudyConfig
-from study.config.recipe import Recipe
+from study.config.recipe import FITS, Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
 from study.environment import TRACKING_URI
 from study.errors import ConfigError, unknown_name
 
 SOURCES = ("cifar10", "digits")
-"""Data sets known by name; any other --data is a folder."""
+"""Data sets known by name; any other --data is a folder or a CSV file."""
+TABLES = (".csv", ".tsv")
+"""Endings of the files that list images."""
 WEIGHTS = ("imagenet", "none")
 """Weights known by name; any other --weights is a file."""
 DEMO = {"data": "digits", "weights": "none", "image_size": 64}
@@ -60,8 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group("images and weights")
     images.add_argument(
         "--data",
-        metavar="cifar10|digits|FOLDER",
-        help="data set; FOLDER must hold train/CLASS/* and test/CLASS/* (default: cifar10)",
+        metavar="cifar10|digits|FOLDER|FILE.csv",
+        help="data set; FOLDER holds train/CLASS/*, or CLASS/* alone, and may hold test/ and val/; FILE.csv has the"
+        " columns path and label, and may have split and group (default: cifar10)",
     )
     images.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="directory for downloaded images (default: in the user's cache)"
@@ -71,6 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="F",
         help="fraction of the images, in (0, 1] (default: 0.1 of cifar10, else 1)",
+    )
+    images.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="F",
+        help="fraction of each class to hold out as test images, if the data set has none (default: 0.2)",
+    )
+    images.add_argument(
+        "--skip-broken",
+        action="store_const",
+        const=True,
+        help="leave out image files that cannot be read, instead of ending",
     )
     images.add_argument(
         "--weights",
@@ -86,6 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--image-size", type=int, metavar="PX", help="side of the input image (default: 224, or as in the search space)"
+    )
+    recipe.add_argument(
+        "--fit",
+        choices=FITS,
+        help="what happens to images that are not square: crop the centre, pad with black, or squash (default: crop)",
     )
     recipe.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
     recipe.add_argument(
@@ -159,6 +179,8 @@ def fill_in(options: argparse.Namespace) -> None:
             raise ConfigError(f"{_spell(flag)}: needs {'--baseline' if options.search else '--search'}.")
     if options.as_written and options.precision == "bf16":
         raise ConfigError("--precision: must be fp32 or auto with --as-written, but got 'bf16'.")
+    if options.as_written and options.fit not in (None, "crop"):
+        raise ConfigError(f"--fit: must be crop with --as-written, but got {options.fit!r}.")
     if options.demo:
         for key, value in DEMO.items():
             if getattr(options, key) is None:
@@ -194,6 +216,8 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
         concurrent=options.concurrent,
         cache_gb=options.cache_gb,
         verbose=options.verbose,
+        test_fraction=options.test_fraction,
+        skip_broken=bool(options.skip_broken),
     )
     with _as_flags():
         parts: dict[str, Callable[[], Any]]
@@ -205,7 +229,7 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe fields that are set by flags."""
-    return {key: getattr(options, key) for key in ("epochs", "image_size") if getattr(options, key) is not None}
+    return {key: getattr(options, key) for key in ("epochs", "image_size", "fit") if getattr(options, key) is not None}
 
 
 def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
@@ -279,10 +303,12 @@ def _as_flags(**spelt: str) -> Iterator[None]:
 def _source(given: str) -> str:
     if given in SOURCES:
         return given
-    folder = absolute(given)
-    if not folder.is_dir():
-        raise ConfigError(unknown_name("data set or folder", given, SOURCES))
-    return str(folder)
+    path = absolute(given)
+    if path.is_file() and path.suffix.lower() not in TABLES:
+        raise ConfigError(f"must be a folder or a {' or '.join(TABLES)} file, but got {given!r}.")
+    if not path.exists():
+        raise ConfigError(unknown_name("data set, folder or file", given, SOURCES))
+    return str(path)
 
 
 def _weights(given: str) -> str:

@@ -11,11 +11,52 @@ from typing import Annotated, Any, Self
 from pydantic import Field, InstanceOf
 
 from study.config.plan import Design
-from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, within
+from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, within
 from study.errors import ConfigError
 
 FORMAT = 1
 """Version of the manifest's keys; to be raised with any change that older versions of `study` cannot read."""
+
+
+CROP_LIMIT = 0.334
+"""Share of a typical image above which cropping is worth a word: a third, which photographs of 3 : 2 just lose."""
+
+
+@checked
+class Found:
+    """What was found in a source of images. The defaults describe a source in which all files were used as they are."""
+
+    layout: str = ""
+    """How images and splits were given, in words; "" for a source known by name."""
+    validation: bool = False
+    """Whether the source itself sets images apart for validation."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each class that was held out as test images, in (0, 1); None if the source has test images."""
+    left_out: Mapping[str, Count] = dataclasses.field(default_factory=dict)
+    """Number of files that were left out, by reason."""
+    skip_broken: bool = False
+    """Whether broken files are left out, instead of being an error."""
+    grey_range: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    """16-bit grey values that become 0 and 255; None for 0 and 65535."""
+    cropped: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a typical (median) image that is cut off to make it fill a square, in [0, 1)."""
+
+    def describe(self, *, searched: bool) -> list[tuple[str, str]]:
+        """Return what a user must know, as short names and texts; `searched` tells whether the study is a search."""
+        layout = [self.layout]
+        if self.validation:
+            layout.append("the search validates on val" if searched else "val is not used, since nothing is searched")
+        if self.test_fraction:
+            layout.append(f"{self.test_fraction:.0%} of each class held out for testing, drawn from the seed")
+        left_out = [f"{count:,} {reason}" for reason, count in self.left_out.items()]
+        grey, cut = "", ""
+        if self.grey_range:
+            low, high = self.grey_range
+            grey = f"grey values {low:,} to {high:,} become 0 to 255, in predictions too"
+        if self.cropped > CROP_LIMIT:
+            cut = f"a typical image loses {self.cropped:.0%} to become a square; --fit pad and squash keep all of it"
+        lines = [("layout", "; ".join(layout)), ("left out", ", ".join(left_out)), ("16 bit", grey), ("cropping", cut)]
+        return [(name, text) for name, text in lines if text]
 
 
 @checked
@@ -59,6 +100,8 @@ class Manifest:
     """Commit of the checkout in which the study was begun, if any."""
     uid: Name = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     """Identifier of the study, unique among all studies."""
+    found: Annotated[Found, from_table(Found)] = Found()
+    """What was found in the source of the images."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -84,4 +127,5 @@ class Manifest:
         """Return the manifest as JSON values; the design's parts stand beside the other keys."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "design"}
         kind = "search" if self.design.space else "baseline"
-        return {"format": FORMAT, **plain, "classes": list(self.classes), "kind": kind, **self.design.to_dict()}
+        values = {**plain, "classes": list(self.classes), "found": dataclasses.asdict(self.found)}
+        return {"format": FORMAT, **values, "kind": kind, **self.design.to_dict()}

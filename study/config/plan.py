@@ -64,7 +64,7 @@ class StudyConfig:
     name: Annotated[str, AfterValidator(_check_name)]
     """Name of the study and of its directory: at most 64 letters, digits, '.', '_' or '-'."""
     data: str
-    """Image data set: cifar10, digits, or the path of a folder with train/<class>/* and test/<class>/*."""
+    """Image data set: cifar10, digits, or the path of a folder or of a CSV file."""
     data_dir: Path
     """Directory of downloaded data sets."""
     fraction: Fraction
@@ -91,6 +91,10 @@ class StudyConfig:
     """Maximum size of the feature cache in GB; 0 for no cache, None for a fifth of the free disk, at most 50."""
     verbose: bool
     """Show the messages of Ray, Optuna and MLflow."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fraction of each class to hold out as test images, in (0, 1); None for the default, or if there are some."""
+    skip_broken: bool = False
+    """Leave broken image files out, instead of ending the study."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,11 @@ class Design:
     def models(self) -> tuple[str, ...]:
         """Models of the study, each once."""
         return tuple(dict.fromkeys(recipe.model for recipe in self.recipes))
+
+    @property
+    def fit(self) -> str:
+        """What happens to images that are not square, in all trials: crop, pad or squash."""
+        return self.recipes[0].fit
 
     @property
     def image_size(self) -> int:

@@ -26,6 +26,8 @@ def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig)
         seed=manifest.seed,
         precision=manifest.precision,
         tracking_uri=options.tracking_uri or manifest.tracking_uri,
+        test_fraction=manifest.found.test_fraction,
+        skip_broken=manifest.found.skip_broken,
     )
 
 
@@ -51,6 +53,9 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "precision": manifest.precision,
         "epochs": recipe.epochs,
         "image_size": recipe.image_size,
+        "fit": recipe.fit,
+        "test_fraction": manifest.found.test_fraction,
+        "skip_broken": manifest.found.skip_broken,
         "repeats": manifest.design.repeats,
         "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }

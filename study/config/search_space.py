@@ -15,8 +15,11 @@ from study.config.recipe import Recipe
 from study.config.validation import AtLeastOne, check_value, checked, from_table, gather, one_of
 from study.errors import ConfigError, unknown_name
 
-FIELDS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "model"}
-"""Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file."""
+FIELDS: Mapping[str, Any] = {
+    name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("model", "fit")
+}
+"""Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file, and
+the fit, in which a study's images are stored once for all trials."""
 _RULES: Mapping[str, Any] = get_type_hints(Recipe, include_extras=True)
 """The same types with the rules of their values."""
 

@@ -1,14 +1,18 @@
-"""Define labelled images in memory, and their fingerprint.
+"""Define labelled images in memory, their fingerprint, and the files that they were read from.
 
-Knows no file and no model.
+Reads no file and knows no model.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from study.config.manifest import Found
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,19 @@ class Images:
         return Images(self.pixels[indices], self.labels[indices])
 
 
+@dataclass(frozen=True)
+class Row:
+    """One image file of a data set."""
+
+    path: Path
+    label: str
+    """Name of its class."""
+    split: str = ""
+    """train, val or test; "" if the source does not say, and before a split is drawn."""
+    group: str = ""
+    """Name of the patient, product or video that it shows, which must stay on one side of a split; "" for none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images of the same classes."""
@@ -45,6 +62,17 @@ class Dataset:
     test: Images
     fraction: float
     """Fraction of the source's images that is used, in (0, 1]."""
+    validation: Images | None = None
+    """Images that the source itself sets apart for validation; None if a search must hold some out of `train`."""
+    rows: tuple[Row, ...] = ()
+    """Files of the training, validation and test images, in this order, each in the order of its arrays; () for a
+    source that has no files of its own."""
+    found: Found = field(default_factory=Found)
+    """What was found in the source, and what was left out."""
+
+    def groups(self, split: str) -> Sequence[str] | None:
+        """Return the group of each image of a split, "" for none; None for a source without files."""
+        return [row.group for row in self.rows if row.split == split] or None
 
 
 def fingerprint(*parts: Images) -> str:

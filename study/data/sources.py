@@ -4,65 +4,95 @@ Normalises nothing and augments nothing. torchvision and scikit-learn are import
 """
 
 import http.client
-import os
 import socket
+import unicodedata
 import urllib.error
-import warnings
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from study.config.manifest import Found
+from study.data.image_files import FULL_GREY, Header, decode, grey_range_of, read_header, stored_size, try_to
+from study.data.images import Dataset, Images, Row, fingerprint
+from study.data.layouts import SHOWN, is_table, list_source
+from study.data.splits import draw_held_out, split, subset
 from study.errors import ConfigError, DataError, StudyError
+from study.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from study.data.images import Dataset
     from study.results.record import Record
 
-from study.data.image_files import EXTENSIONS, decode, image_files, stored_size, upright_size
-from study.data.images import Dataset, Images
-from study.data.splits import split, subset
-
-PARTS = ("train", "test")
+PARTS = ("train", "val", "test")
 
 NETWORK_TIMEOUT_S = 15
 """Seconds for one connection; a server has at most two addresses, IPv6 and IPv4."""
+
+TEST_FRACTION = 0.2
+"""Share of each class that is held out as test images if a folder or a CSV file gives none."""
 
 DIGITS_SIDE = 32
 """Side in pixels to which the digits are enlarged: CIFAR's, since 8 pixels are too few for AutoAugment."""
 
 
-def load_dataset(source: str, *, fraction: float, seed: int, image_size: int, data_dir: Path) -> Dataset:
-    """Load `cifar10`, `digits` or an image folder, and keep a stratified fraction of its training and test images.
+def load_dataset(
+    source: str,
+    *,
+    fraction: float,
+    seed: int,
+    image_size: int,
+    data_dir: Path,
+    fit: str = "crop",
+    test_fraction: float | None = None,
+    skip_broken: bool = False,
+) -> Dataset:
+    """Load `cifar10`, `digits`, a folder or a CSV file, and keep a stratified fraction of the images of each split.
 
     Args:
-        source: `cifar10`, `digits`, or a folder that holds `train/<class>/…` and `test/<class>/…`.
+        source: `cifar10`, `digits`, a folder (see docs/own-images.md), or a CSV file with the columns path and label.
         fraction: share of the images of each class to keep, in (0, 1]; what is kept stays in the source's order.
-        seed: seed of the subset.
+        seed: seed of the subset, and of the test images where the source has none.
         image_size: side in pixels that the network sees; it bounds the size at which a folder's images are stored.
         data_dir: directory of CIFAR-10, to which it is downloaded if it is missing.
+        fit: what happens to a folder's images that have another shape than they are stored in: crop, pad or squash.
+        test_fraction: share of each class to hold out as test images, in (0, 1); None for TEST_FRACTION, and for a
+            source that has test images.
+        skip_broken: leave broken files out, instead of raising an error.
 
     Raises:
-        ConfigError: the fraction is out of range.
+        ConfigError: the fraction is out of range, or the source has test images and gets a test fraction.
         DataError: images are missing, unreadable or too few.
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"--fraction: must be in (0, 1], but got {fraction}.")
-    if source == "cifar10":
-        whole = _load_cifar10(data_dir)
-    elif source == "digits":
-        whole = _load_digits()
-    elif Path(source).is_dir():
-        return _load_folder(Path(source), fraction=fraction, seed=seed, image_size=image_size)
-    else:
-        raise DataError(f"{source}: must be a folder that holds train/ and test/, but there is no such folder.")
-    train, test = (
-        images.take(subset(images.labels, whole.classes, fraction=fraction, seed=seed, place=f"{source}/{part}"))
-        for part, images in zip(PARTS, (whole.train, whole.test), strict=True)
+    if source in ("cifar10", "digits"):
+        _refuse_test_fraction(source, test_fraction)
+        whole = _load_cifar10(data_dir) if source == "cifar10" else _load_digits()
+        train, test = (
+            images.take(subset(images.labels, whole.classes, fraction=fraction, seed=seed, place=f"{source}/{part}"))
+            for part, images in (("train", whole.train), ("test", whole.test))
+        )
+        return Dataset(source, whole.classes, train, test, fraction)
+    path = Path(source)
+    if not (path.is_dir() or (path.is_file() and is_table(path))):
+        raise DataError(f"{source}: must be a folder of images, or a CSV file that lists them, but there is none.")
+    return _load_files(
+        path,
+        fraction=fraction,
+        seed=seed,
+        image_size=image_size,
+        fit=fit,
+        test_fraction=test_fraction,
+        skip_broken=skip_broken,
     )
-    return Dataset(source, whole.classes, train, test, fraction)
 
 
 def _load_cifar10(data_dir: Path) -> Dataset:
@@ -121,54 +151,119 @@ def _load_digits() -> Dataset:
     return Dataset("digits", tuple("0123456789"), train, test, 1.0)
 
 
-def _load_folder(root: Path, *, fraction: float, seed: int, image_size: int) -> Dataset:
-    """Choose files by name, then decode the chosen ones to one size for training and test."""
-    try:
-        files = _list_folder(root)
-    except OSError as error:
-        raise DataError(f"{error.filename}: must be readable: {error.strerror}.") from error
-    classes = tuple(files["train"])
-    chosen = []
-    for part, by_class in files.items():
-        paths = [path for found in by_class.values() for path in found]
-        labels = np.repeat(np.arange(len(classes)), [len(found) for found in by_class.values()])
-        kept = subset(labels, classes, fraction=fraction, seed=seed, place=str(root / part))
-        chosen.append(([paths[index] for index in kept], labels[kept]))
-    # Between its limit and twice its limit, Pillow only warns of a decompression bomb. Threads share this filter.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        sizes = set(pool.map(upright_size, [path for paths, _ in chosen for path in paths]))
-        size = stored_size(sizes, image_size)
-        train, test = (Images(decode(paths, size, pool), labels) for paths, labels in chosen)
-    return Dataset(root.resolve().name, classes, train, test, fraction)
-
-
-def _list_folder(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """Return the image files of each class of train/ and test/, all sorted by name."""
-    files: dict[str, dict[str, list[Path]]] = {}
+def _load_files(
+    source: Path,
+    *,
+    fraction: float,
+    seed: int,
+    image_size: int,
+    fit: str,
+    test_fraction: float | None,
+    skip_broken: bool,
+) -> Dataset:
+    """Choose files by name, then decode the chosen ones to one size for all splits."""
+    listing = list_source(source)
+    classes = tuple(sorted({row.label for row in listing.rows}))
+    by_split = {part: [row for row in listing.rows if row.split == part] for part in PARTS}
+    if by_split["test"]:
+        _refuse_test_fraction(source, test_fraction)
+    else:
+        test_fraction = test_fraction or TEST_FRACTION
+        given = [row for row in listing.rows if row.split in ("", "train")]
+        by_split |= _draw_test(given, classes, fraction=test_fraction, seed=seed)
+    chosen: list[Row] = []
+    for part, rows in by_split.items():
+        if rows:
+            kept = subset(_labels(rows, classes), classes, fraction=fraction, seed=seed, place=str(source / part))
+            chosen += [replace(rows[index], split=part) for index in kept]
+    left_out = Counter(listing.left_out)
+    with ThreadPoolExecutor() as pool:
+        headers = [*pool.map(partial(try_to, read_header), [row.path for row in chosen])]
+        broken = [error for error in headers if isinstance(error, DataError)]
+        readable = [(row, header) for row, header in zip(chosen, headers, strict=True) if isinstance(header, Header)]
+        if not readable:
+            _refuse_broken(broken)
+        deep = [row.path for row, header in readable if header.deep_grey and row.split == "train"]
+        grey_range = grey_range_of(deep, pool) if deep else FULL_GREY
+        sizes = [header.size for _, header in readable]
+        size = stored_size(set(sizes), image_size, fit)
+        rows = [row for row, _ in readable]
+        pixels, errors = decode([row.path for row in rows], size, pool, fit, grey_range)
+    broken += errors.values()
+    if broken and not skip_broken:
+        _refuse_broken(broken)
+    rows = [row for index, row in enumerate(rows) if index not in errors]
+    pixels = np.delete(pixels, [*errors], axis=0) if errors else pixels
+    left_out["broken"] = len(broken)
+    parts = {}
     for part in PARTS:
-        if not (root / part).is_dir():
-            raise DataError(f"{root}: must hold train/<class>/… and test/<class>/…, but has no {part}/.")
-        names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
-        files[part] = {name: list(image_files(root / part / name)) for name in names}
-    train, test = files["train"], files["test"]
-    differences = [f"{name!r} (in train/ only)" for name in train if name not in test]
-    differences += [f"{name!r} (in test/ only)" for name in test if name not in train]
-    if differences:
-        raise DataError(f"{root}: train/ and test/ must hold the same classes, but got {', '.join(differences)}.")
-    if len(train) < 2:
-        raise DataError(f"{root}: must hold 2 classes or more, but got {', '.join(map(repr, train)) or 'none'}.")
-    for part, by_class in files.items():
-        for name, found in by_class.items():
-            if not found:
-                raise DataError(f"{root / part / name}: must hold an image, but has none ({', '.join(EXTENSIONS)}).")
-    return files
+        places = [index for index, row in enumerate(rows) if row.split == part]
+        if by_split[part]:
+            labels = _labels([rows[index] for index in places], classes)
+            if empty := [name for label, name in enumerate(classes) if label not in labels]:
+                raise DataError(f"{source}: every class must have a whole image in {part}, but {empty[0]!r} has none.")
+            parts[part] = Images(pixels[places[0] : places[-1] + 1], labels)
+    found = Found(
+        layout=listing.layout,
+        validation="val" in parts,
+        test_fraction=test_fraction,
+        left_out=dict(+left_out),
+        skip_broken=skip_broken,
+        grey_range=None if grey_range == FULL_GREY else [*grey_range],
+        cropped=median(1 - min(size) / max(size) for size in sizes) if fit == "crop" else 0.0,
+    )
+    name = source.resolve().name if source.is_dir() else f"{source.resolve().parent.name}-{source.stem}"
+    return Dataset(
+        unicodedata.normalize("NFC", name),
+        classes,
+        parts["train"],
+        parts["test"],
+        fraction,
+        validation=parts.get("val"),
+        rows=tuple(rows),
+        found=found,
+    )
+
+
+def _draw_test(rows: list[Row], classes: tuple[str, ...], *, fraction: float, seed: int) -> dict[str, list[Row]]:
+    """Split rows into training and test images, stratified and with each group on one side."""
+    held_out = draw_held_out(
+        _labels(rows, classes),
+        classes,
+        fraction=fraction,
+        seed=derive_seed(seed, "test"),
+        groups=[row.group for row in rows],
+        what="test",
+    )
+    chosen = {*held_out.tolist()}
+    train = [row for index, row in enumerate(rows) if index not in chosen]
+    return {"train": train, "test": [rows[index] for index in held_out]}
+
+
+def _labels(rows: Sequence[Row], classes: tuple[str, ...]) -> NDArray[np.int64]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[row.label] for row in rows], np.int64)
+
+
+def _refuse_test_fraction(source: object, test_fraction: float | None) -> None:
+    if test_fraction is not None:
+        raise ConfigError(
+            f"--test-fraction: must be left out, since {source} has test images, but got {test_fraction}."
+        )
+
+
+def _refuse_broken(errors: Sequence[DataError]) -> NoReturn:
+    """Raise one error for all broken files; the first ones are named with their reasons."""
+    lines = [str(error) for error in errors[:SHOWN]]
+    if len(errors) > SHOWN:
+        lines.append(f"… and {len(errors) - SHOWN:,} more.")
+    files = "1 file is broken. Mend it" if len(errors) == 1 else f"{len(errors):,} files are broken. Mend them"
+    lines.append(f"{files}, or leave what is broken out with --skip-broken.")
+    raise DataError("\n".join(lines))
 
 
 def find_images(record: "Record") -> "Dataset | None":
     """Return the images of a study; None if they are missing or have changed since. Download nothing."""
-    from study.data.images import fingerprint
-
     manifest = record.manifest
     if manifest.source == "cifar10" and not _has_cifar10(Path(manifest.data_dir)):
         return None
@@ -179,6 +274,9 @@ def find_images(record: "Record") -> "Dataset | None":
             seed=manifest.seed,
             image_size=manifest.image_size,
             data_dir=Path(manifest.data_dir),
+            fit=manifest.design.fit,
+            test_fraction=manifest.found.test_fraction,
+            skip_broken=manifest.found.skip_broken,
         )
     except StudyError:
         return None

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from study.config.architectures import ARCHITECTURES
+from study.config.manifest import Found
 from study.config.recipe import Recipe
 from study.config.validation import AtLeastOne, Count, Fraction, check_value, checked, from_table, one_of, within
 from study.errors import ConfigError, RecordError
@@ -84,6 +85,8 @@ class ModelCard:
     """Key of the trial in its study."""
     versions: dict[str, str]
     """Versions of the packages."""
+    found: Annotated[Found, from_table(Found)] = Found()
+    """What was found in the source of the images; its range of 16-bit grey values applies to new images, too."""
 
     def __post_init__(self) -> None:
         """Check the confusion against the classes.
@@ -131,7 +134,7 @@ class Predictor(nn.Module):
         """Put the transforms before `network`, which is in evaluation mode."""
         super().__init__()
         self.network = network
-        self._preprocess = preprocessing(card.recipe.model, card.recipe.image_size)
+        self._preprocess = preprocessing(card.recipe.model, card.recipe.image_size, card.recipe.fit)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (n, 3, height, width) uint8 to probabilities (n, classes) float32."""

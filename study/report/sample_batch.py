@@ -25,7 +25,7 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
         pixels = torch.from_numpy(dataset.train.take(order.numpy()).pixels)
         if recipe.augmentation == "autoaugment":
             pixels = augment(pixels, draw(len(dataset.train), seed=plan.seed, epoch=1).take(order))
-        inputs = preprocessing(recipe.model, recipe.image_size)(pixels)
+        inputs = preprocessing(recipe.model, recipe.image_size, recipe.fit)(pixels)
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
     return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: first training batch, network input")

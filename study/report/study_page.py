@@ -41,6 +41,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
     facts = [
         ("data", f"{manifest.data}: {manifest.train_images:,} training, {manifest.val_images:,} validation and"
                  f" {manifest.test_images:,} test images in {len(manifest.classes)} classes"),
+        *manifest.found.describe(searched=record.space is not None),
         ("split fingerprint", manifest.split_fingerprint),
         ("weights", manifest.weights),
         ("seed", str(manifest.seed)),
@@ -175,6 +176,10 @@ def run_command(record: Record) -> str:
         "precision": manifest.precision,
     }
     # A flag sets a field in both the baseline recipe and the space's base. If these differ, no flag was given.
+    if manifest.found.test_fraction is not None:
+        flags["test-fraction"] = manifest.found.test_fraction
+    if recipe.fit != "crop":
+        flags["fit"] = recipe.fit
     for name in ("epochs", "image_size"):
         value = getattr(recipe, name)
         if space is None or (name not in space.domains and getattr(space.base, name) == value):
@@ -187,6 +192,7 @@ def run_command(record: Record) -> str:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:
         what = ["--baseline", *design.models, *(["--as-written"] if design.stage == "as-written" else [])]
+    what += ["--skip-broken"] if manifest.found.skip_broken else []
     lines = [shlex.join(["python", "-m", "study.run", *what])]
     for part in (shlex.join([f"--{name}", str(value)]) for name, value in flags.items()):
         if len(lines[-1]) + len(part) < COMMAND_WIDTH:

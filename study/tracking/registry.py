@@ -5,9 +5,11 @@ The registered model is torch's exported graph (pt2), so serving it unpickles no
 classifier, and a client from `tracking.connect`.
 """
 
+import hashlib
 import json
 import re
 import shutil
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +61,15 @@ class _Served(nn.Module):
 
 
 def registered_name(card: ModelCard) -> str:
-    """Return `<data>-<model>`, with hyphens for characters that a name in the registry may not have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{card.data}-{card.recipe.model}").strip("-")
+    """Return `<data>-<model>`, with hyphens for characters that a name in the registry may not have.
+
+    A digest of the data set's name takes the place of what the hyphens hide, so that names stay different.
+    """
+    data = unicodedata.normalize("NFC", card.data)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", data).strip("-")
+    if plain != data:
+        plain = f"{plain}-{hashlib.sha256(data.encode(errors='surrogateescape')).hexdigest()[:8]}".strip("-")
+    return f"{plain}-{card.recipe.model}"
 
 
 def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: NDArray[np.uint8]) -> Registration:

@@ -46,6 +46,8 @@ class Key:
     machine: str
     """Hardware and software that computed the outputs."""
     format: int = FORMAT
+    fit: str = "crop"
+    """What happens to images that are not square."""
 
     @property
     def digest(self) -> str:

@@ -62,7 +62,7 @@ def epoch_outputs(
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
     from_images = partial(
         prefix_outputs,
-        preprocess=preprocessing(recipe.model, recipe.image_size),
+        preprocess=preprocessing(recipe.model, recipe.image_size, recipe.fit),
         images=_on_device(images, hardware.device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
         hardware=hardware,
@@ -81,6 +81,7 @@ def epoch_outputs(
         epoch=epoch,
         precision=hardware.precision,
         machine=hardware.arithmetic,
+        fit=recipe.fit,
     )
     if kept := memory.get(key):
         store.tally["read"] += len(order)

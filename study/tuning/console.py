@@ -64,7 +64,7 @@ class Console:
             self._print(f"note     {remark}")
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
-        """Print the data set's name, its number of images and classes, and its split."""
+        """Print the data set's name, its number of images and classes, its split, and what was left out."""
         height, width = dataset.train.pixels.shape[2:]
         held_out = f", {manifest.val_images:,} validation" if manifest.val_images else ""
         self._print(
@@ -72,6 +72,8 @@ class Console:
             f" images, {len(dataset.classes)} classes, stored at {width}×{height} px,"
             f" split {manifest.split_fingerprint}"
         )
+        for name, text in manifest.found.describe(searched=manifest.design.space is not None):
+            self._print(f"{name:<8} {text}")
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Print the starting weights of one model."""

@@ -76,6 +76,7 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
         "data_fingerprint",
         "split_fingerprint",
         "weights",
+        "found",
     )
     return ModelCard(
         recipe=refit.plan.recipe,

@@ -81,6 +81,9 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
         seed=card.data_seed,
         image_size=card.image_size,
         data_dir=Path(card.data_dir),
+        fit=card.recipe.fit,
+        test_fraction=card.found.test_fraction,
+        skip_broken=card.found.skip_broken,
     )
     _check_same("data_fingerprint", card.data_fingerprint, fingerprint(dataset.train, dataset.test))
     pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))

@@ -16,7 +16,7 @@ from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
-from study.data.splits import split
+from study.data.splits import split_validation
 from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
@@ -167,6 +167,9 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             seed=config.seed,
             image_size=design.image_size,
             data_dir=config.data_dir,
+            fit=design.fit,
+            test_fraction=config.test_fraction,
+            skip_broken=config.skip_broken,
         )
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
         manifest = _describe(config, design, dataset, parts)
@@ -223,8 +226,8 @@ def _store(config: StudyConfig) -> str:
 
 
 def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
-    """Split the training images: those that a search's trials train on, and those held out for validation."""
-    return split(dataset.train, fraction=VALIDATION_FRACTION, seed=seed)
+    """Return the images that a search's trials train on, and those held out or given for validation."""
+    return split_validation(dataset, fraction=VALIDATION_FRACTION, seed=seed)
 
 
 def _check_present(config: StudyConfig) -> None:
@@ -287,6 +290,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         tracking_uri=config.tracking_uri and without_credentials(config.tracking_uri),
         versions=installed_versions(),
         git_commit=_git_commit(),
+        found=dataset.found,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from study.config.flags import build_parser, change_budget, change_recipe, configure, fill_in
+from study.config.flags import build_parser, change_budget, change_recipe, configure, fill_in, read_space
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.search_space import Budget
 from study.errors import ConfigError
@@ -37,6 +37,28 @@ def test_configure_bounds_the_store_as_the_flags_say(arguments, cache_gb):
     assert configure(parse("--search", "resnet18", *arguments), "one").cache_gb == cache_gb
 
 
+@pytest.mark.parametrize(("arguments", "fit"), [([], "crop"), (["--fit", "squash"], "squash")])
+def test_fit_reaches_the_baseline_and_the_space(arguments, fit):
+    options = parse("--search", "resnet18", *arguments)
+    recipes = change_recipe(options, baseline_recipe("resnet18")), read_space("resnet18", options).base
+    assert {recipe.fit for recipe in recipes} == {fit}
+
+
+def test_data_may_be_a_folder_or_a_table(tmp_path):
+    for name in ("labels.csv", "pets.zip"):
+        (tmp_path / name).touch()
+    for data in (tmp_path, tmp_path / "labels.csv"):
+        assert configure(parse("--baseline", "--data", str(data)), "one").data == str(data)
+    with pytest.raises(ConfigError, match=r"^--data: must be a folder or a \.csv or \.tsv file, but got '.*pets\.zip'"):
+        configure(parse("--baseline", "--data", str(tmp_path / "pets.zip")), "one")
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "-0.5"])
+def test_configure_refuses_a_test_fraction_out_of_range(fraction):
+    with pytest.raises(ConfigError, match=r"^--test-fraction: must be (above 0|below 1), but got"):
+        configure(parse("--baseline", f"--test-fraction={fraction}"), "one")
+
+
 def test_configure_names_a_missing_weights_file(tmp_path):
     file = tmp_path / "mine.pth"
     with pytest.raises(
@@ -54,6 +76,7 @@ def test_configure_names_a_missing_weights_file(tmp_path):
         (["--models", "--resume", "one"], "--models: takes no other flags, but got --resume."),
         (["--reproduce", "one", "--demo", "--data", "x"], "--reproduce: takes no other flags, but got --data, --demo."),
         (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or auto with"),
+        (["--baseline", "--as-written", "--fit", "pad"], "--fit: must be crop with --as-written, but got 'pad'"),
     ],
 )
 def test_fill_in_refuses_what_has_no_meaning(arguments, message):

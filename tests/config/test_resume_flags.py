@@ -35,6 +35,8 @@ def manifest(space):
         ("--precision", "auto", "fp32"),
         ("--epochs", 2, 3),
         ("--image-size", 32, 64),
+        ("--fit", "crop", "pad"),
+        ("--test-fraction", None, 0.3),
         ("--repeats", 3, 4),
         ("--pruner", "asha", "none"),
     ],

@@ -1,13 +1,15 @@
 """Image files of any kind become RGB pixels of one size."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+from PIL.PngImagePlugin import PngInfo
 from support.images import noise
 
-from study.data.image_files import read_image
+from study.data.image_files import grey_range_of, read_image, recognise
 from study.errors import DataError
 
 
@@ -75,3 +77,75 @@ def test_read_image_follows_exif_orientation(extension: str, tmp_path: Path) -> 
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / f"x.{extension}", exif=exif, lossless=True)
     assert (read_image(tmp_path / f"x.{extension}", (6, 6)).transpose(1, 2, 0) == np.rot90(pixels, -1)).all()
+
+
+def test_read_image_of_a_huge_jpeg_is_decoded_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(noise(8, 8)).resize((800, 600)).save(tmp_path / "x.jpg")
+    expected = read_image(tmp_path / "x.jpg", (32, 32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert (read_image(tmp_path / "x.jpg", (32, 32)) == expected).all()
+
+
+def test_read_image_refuses_a_huge_progressive_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(noise(600, 800)).save(tmp_path / "x.jpg", progressive=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with pytest.raises(DataError, match=r"480,000 pixels are more than 400,000.* not progressive"):
+        read_image(tmp_path / "x.jpg", (32, 32))
+
+
+def test_read_image_of_a_png_with_much_text(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.png", pnginfo=text)
+    assert read_image(tmp_path / "x.png", (8, 8)).shape == (3, 8, 8)
+
+
+def test_read_image_of_several_jpegs_in_one_reads_the_first(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(noise(16, 16, seed)) for seed in (0, 1))
+    first.save(tmp_path / "x.mpo", save_all=True, append_images=[second], quality=95)
+    first.save(tmp_path / "x.jpg", quality=95)
+    assert (read_image(tmp_path / "x.mpo", (16, 16)) == read_image(tmp_path / "x.jpg", (16, 16))).all()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
+def test_read_image_of_an_avif(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 100, 0)).save(tmp_path / "x.avif")
+    assert np.abs(read_image(tmp_path / "x.avif", (16, 16))[:, 8, 8].astype(int) - (200, 100, 0)).max() < 10
+
+
+def test_read_image_of_a_heic_needs_a_package(tmp_path: Path) -> None:
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(DataError, match=r"x\.heic: .*pip install pillow-heif|x\.heic: must be a whole"):
+        read_image(tmp_path / "x.heic", (8, 8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_recognise_knows_what_pillow_writes(kind: str, mode: str, tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8)).convert(mode).save(tmp_path / "x", format=kind)
+    assert recognise(tmp_path / "x") == kind
+
+
+def test_recognise_takes_text_for_no_image(tmp_path: Path) -> None:
+    for text in ("BM is a company", "P1 is a paper", "II. Chapter", "GIF8 is short", "RIFF"):
+        (tmp_path / "x").write_text(text)
+        assert recognise(tmp_path / "x") == "text"
+
+
+@pytest.mark.parametrize(("fit", "height"), [("pad", 10), ("squash", 20)])
+def test_read_image_keeps_all_of_it_unless_cropped(fit: str, height: int, tmp_path: Path) -> None:
+    pixels = np.full((10, 20, 3), 100, np.uint8)
+    pixels[:, :3] = pixels[:, -3:] = 200
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png", (20, 20), fit)
+    assert (image == 200).sum() == 3 * 6 * height
+    assert not (read_image(tmp_path / "x.png", (20, 20), "crop") == 200).any()
+
+
+def test_grey_range_passes_over_single_broken_pixels(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(1000, 3000, (200, 200)).astype(np.uint16)
+    values[0, 0], values[0, 1] = 65535, 0
+    Image.fromarray(values).save(tmp_path / "x.png")
+    with ThreadPoolExecutor(1) as pool:
+        low, high = grey_range_of([tmp_path / "x.png"], pool)
+    assert 1000 <= low < 1010 and 2990 < high < 3000

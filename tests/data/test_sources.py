@@ -1,8 +1,10 @@
 """Sources of images: what is loaded, which fraction is kept, and how each unfit source is refused."""
 
+import errno
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import socket
 import subprocess
@@ -53,13 +55,13 @@ def test_data_imports_neither_torch_nor_sklearn() -> None:
 
 
 def test_load_refuses_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pets: must be a folder that holds train/ and test/"):
+    with pytest.raises(DataError, match=r"pets: must be a folder of images, or a CSV file"):
         load(tmp_path / "pets")
 
 
 def test_load_refuses_a_file_as_folder(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"pets\.zip: must be a folder"):
+    with pytest.raises(DataError, match=r"pets\.zip: must be a folder of images, or a CSV file"):
         load(tmp_path / "pets.zip")
 
 
@@ -355,29 +357,18 @@ def test_folder_counts_the_size_after_rotation(tmp_path: Path) -> None:
 # Image folders that are refused, each with its place
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_folder_refuses_a_missing_part(part: str, tmp_path: Path) -> None:
-    (write_folder(tmp_path / "pets") / part).rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=rf"pets: must hold .*, but has no {part}/\."):
-        load(tmp_path / "pets")
-
-
 def test_folder_refuses_a_single_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pets: must hold 2 classes or more, but got 'a'\."):
         load(write_folder(tmp_path / "pets", classes="a"))
 
 
-def test_folder_refuses_no_class_at_all(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-    with pytest.raises(DataError, match=r"must hold 2 classes or more, but got none\."):
-        load(tmp_path)
-
-
 def test_folder_lists_the_classes_that_differ(tmp_path: Path) -> None:
     root = write_folder(tmp_path, classes="abc")
     (root / "test/c").rename(root / "test/d")
-    with pytest.raises(DataError, match=r"same classes, but got 'c' \(in train/ only\), 'd' \(in test/ only\)\."):
+    with pytest.raises(
+        DataError,
+        match=r"train and test must hold the same classes, but got 'c' \(not in test\), 'd' \(not in train\)\.",
+    ):
         load(root)
 
 
@@ -394,10 +385,24 @@ def test_folder_refuses_a_fraction_that_empties_a_class(tmp_path: Path) -> None:
         load(write_folder(tmp_path / "pets", train=5), 0.2)
 
 
-def test_folder_names_what_cannot_be_listed(tmp_path: Path) -> None:
+def test_folder_names_what_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(tmp_path)
-    (root / "train/a/loop").symlink_to(root / "train/a/loop")
-    with pytest.raises(DataError, match=r"train/a/loop: must be readable"):
+    scan = os.scandir
+
+    def refuse_a(path: Path) -> object:  # root, whom no mode keeps out, runs the tests too
+        if Path(path).name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_a)
+    with pytest.raises(DataError, match=r"train/a: must be readable: Permission denied"):
+        load(root)
+
+
+def test_folder_names_a_link_to_nothing(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    (root / "train/a/loop.png").symlink_to(root / "train/a/loop.png")
+    with pytest.raises(DataError, match=r"train/a/loop\.png: must be a whole, readable image"):
         load(root)
 
 
@@ -405,7 +410,10 @@ def test_folder_names_what_cannot_be_listed(tmp_path: Path) -> None:
 def test_folder_names_a_file_that_is_no_image(content: bytes, tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     (root / "train/b/x.png").write_bytes(content)
-    with pytest.raises(DataError, match=rf"^{root}/train/b/x\.png: must be an image, but is none of PNG, JPEG[^\n]*$"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{root}/train/b/x\.png: must be an image \(PNG, JPEG.*\), but holds [^\n]*\n1 file is broken",
+    ):
         load(root)
 
 
@@ -415,11 +423,11 @@ def test_folder_names_a_truncated_image(extension: str, tmp_path: Path) -> None:
     path = root / f"test/a/x.{extension}"
     Image.fromarray(noise(64, 64)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    with pytest.raises(DataError, match=rf"^{path}: must be [^\n]*$"):
+    with pytest.raises(DataError, match=rf"^{path}: must be [^\n]*\n1 file is broken[^\n]*$"):
         load(root)
 
 
-@pytest.mark.parametrize("limit", [300, 100], ids=["warned of by Pillow", "refused by Pillow"])
+@pytest.mark.parametrize("limit", [300, 100])
 def test_folder_names_a_decompression_bomb(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(tmp_path, size=(8, 8))
     Image.fromarray(noise(20, 20)).save(root / "train/a/bomb.png")

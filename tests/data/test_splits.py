@@ -36,5 +36,52 @@ def test_split_leaves_every_class_on_both_sides(fraction: float) -> None:
 
 
 def test_split_refuses_a_class_with_a_single_image() -> None:
-    with pytest.raises(DataError, match=r"2 training images or more, but class 1 .* has 1\."):
+    with pytest.raises(DataError, match=r"2 training images or more, .* but class 1 has 1\."):
         split(numbered(5, 1), fraction=0.2, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_whole_and_classes_on_both_sides(seed: int) -> None:
+    """For groups of any size, of one class or of several."""
+    random = np.random.default_rng(seed)
+    images = numbered(*random.integers(40, 120, 3))
+    size = int(random.integers(1, 6))
+    groups = [f"{label if seed % 2 else ''} {random.integers(len(images) // size)}" for label in images.labels]
+    groups = [group if index % 7 else "" for index, group in enumerate(groups)]
+    rest, held_out = (indices(side) for side in split(images, fraction=0.25, seed=seed, groups=groups))
+    assert sorted(rest + held_out) == list(range(len(images)))
+    assert {groups[index] for index in rest} & {groups[index] for index in held_out} <= {""}
+    wanted, got = 0.25 * np.bincount(images.labels), np.bincount(images.labels[held_out], minlength=3)
+    assert (np.abs(got - wanted) <= 5).all()
+
+
+def test_split_by_groups_is_a_function_of_the_seed() -> None:
+    images, groups = numbered(50, 50), [str(index // 4) for index in range(100)]
+    once, again, other = (indices(split(images, fraction=0.2, seed=seed, groups=groups)[1]) for seed in (3, 3, 4))
+    assert once == again
+    assert once != other
+
+
+def test_split_by_groups_serves_classes_of_two_groups() -> None:
+    images = numbered(*[20] * 30)
+    seen = np.zeros(30, int)
+    groups = []
+    for label in images.labels:
+        groups.append(f"{label}-{seen[label] % 2}")
+        seen[label] += 1
+    _, held_out = split(images, fraction=0.2, seed=0, groups=groups)
+    assert np.bincount(held_out.labels).tolist() == [10] * 30
+
+
+def test_split_names_a_class_of_a_single_group() -> None:
+    images = numbered(10, 10)
+    groups = [str(index % 3) if label else "one" for index, label in enumerate(images.labels)]
+    with pytest.raises(DataError, match=r"no group of class 'cat' can be held out"):
+        split(images, fraction=0.2, seed=0, groups=groups, classes=("cat", "dog"))
+
+
+def test_empty_groups_split_as_no_groups() -> None:
+    images = numbered(20, 20)
+    assert indices(split(images, fraction=0.2, seed=0, groups=[""] * 40)[1]) == indices(
+        split(images, fraction=0.2, seed=0)[1]
+    )

@@ -170,3 +170,24 @@ def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_rec
     assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
     assert record.trials()[1].reason == "its process died 3 times, for lack of memory perhaps."
     assert tries.read_text() == "xxx"
+
+
+@pytest.mark.slow
+def test_search_of_a_table_is_reproduced_from_its_card(room):
+    """The split of the groups, the broken file, the range of greys and the fit all come from the record."""
+    lines = ["path,label,group"]
+    for index in range(24):
+        values = np.random.default_rng(index).integers(1000, 3000, (16, 48)).astype(np.uint16)
+        Image.fromarray(values).save(room / f"{index}.png")
+        lines.append(f"{index}.png,{'ab'[index % 2]},{index // 2}")
+    (room / "0.png").write_bytes(b"")
+    (room / "labels.csv").write_text("\n".join(lines))
+    flags = "--weights none --image-size 32 --epochs 1 --trials 1 --repeats 1 --fit pad --skip-broken --name one"
+    searched = study_command("--search", "small.toml", "--data", "labels.csv", *flags.split())
+    done = subprocess.run(searched, cwd=room, capture_output=True, text=True)
+    assert "left out 1 broken\n" in done.stdout, done.stderr
+    card = json.loads((room / "mlruns/studies/one/model/model.json").read_text())
+    assert card["recipe"]["fit"] == "pad"
+    assert card["found"]["grey_range"] == pytest.approx([1000, 3000], abs=5)
+    again = subprocess.run(study_command("--reproduce", "one"), cwd=room, capture_output=True, text=True)
+    assert "confusion matrix: the same" in again.stdout, again.stderr

@@ -48,3 +48,10 @@ def test_preprocessing_leaves_its_input_and_the_memory_format_alone() -> None:
     assert torch.equal(images, before)
     assert preprocessed.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(preprocessed, preprocessing("resnet18", 64)(images.contiguous()))
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_preprocessing_crops_nothing_of_fitted_images(fit: str) -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(preprocessing("resnet18", 64, fit)(images), (images / 255 - mean) / std)

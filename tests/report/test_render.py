@@ -16,6 +16,7 @@ from support.manifests import make_manifest as make_pets_manifest
 
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
+from study.config.manifest import Found
 from study.config.plan import Design, Plan
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data.images import Dataset, fingerprint
@@ -377,14 +378,17 @@ def study_of(command):
 def test_command_of_a_baseline_runs_the_same_study(tmp_path, make_recipe, image_folder):
     folder = image_folder.rename(tmp_path / "cats and dogs")
     recipes = tuple(make_recipe(model=model, epochs=3, image_size=48) for model in ("vgg16", "resnet18"))
-    told = {"source": str(folder), "fraction": 0.5, "seed": 7, "precision": "fp32"}
+    found = Found(layout="class folders", test_fraction=0.3, skip_broken=True, left_out={"broken": 2})
+    told = {"source": str(folder), "fraction": 0.5, "seed": 7, "precision": "fp32", "found": found}
     record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("as-written", recipes), **told))
     options, config = study_of(run_command(record))
     assert (options.baseline, options.as_written) == (["vgg16", "resnet18"], True)
     assert recipe_changes(options) == {"epochs": 3, "image_size": 48}
     assert (config.data, config.fraction, config.seed, config.precision) == (str(folder), 0.5, 7, "fp32")
-    assert config.weights == "none"
-    assert run_command(record) in html.unescape(render([(record, None)]))
+    assert (config.weights, config.test_fraction, config.skip_broken) == ("none", 0.3, True)
+    page = html.unescape(render([(record, None)]))
+    assert run_command(record) in page
+    assert "<dt>left out</dt><dd>2 broken</dd>" in page
     record.close()
 
 

@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import unicodedata
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -142,7 +144,19 @@ def test_a_champion_that_no_study_made_stays(store):
 
 
 def test_model_of_another_network_has_another_name():
-    assert registered_name(make_card(model="resnet18", data="my pets: 2/3 @home")) == "my-pets-2-3-home-resnet18"
+    name = registered_name(make_card(model="resnet18", data="my pets: 2/3 @home"))
+    assert re.fullmatch(r"my-pets-2-3-home-[0-9a-f]{8}-resnet18", name)
+
+
+def test_data_sets_in_any_script_have_different_names():
+    names = [registered_name(make_card(data=data)) for data in ("猫と犬", "鳥と魚", "кошки", "my pets", "my-pets")]
+    assert len({*names}) == 5
+    assert all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in names)
+
+
+def test_unicode_forms_of_a_name_are_one():
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert registered_name(make_card(data=composed)) == registered_name(make_card(data=decomposed))
 
 
 def test_the_run_and_the_model_lead_to_each_other(one_model):

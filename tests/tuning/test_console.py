@@ -6,10 +6,13 @@ import re
 import numpy as np
 import optuna
 import pytest
-from support.manifests import make_manifest
+from support.images import make_images
+from support.manifests import make_manifest, make_space
 
+from study.config.manifest import Found
 from study.config.plan import Plan
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.data.images import Dataset
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
@@ -231,6 +234,20 @@ def test_weights_are_told_with_their_origin(weights, said):
     console, output = pipe(weights)
     console.on_weights("vgg16", Pretrained(None, "none", "last layer is new"))
     assert output.getvalue() == said
+
+
+def test_data_is_told_with_what_was_left_out(tmp_path):
+    images = make_images(16, classes=2)
+    found = Found("train/, val/ and test/", True, None, {"no image (.txt)": 3, "broken": 1200}, True, [12, 4000], 0.75)
+    dataset = Dataset("pets", ("cat", "dog"), images, images, 1.0, found=found)
+    screen = open_screen(file=io.StringIO(), width=80)
+    Console("none", screen).on_data(dataset, make_manifest(space=make_space(), found=found))
+    assert screen.file.getvalue().splitlines()[1:] == [
+        "layout   train/, val/ and test/; the search validates on val",
+        "left out 3 no image (.txt), 1,200 broken",
+        "16 bit   grey values 12 to 4,000 become 0 to 255, in predictions too",
+        "cropping a typical image loses 75% to become a square; --fit pad and squash keep all of it",
+    ]
 
 
 def test_search_is_announced_with_space_budget_and_resources(space):
