@@ -7,7 +7,7 @@ and steps, but not their content.
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ class Journal(BaseJournalBackend):
                     written += file.write(content[written:])
                 os.fsync(file.fileno())
         except OSError as error:
-            os.truncate(self._path, self._bytes)
+            with suppress(OSError):  # the file may be gone, if its directory was moved
+                os.truncate(self._path, self._bytes)
             raise self._failure(error) from None
         self._bytes += len(content)
 

@@ -3,6 +3,7 @@
 import errno
 import random
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exactness import find_faults, results_of
-from processes import Process, family, kill_all, trial_processes, wait_until_gone
+from processes import Process, family, kill_all, signal_all, trial_processes, wait_until_gone
 from room import NAME, Session, Size, begin, lines_of, phase_of, record_of, wait_for_trial
 from services import free_port, node, server
 
@@ -152,6 +153,46 @@ def resume_twice(room: Path, generator: random.Random, reference: Reference) -> 
     return Outcome(strikes, faults)
 
 
+def change_surroundings(room: Path, generator: random.Random, reference: Reference) -> Outcome:
+    """Send SIGHUP, close the terminal, move the directory, and let the machine sleep, in a random order.
+
+    A short study meets two of these faults. Sleep comes last, because it ends no session. The study ends where it is
+    moved to, and is moved back at last.
+    """
+    kinds = generator.sample(SURROUNDINGS, min(len(SURROUNDINGS), 1 + reference.size.kills))
+    kinds.sort(key=lambda kind: kind == "slept")
+    parts = sorted(generator.uniform(0, 0.7) for _ in kinds)
+    strikes: list[str] = []
+    place = room
+    try:
+        for kind, part in zip(kinds, parts, strict=True):
+            session = begin(place, reference.size, 1, terminal=kind == "terminal")
+            if not run_past(part, place, session, generator, reference):
+                break
+            strikes.append(f"{phase_of(place)}, {kind}")
+            match kind:
+                case "hangup":
+                    session.process.send_signal(signal.SIGHUP)
+                case "terminal":
+                    session.close_terminal()
+                case "moved":
+                    place = room.rename(room.with_name(f"{room.name} moved"))
+                    session.log = place / session.log.name
+                case "slept":
+                    halted = {pid for pid, _ in family(session.process.pid)}
+                    signal_all(halted, signal.SIGSTOP)
+                    time.sleep(generator.uniform(2, 8))
+                    signal_all(halted, signal.SIGCONT)
+            if session.wait() not in ((0,) if kind == "slept" else (0, 1, 130)):
+                return Outcome(strikes, [f"session: {kind}: {session.log.read_text()[-2000:]}"])
+        return Outcome(strikes, finish(place, begin(place, reference.size, 1), reference, same=True))
+    finally:
+        if place != room:
+            place.rename(room)
+
+
+SURROUNDINGS = ("hangup", "terminal", "moved", "slept")
+
 FAULTS: dict[str, tuple[Fault, int]] = {
     "driver": (kill_driver, 100),
     "worker": (kill_worker, 20),
@@ -159,6 +200,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "tracking": (kill_tracking, 5),
     "disk": (fill_disk, 3),
     "twice": (resume_twice, 5),
+    "surroundings": (change_surroundings, 12),
 }
 """Each fault by name, and its number of strikes in the full chaos test."""
 

@@ -54,6 +54,11 @@ def trial_processes(driver: int) -> list[int]:
 
 def kill_all(processes: set[Process]) -> None:
     """Kill processes with SIGKILL."""
-    for pid in alive(processes):
+    signal_all(alive(processes), signal.SIGKILL)
+
+
+def signal_all(pids: set[int], number: signal.Signals) -> None:
+    """Send a signal to all processes that still run."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)

@@ -1,9 +1,14 @@
 """Begin, resume and watch a small study in a directory of its own; a session is one process that runs it."""
 
 import contextlib
+import fcntl
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +55,42 @@ LIMIT_S = 900
 class Session:
     """A process that runs the study until it ends or is killed; its output goes to the file `log`."""
 
-    def __init__(self, room: Path, *arguments: str, **environment: str) -> None:
-        """Start `study.run` in `room` with the arguments and the additional environment variables."""
+    def __init__(self, room: Path, *arguments: str, terminal: bool = False, **environment: str) -> None:
+        """Start `study.run` in `room` with these arguments and additional environment variables, or in a terminal."""
         self.log = room / f"session-{time.monotonic_ns()}.log"
+        command = [sys.executable, "-m", "study.run", *arguments]
+        variables = {**os.environ, "XDG_CACHE_HOME": str(room / "cache"), **environment}
         with open(self.log, "wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "study.run", *arguments],
-                cwd=room, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, "XDG_CACHE_HOME": str(room / "cache"), **environment},
-            )  # fmt: skip
+            if terminal:
+                self._terminal, screen = pty.openpty()
+                self.process = subprocess.Popen(
+                    command, cwd=room, stdin=screen, stdout=screen, stderr=screen, env=variables,
+                    start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                )  # fmt: skip
+                os.close(screen)
+                self._reader = threading.Thread(target=self._read, args=(os.dup(output.fileno()),), daemon=True)
+                self._reader.start()
+            else:
+                self.process = subprocess.Popen(
+                    command, cwd=room, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables
+                )
+
+    def _read(self, log: int) -> None:
+        """Copy what the terminal shows into the log, until the terminal closes."""
+        self._open = True
+        while self._open and (self.runs or select.select([self._terminal], [], [], 0)[0]):
+            if select.select([self._terminal], [], [], 0.2)[0]:
+                try:
+                    os.write(log, os.read(self._terminal, 65536))
+                except OSError:  # nobody writes to the terminal any more
+                    break
+        os.close(log)
+
+    def close_terminal(self) -> None:
+        """Close the terminal, as a window that is closed or a connection that breaks does."""
+        self._open = False
+        self._reader.join()
+        os.close(self._terminal)
 
     @property
     def runs(self) -> bool:
@@ -87,14 +119,14 @@ class Session:
         return had
 
 
-def begin(room: Path, size: Size, concurrent: int, *more: str, **environment: str) -> Session:
+def begin(room: Path, size: Size, concurrent: int, *more: str, terminal: bool = False, **environment: str) -> Session:
     """Begin the study, or resume it if its record exists."""
     (room / "chaos.toml").write_text(SPACE.format(size=size))
     work = ["--fraction", str(size.fraction), "--epochs", str(size.epochs), "--repeats", str(size.repeats)]
     command = ["--search", "chaos.toml", "--name", NAME, *work, *STUDY]
     if record_of(room):
         command = ["--resume", NAME]
-    return Session(room, *command, "--concurrent", str(concurrent), *more, **environment)
+    return Session(room, *command, "--concurrent", str(concurrent), *more, terminal=terminal, **environment)
 
 
 def directory_of(room: Path) -> Path:
