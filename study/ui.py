@@ -76,8 +76,8 @@ def _show(tracking_uri: str | None, wanted: int) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"MLflow   {uri} already serves its UI")
         return 0
-    command = [*server_command(uri, port), "--workers", "1"]
-    with tempfile.TemporaryFile() as log, _server(command, log) as server:
+    command = [*server_command(port), "--workers", "1"]
+    with tempfile.TemporaryFile() as log, _server(command, uri, log) as server:
         _await(server, port, log)
         if port != wanted:
             print(f"port     {wanted} is in use, so the UI uses {port}")
@@ -87,9 +87,13 @@ def _show(tracking_uri: str | None, wanted: int) -> int:
 
 
 @contextlib.contextmanager
-def _server(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in its own process group, and leave no process of the group behind."""
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no workers for LLM judges
+def _server(command: Sequence[str], uri: str, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server of the store at `uri` in its own process group, and leave no process of the group behind."""
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no workers for LLM judges
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not in the command, which other users can see: a URI may have a password
+    }
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
     )

@@ -88,13 +88,13 @@ def ui_command(uri: str) -> str:
         return f"open {uri}"
     if uri == local_uri(Path("mlruns").absolute()):
         return shlex.join([sys.executable, "-m", "study.ui"])
-    return shlex.join(server_command(uri, PORT))
+    return shlex.join([*server_command(PORT), "--backend-store-uri", uri])
 
 
-def server_command(uri: str, port: int) -> list[str]:
-    """Return the command that serves MLflow's UI on the store at `uri`, only to browsers on this machine."""
-    options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
-    return [sys.executable, "-m", "mlflow", "ui", *options, "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
+def server_command(port: int) -> list[str]:
+    """Return the command that serves MLflow's UI, only to browsers on this machine; it lacks the store's URI."""
+    options = ["--host", HOST, "--port", str(port), "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
+    return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":

@@ -14,6 +14,7 @@ from processes import trial_processes
 from ray import tune
 from support.commands import study_command
 from support.manifests import make_manifest
+from support.mlflow_runs import open_store, runs_of
 
 from study.bench.training import make_images
 from study.config.plan import Plan
@@ -22,6 +23,8 @@ from study.results.record import Record
 from study.training.run_trial import Inputs
 from study.tuning.cluster import Allotment, ray_session
 from study.tuning.ray_adapters import run_trials
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns when it reads the runs back
 
 SPACE = """
 model = "resnet18"
@@ -34,7 +37,7 @@ batch_size = 8
 FLAGS = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--data", "noise"]
 TIMES = {
     "datetime_start", "datetime_complete", "ended_ms", "epoch_s", "val_s", "seconds", "images_per_s", "worker_id",
-    "uid", "features",
+    "uid", "features", "unfinished",
 }  # fmt: skip
 MOMENTS = ("spent_s", "test_opened/")
 """What differs between two runs of one seed: moments and names, and whether the store had the features already."""
@@ -114,18 +117,24 @@ def journal_of(room: Path, name: str) -> list[object]:
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     lines = (room / "mlruns" / "studies" / name / "journal.log").read_text().replace(f'"{name}', '"study').splitlines()
-    return [strip(json.loads(line)) for line in lines]
+    stripped = [strip(json.loads(line)) for line in lines]
+    return [line for line in stripped if line.get("user_attr") != {}]  # what noted a moment alone
 
 
 @pytest.mark.slow
-def test_searches_of_one_seed_write_the_same_journal(room):
-    for name in ("former", "latter"):
-        arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", name]
-        done = subprocess.run(study_command(*arguments), cwd=room, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    former, latter = journal_of(room, "former"), journal_of(room, "latter")
+def test_two_searches_at_once_write_the_same_journal(room):
+    names = ("former", "latter")
+    arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    searches = [subprocess.Popen(study_command(*arguments, name), cwd=room, **pipes) for name in names]
+    errors = [search.communicate()[1] for search in searches]
+    assert [search.returncode for search in searches] == [0, 0], errors
+    former, latter = (journal_of(room, name) for name in names)
     assert len(former) > 30
     assert former == latter
+    client = open_store(room)
+    assert [runs_of(client, name)[0].info.status for name in names] == ["FINISHED"] * 2
+    assert len(client.search_model_versions("name = 'noise-resnet18'")) == 2
 
 
 @pytest.mark.slow

@@ -101,8 +101,8 @@ def test_connect_names_a_store_of_no_known_kind():
 
 def test_ui_command_opens_a_local_store_on_loopback_alone():
     command = ui_command("sqlite:////my studies/mlflow.db")
-    assert "--backend-store-uri 'sqlite:////my studies/mlflow.db' --host 127.0.0.1 --port 5000" in command
-    assert command.endswith("--allowed-hosts localhost:5000,127.0.0.1:5000")
+    assert "--host 127.0.0.1 --port 5000 --allowed-hosts localhost:5000,127.0.0.1:5000" in command
+    assert command.endswith("--backend-store-uri 'sqlite:////my studies/mlflow.db'")
 
 
 def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
