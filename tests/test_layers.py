@@ -22,15 +22,15 @@ PACKAGES = {
         "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",
         "trial_table",
     ],
-    "data": ["images", "splits", "image_files", "layouts", "augment", "sources"],
+    "data": ["images", "audit", "splits", "image_files", "layouts", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "loop",
         "run_trial",
     ],
     "report": [
-        "figures", "elements", "sample_batch", "trial_sections", "search_sections", "study_page", "compare_studies",
-        "render", "__main__",
+        "figures", "elements", "copies", "sample_batch", "trial_sections", "search_sections", "study_page",
+        "compare_studies", "render", "__main__",
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
     "tuning": [
@@ -39,7 +39,7 @@ PACKAGES = {
     "bench": ["training", "orchestration", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
-COMMANDS = ["run", "predict", "ui"]
+COMMANDS = ["run", "predict", "audit", "ui"]
 """Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {

@@ -88,6 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave out image files that cannot be read, instead of ending",
     )
     images.add_argument(
+        "--leaks",
+        choices=("keep", "drop"),
+        help="keep or drop training images that have a copy among the test images (default: keep, with a warning)",
+    )
+    images.add_argument(
         "--weights",
         metavar="imagenet|none|FILE",
         help="initial weights; none is random, FILE is a state dict, .pth or .safetensors (default: imagenet)",
@@ -218,10 +223,11 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
         verbose=options.verbose,
         test_fraction=options.test_fraction,
         skip_broken=bool(options.skip_broken),
+        leaks=options.leaks or "keep",
     )
     with _as_flags():
         parts: dict[str, Callable[[], Any]]
-        parts = {"data": partial(_source, data), "weights": partial(_weights, weights), "": make}
+        parts = {"data": partial(images_of, data), "weights": partial(_weights, weights), "": make}
         made = gather(parts)
         config: StudyConfig = made[""]
     return replace(config, data=made["data"], weights=made["weights"])
@@ -300,7 +306,12 @@ def _as_flags(**spelt: str) -> Iterator[None]:
         raise ConfigError("\n".join(f"{_spell(spelt.get(key, key))}: {rest}" for key, _, rest in lines)) from None
 
 
-def _source(given: str) -> str:
+def images_of(given: str) -> str:
+    """Return the name of a data set, or the absolute path of a folder or CSV file of images.
+
+    Raises:
+        ConfigError: there is no such data set, folder or file.
+    """
     if given in SOURCES:
         return given
     path = absolute(given)

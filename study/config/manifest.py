@@ -36,6 +36,8 @@ class Found:
     """Number of files that were left out, by reason."""
     skip_broken: bool = False
     """Whether broken files are left out, instead of being an error."""
+    leaks_dropped: Count | None = None
+    """Training images that were dropped since they have a copy among the test images; None if such images are kept."""
     grey_range: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     """16-bit grey values that become 0 and 255; None for 0 and 65535."""
     cropped: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -49,6 +51,8 @@ class Found:
         if self.test_fraction:
             layout.append(f"{self.test_fraction:.0%} of each class held out for testing, drawn from the seed")
         left_out = [f"{count:,} {reason}" for reason, count in self.left_out.items()]
+        if self.leaks_dropped:
+            left_out.append(f"{self.leaks_dropped:,} with a copy among the test images")
         grey, cut = "", ""
         if self.grey_range:
             low, high = self.grey_range
@@ -82,7 +86,7 @@ class Manifest:
     """Images that a search holds out of the training images; 0 without a search."""
     test_images: Count
     data_fingerprint: Name
-    """Fingerprint of the training and test images."""
+    """Fingerprint of the training and test images, and of the class names in their order."""
     split_fingerprint: Name
     """Fingerprint of the training images and of the held-out images."""
     weights: Name

@@ -95,6 +95,8 @@ class StudyConfig:
     """Fraction of each class to hold out as test images, in (0, 1); None for the default, or if there are some."""
     skip_broken: bool = False
     """Leave broken image files out, instead of ending the study."""
+    leaks: str = "keep"
+    """What happens to training images that have a copy among the test images: keep or drop."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Reads no file and knows no model.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,10 +75,24 @@ class Dataset:
         """Return the group of each image of a split, "" for none; None for a source without files."""
         return [row.group for row in self.rows if row.split == split] or None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of training images, test images, and class names in their order."""
+        return fingerprint(self.train, self.test, classes=self.classes)
 
-def fingerprint(*parts: Images) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of shape, labels and pixels; equal images have equal fingerprints."""
+    def has_fingerprint(self, recorded: str) -> bool:
+        """Return whether a recorded fingerprint is that of this data set; version 0.1.0 left the class names out."""
+        return recorded in (self.fingerprint, fingerprint(self.train, self.test))
+
+
+def fingerprint(*parts: Images, classes: Sequence[str] = ()) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of shape, labels, pixels, and class names if they are given.
+
+    Equal images have equal fingerprints.
+    """
     digest = hashlib.sha256()
+    if classes:
+        digest.update(json.dumps(classes).encode())
     for images in parts:
         digest.update(repr(images.pixels.shape).encode())
         digest.update(np.ascontiguousarray(images.labels).data)

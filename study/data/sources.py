@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from study.config.manifest import Found
+from study.data.audit import audit_images, drop_leaks
 from study.data.image_files import FULL_GREY, Header, decode, grey_range_of, read_header, stored_size, try_to
-from study.data.images import Dataset, Images, Row, fingerprint
+from study.data.images import Dataset, Images, Row
 from study.data.layouts import SHOWN, is_table, list_source
 from study.data.splits import draw_held_out, split, subset
 from study.errors import ConfigError, DataError, StudyError
@@ -280,7 +281,9 @@ def find_images(record: "Record") -> "Dataset | None":
         )
     except StudyError:
         return None
-    return dataset if fingerprint(dataset.train, dataset.test) == manifest.data_fingerprint else None
+    if manifest.found.leaks_dropped is not None:
+        dataset = drop_leaks(dataset, audit_images(dataset))
+    return dataset if dataset.has_fingerprint(manifest.data_fingerprint) else None
 
 
 def _has_cifar10(data_dir: Path) -> bool:

@@ -13,6 +13,7 @@ from study.config.paths import search_spaces_directory
 from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.formatting import format_value
+from study.report.copies import images_section
 from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
@@ -33,6 +34,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         hardest(tested, manifest, dataset),
         training(tested, manifest),
         *(search_sections(record) if record.space else []),
+        images_section(record, tested),
         _given(tested, dataset),
         _all_trials(record),
         _time(record),

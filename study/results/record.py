@@ -27,7 +27,7 @@ from study.config.paths import check_new
 from study.config.plan import Plan
 from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
-from study.files import PARTIAL, new_directory
+from study.files import PARTIAL, new_directory, replace_file
 from study.results.journal import Journal
 from study.results.metrics import EpochResult, Evaluation
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
@@ -222,6 +222,25 @@ class Record:
     def noted(self, key: str) -> Any:
         """Return the value that `note` stored under a key; None if there is none."""
         return self._trials.user_attrs.get(key)
+
+    def keep_audit(self, audit: Mapping[str, Any], copies: bytes | None) -> None:
+        """Store what the audit of the images found, and a picture of copies beside the journal.
+
+        Raises:
+            RecordError: the picture cannot be written.
+        """
+        self.note("audit", audit)
+        if copies:
+            try:
+                with replace_file(self.copies) as draft:
+                    draft.write_bytes(copies)
+            except OSError as error:
+                raise RecordError(f"{self.copies}: must be writable, but got: {error.strerror}.") from None
+
+    @property
+    def copies(self) -> Path:
+        """PNG file that shows images beside their copies; it exists only if there are copies."""
+        return self.directory / "copies.png"
 
     def set_budget(self, budget: Budget) -> None:
         """Replace the budget of a search from now on."""

@@ -232,6 +232,8 @@ class Tracker:
         self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
+        if self._artifacts and not self._artifacts.parent.is_dir():  # moved: MLflow would make the old path anew
+            raise FileNotFoundError(self._artifacts.parent)
         with scratch_directory() as folder:
             for name, content in files.items():
                 (folder / name).write_bytes(content)

@@ -16,6 +16,7 @@ from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
+from study.data.audit import Audit
 from study.data.images import Dataset
 from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
@@ -74,6 +75,11 @@ class Console:
         )
         for name, text in manifest.found.describe(searched=manifest.design.space is not None):
             self._print(f"{name:<8} {text}")
+
+    def on_audit(self, audit: Audit) -> None:
+        """Print what makes results on these images doubtful."""
+        for warning in audit.warnings():
+            self._print(f"audit    {warning}")
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Print the starting weights of one model."""

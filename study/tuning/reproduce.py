@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from study.config.plan import Plan
-from study.data.images import Dataset, fingerprint
+from study.data.audit import audit_images, drop_leaks
+from study.data.images import Dataset
 from study.data.sources import load_dataset
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
@@ -85,7 +86,10 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
         test_fraction=card.found.test_fraction,
         skip_broken=card.found.skip_broken,
     )
-    _check_same("data_fingerprint", card.data_fingerprint, fingerprint(dataset.train, dataset.test))
+    if card.found.leaks_dropped is not None:
+        dataset = drop_leaks(dataset, audit_images(dataset))
+    if not dataset.has_fingerprint(card.data_fingerprint):
+        _check_same("data_fingerprint", card.data_fingerprint, dataset.fingerprint)
     pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))
     _check_same("weights_digest", card.weights_digest, pretrained.digest)
 

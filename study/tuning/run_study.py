@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
+from study.data.audit import Audit, audit_images, drop_leaks
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.data.splits import split_validation
@@ -21,6 +22,7 @@ from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
+from study.report.copies import draw_copies
 from study.report.sample_batch import draw_batch
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, reach_verdict
@@ -44,6 +46,9 @@ class Observer(Listener, Protocol):
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Called when the images are loaded."""
+
+    def on_audit(self, audit: Audit) -> None:
+        """Called when the images have been compared with each other."""
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Called when a model's weights are loaded."""
@@ -171,16 +176,21 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             test_fraction=config.test_fraction,
             skip_broken=config.skip_broken,
         )
+        audit = audit_images(dataset)
+        copies = draw_copies(audit, dataset)
+        if config.leaks == "drop":
+            dataset = drop_leaks(dataset, audit)
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
+        observer.on_audit(audit)
         pretrained: dict[str, Pretrained] = {}
         for model in design.models:
             pretrained[model] = load_pretrained(model, config.weights, classes=len(dataset.classes))
             observer.on_weights(model, pretrained[model])
         manifest = replace(manifest, weights_digests={model: weights.digest for model, weights in pretrained.items()})
         if record:
-            _check_same(record, manifest)
+            _check_same(record, manifest, dataset)
         # This creates a local database, so it comes after every check for missing data and weights.
         client = connect(_store(config), verbose=config.verbose)
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
@@ -191,6 +201,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         if record is None:
             record = Record.create(config.mlruns / "studies" / config.name, manifest)
             stack.callback(record.close)
+            record.keep_audit(audit.summary(), copies)
         record.add(Plan(None, design.stage, recipe, config.seed) for recipe in design.recipes)
         observer.on_record(record)
         tracker = stack.enter_context(_tracking(config, record, dataset, client))
@@ -241,13 +252,15 @@ def _check_present(config: StudyConfig) -> None:
             raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
 
 
-def _check_same(record: Record, manifest: Manifest) -> None:
+def _check_same(record: Record, manifest: Manifest, dataset: Dataset) -> None:
     """Check that a resumed study has the images and the weights that it began with.
 
     Raises:
-        RecordError: images, split or weights differ.
+        RecordError: images, class names, split or weights differ.
     """
-    for key in ("data_fingerprint", "split_fingerprint", "weights_digests"):
+    if dataset.has_fingerprint(record.manifest.data_fingerprint):
+        manifest = replace(manifest, data_fingerprint=record.manifest.data_fingerprint)
+    for key in ("classes", "data_fingerprint", "split_fingerprint", "weights_digests"):
         then, now = getattr(record.manifest, key), getattr(manifest, key)
         if then != now:
             raise RecordError(
@@ -281,7 +294,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         train_images=len(parts[0]),
         val_images=sum(len(part) for part in parts[1:]),
         test_images=len(dataset.test),
-        data_fingerprint=fingerprint(dataset.train, dataset.test),
+        data_fingerprint=dataset.fingerprint,
         split_fingerprint=fingerprint(*parts),
         weights=config.weights,
         weights_digests={},

@@ -3,6 +3,7 @@
 import errno
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -185,9 +186,14 @@ def change_surroundings(room: Path, generator: random.Random, reference: Referen
                     signal_all(halted, signal.SIGCONT)
             if session.wait() not in ((0,) if kind == "slept" else (0, 1, 130)):
                 return Outcome(strikes, [f"session: {kind}: {session.log.read_text()[-2000:]}"])
-        return Outcome(strikes, finish(place, begin(place, reference.size, 1), reference, same=True))
+        faults = finish(place, begin(place, reference.size, 1), reference, same=True)
+        if place != room:
+            shutil.rmtree(room / "cache", ignore_errors=True)  # the place of the session's feature store
+            faults += [f"files: {path} was made where the directory was before" for path in room.rglob("*")]
+        return Outcome(strikes, faults)
     finally:
         if place != room:
+            shutil.rmtree(room, ignore_errors=True)
             place.rename(room)
 
 

@@ -218,6 +218,16 @@ def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record
     assert runs_of(client)[1]["0"].data.params["model"] == "resnet18"
 
 
+def test_tracker_makes_no_directory_where_the_store_was_before(client, record, tmp_path):
+    mlruns = tmp_path / "mlruns"
+    mlruns.mkdir()
+    tracker = Tracker(client, record, artifacts=mlruns / "artifacts", samples=lambda plan: None)
+    mlruns.rename(tmp_path / "moved")
+    run_a_trial(record, tracker)
+    assert tracker.finish("FINISHED", {}, {}) > 0
+    assert not mlruns.exists()
+
+
 def test_tracker_counts_the_runs_that_were_not_sent(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
     (tmp_path / "mlflow.db").rename(tmp_path / "gone.db")
