@@ -36,12 +36,12 @@ class Found:
     """Number of files that were left out, by reason."""
     skip_broken: bool = False
     """Whether broken files are left out, instead of being an error."""
-    leaks_dropped: Count | None = None
-    """Training images that were dropped since they have a copy among the test images; None if such images are kept."""
     grey_range: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     """16-bit grey values that become 0 and 255; None for 0 and 65535."""
     cropped: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a typical (median) image that is cut off to make it fill a square, in [0, 1)."""
+    leaks_dropped: Count | None = None
+    """Training images that were dropped since they have a copy among the test images; None if such images are kept."""
 
     def describe(self, *, searched: bool) -> list[tuple[str, str]]:
         """Return what a user must know, as short names and texts; `searched` tells whether the study is a search."""

@@ -15,6 +15,8 @@ from study.results.trial_record import TrialRecord
 
 MAX_PAIRS = 12
 """Groups of copies that are drawn, each by two images."""
+MAX_ROWS = 20
+"""Groups of copies that are listed."""
 
 
 def draw_copies(audit: Audit, dataset: Dataset) -> bytes | None:
@@ -54,6 +56,13 @@ def images_section(record: Record, tested: list[TrialRecord]) -> Section | None:
         shown = base64.b64encode(record.copies.read_bytes()).decode()
         pictures.append(Picture("images beside their copies", shown))
     return Section("Images", _text(audit, manifest), tables, pictures)
+
+
+def doubts(record: Record) -> str:
+    """Return what makes the results of a study doubtful, in a sentence or two; "" if nothing does."""
+    audit = record.noted("audit")
+    doubtful = audit and (audit["leaked_test"] or audit["contradictions"])
+    return _text(audit, record.manifest) if doubtful else ""
 
 
 def _text(audit: dict[str, Any], manifest: Manifest) -> str:
@@ -108,6 +117,6 @@ def _copies(audit: dict[str, Any]) -> Table:
                 if holds
             ),
         )
-        for group in audit["groups"]
+        for group in audit["groups"][:MAX_ROWS]
     ]
-    return Table(("images", "equal", "crosses"), rows, "Copies, the worst first (at most 100 groups)")
+    return Table(("images", "equal", "crosses"), rows, f"Copies, the worst first (at most {MAX_ROWS} groups)")

@@ -13,7 +13,7 @@ from study.config.paths import search_spaces_directory
 from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.formatting import format_value
-from study.report.copies import images_section
+from study.report.copies import doubts, images_section
 from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
@@ -44,6 +44,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         ("data", f"{manifest.data}: {manifest.train_images:,} training, {manifest.val_images:,} validation and"
                  f" {manifest.test_images:,} test images in {len(manifest.classes)} classes"),
         *manifest.found.describe(searched=record.space is not None),
+        *([("doubts", text)] if (text := doubts(record)) else []),
         ("split fingerprint", manifest.split_fingerprint),
         ("weights", manifest.weights),
         ("seed", str(manifest.seed)),
