@@ -13,7 +13,7 @@ from study.config.plan import Plan
 from study.config.recipe import Recipe
 from study.results.metrics import Evaluation
 from study.results.record import Record
-from study.results.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
+from study.results.statistics import Decision, Difference, Flags, compare_recipes, decide, hardest_pair, mcnemar_exact
 from study.results.trial_record import PRUNED, TrialRecord
 from study.seeding import derive_seed
 
@@ -160,7 +160,7 @@ def judge(
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
         right = [_correct([tests[seed] for seed in seeds], labels) for tests in (before, after)]
-        difference = paired_difference(*right, seed=derive_seed(seeds[0], "bootstrap"))
+        difference = compare_recipes(*right)
         decision = decide(difference)
         confusions = [np.array(side.confusion) for side in sides]
         comparison = Comparison(

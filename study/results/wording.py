@@ -19,21 +19,19 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.decision is None:
         return f"No verdict: {verdict.reason}."
     if verdict.comparison is None:
-        return f"No better than the baseline: {verdict.reason}."
+        return f"Not shown to be better than the baseline: {verdict.reason}."
     difference = verdict.comparison.difference
     mean, low, high = format_points(difference.mean), format_points(difference.low), format_points(difference.high)
-    seeds = count_seeds(len(verdict.seeds), verdict.seeds_planned)
-    winner = f"the search's best recipe ({_describe(verdict.changes)})"
-    match verdict.decision:
-        case "better":
-            text = f"Better than the baseline: {winner} raises the test accuracy by {mean} percentage points"
-            text += f" (95 % interval {low} to {high}, {seeds})."
-        case "worse":
-            text = f"Worse than the baseline: {winner} changes the test accuracy by {mean} percentage points"
-            text += f" (95 % interval {low} to {high}, {seeds})."
-        case _:
-            text = f"No better than the baseline: {winner} changes the test accuracy by {mean} percentage points,"
-            text += f" and the 95 % interval from {low} to {high} includes zero ({seeds})."
+    begins = {"better": "Better than the baseline", "worse": "Worse than the baseline"}
+    text = (
+        f"{begins.get(verdict.decision, 'Not shown to be better than the baseline')}: the search's best recipe"
+        f" ({_describe(verdict.changes)}) {'raises' if verdict.decision == 'better' else 'changes'} the test accuracy"
+        f" by {mean} percentage points (95 % interval {low} to {high},"
+        f" {count_seeds(len(verdict.seeds), verdict.seeds_planned)})."
+    )
+    if verdict.decision == "no better" and difference.detectable:
+        found = "would have been found by 4 of 5 such studies"
+        text += f" A true gain of {format_points(difference.detectable)} points {found}."
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text

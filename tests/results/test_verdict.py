@@ -12,7 +12,6 @@ from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
 from study.results.verdict import choose, final_seeds, judge, plan_finals, stored_verdict
 from study.results.wording import details, sentence
@@ -177,7 +176,8 @@ def test_judge_gives_mcnemars_p_of_each_seed():
 def test_judge_calls_the_same_predictions_no_better():
     tests = [errs_on(range(count)) for count in (50, 60, 70)]
     verdict = verdict_on(finals(tests, tests))
-    assert (verdict.decision, verdict.comparison.difference) == ("no better", Difference(0, 0, 0))
+    assert (verdict.decision, verdict.comparison.difference.mean) == ("no better", 0)
+    assert verdict.comparison.difference.low == -verdict.comparison.difference.high < 0
 
 
 def test_judge_calls_equal_models_no_better():
@@ -292,7 +292,8 @@ def test_judge_compares_nothing_where_the_baseline_won():
     assert (verdict.decision, verdict.comparison, verdict.changes) == ("no better", None, {})
     assert (verdict.baseline.mean, verdict.optimism) == (pytest.approx(0.7), pytest.approx(0.05))
     assert sentence(verdict) == (
-        "No better than the baseline: no other completed recipe of the search reached a higher validation accuracy."
+        "Not shown to be better than the baseline: no other completed recipe of the search reached a higher validation"
+        " accuracy."
     )
 
 
@@ -318,11 +319,14 @@ def test_sentence_names_what_was_changed_and_the_interval():
     )
 
 
-def test_sentence_says_plainly_that_nothing_was_gained():
-    tests = [errs_on(range(60))] * 3
-    assert sentence(verdict_on(finals(tests, tests))) == (
-        "No better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test accuracy by 0.0 "
-        "percentage points, and the 95 % interval from 0.0 to 0.0 includes zero (3 seeds)."
+def test_sentence_names_the_gain_that_would_have_been_found():
+    verdict = verdict_on(finals([noisy(0.3, seed) for seed in (1, 2, 3)], [noisy(0.3, seed) for seed in (4, 5, 6)]))
+    difference = verdict.comparison.difference
+    mean, low, high = (f"{100 * value:.1f}" for value in (difference.mean, difference.low, difference.high))
+    assert sentence(verdict) == (
+        "Not shown to be better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test "
+        f"accuracy by {mean} percentage points (95 % interval {low} to {high}, 3 seeds). A true gain of "
+        f"{100 * difference.detectable:.1f} points would have been found by 4 of 5 such studies."
     )
 
 
@@ -347,6 +351,9 @@ def test_details_give_both_sides_and_what_is_missing():
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
 
 
-def test_stored_verdict_is_the_one_that_was_reached():
+def test_stored_verdict_of_an_old_record_is_read_not_reached_again():
     record = Record.read(RECORDS / "search")
-    assert asdict(stored_verdict(record)) == record.noted("verdict")
+    verdict, noted = asdict(stored_verdict(record)), record.noted("verdict")
+    difference = verdict["comparison"].pop("difference")
+    assert difference == {**noted["comparison"].pop("difference"), "p": None, "detectable": None}
+    assert noted.items() <= verdict.items()
