@@ -26,7 +26,7 @@ from study.config.flags import (
 )
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.paths import check_new, find_study
-from study.config.plan import Design, StudyConfig
+from study.config.plan import Design, Repeats, StudyConfig
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.errors import ConfigError
 from study.exit_codes import run_command
@@ -68,8 +68,8 @@ def _run_baseline(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     """Search the spaces one after the other, each in its own study."""
-    repeats = 3 if options.repeats is None else options.repeats
-    if repeats < 1:
+    repeats: Repeats = "auto" if options.repeats is None else options.repeats
+    if repeats != "auto" and repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:

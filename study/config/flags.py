@@ -13,7 +13,7 @@ from typing import Any
 
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
-from study.config.plan import StudyConfig
+from study.config.plan import Repeats, StudyConfig
 from study.config.recipe import Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
@@ -101,7 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=int, metavar="N", help="maximum number of trials, including the baseline")
     search.add_argument("--time-budget", metavar="30m", help="maximum wall-clock time; the verdict takes extra time")
     search.add_argument("--pruner", metavar="asha|none", help="asha stops weak trials early, none stops no trial")
-    search.add_argument("--repeats", type=int, metavar="N", help="seeds per recipe in the verdict (default: 3)")
+    search.add_argument(
+        "--repeats",
+        type=repeats,
+        metavar="auto|N",
+        help="seeds per recipe in the verdict; auto is 3, and up to 6 while the answer is not clear (default: auto)",
+    )
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
     machines.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlruns/mlflow.db)")
@@ -134,6 +139,11 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument("--no-cache", action="store_const", const=0.0, dest="cache_gb", help="same as --cache-gb 0")
     machines.add_argument("--verbose", action="store_true", help="show the messages of Ray, Optuna and MLflow")
     return parser
+
+
+def repeats(text: str) -> Repeats:
+    """Parse the value of --repeats; argparse turns the ValueError of another word into a usage error."""
+    return "auto" if text == "auto" else int(text)
 
 
 def fill_in(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -15,6 +15,8 @@ from study.errors import ConfigError
 from study.formatting import format_value
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Repeats = int | Literal["auto"]
+"""Number of seeds in a verdict, or auto: as many as the answer needs, within the bounds of `statistics.py`."""
 
 
 def _check_name(name: str) -> str:
@@ -103,8 +105,8 @@ class Design:
     """Recipes of the fixed trials; for a search, only the baseline's recipe, which is its first trial."""
     space: SearchSpace | None = None
     """Space from which a search proposes recipes; None for fixed trials."""
-    repeats: int = 0
-    """Number of seeds in a search's verdict."""
+    repeats: Repeats = 0
+    """Number of seeds in a search's verdict, or auto."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -53,6 +53,11 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             ("optimism", f"{format_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
         )
     if comparison:
+        if verdict.stops_early:
+            pairs = f"{len(verdict.seeds)}, as many as the answer needed; interval and p-value allow for the choice"
+            lines.append(("pairs of seeds", pairs))
+        if comparison.difference.p is not None:
+            lines.append(("p-value", f"{comparison.difference.p:.2g}, for new test images and new seeds"))
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -147,9 +148,12 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     record.note("importances", record.importances())
     winner = choose(record.trials())
     if winner:
-        record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
-        desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        verdict = reach_verdict(record, winner, dataset.test.labels.tolist())
+        labels = dataset.test.labels.tolist()
+        plan = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
+        while plans := plan(record.finals(), repeats=design.repeats):
+            record.add(plans)
+            desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
+        verdict = reach_verdict(record, winner, labels)
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
         keep_model(record, kept, dataset, desk.pretrained[kept.model])
 

@@ -18,7 +18,9 @@ def recorded(name: str) -> dict:
     )
 
 
-@pytest.mark.parametrize("manifest", [make_manifest(), make_manifest(space=make_space())])
+@pytest.mark.parametrize(
+    "manifest", [make_manifest(), *(make_manifest(space=make_space(), repeats=repeats) for repeats in (3, "auto"))]
+)
 def test_manifest_survives_json(manifest):
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
 
@@ -26,7 +28,7 @@ def test_manifest_survives_json(manifest):
 @pytest.mark.parametrize("name", ["baseline", "search", "killed"])
 def test_manifest_of_an_old_study_is_unchanged(name):
     old = recorded(name)
-    assert Manifest.from_dict(old).to_dict() == {**old, "format": 1}
+    assert Manifest.from_dict(old).to_dict() == {**old, "format": FORMAT}
 
 
 def test_manifest_is_frozen():

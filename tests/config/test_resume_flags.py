@@ -36,6 +36,7 @@ def manifest(space):
         ("--epochs", 2, 3),
         ("--image-size", 32, 64),
         ("--repeats", 3, 4),
+        ("--repeats", 3, "auto"),
         ("--pruner", "asha", "none"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from study.results.statistics import (
+    LOOKS,
     Difference,
     accuracy_interval,
     compare_recipes,
@@ -113,7 +114,7 @@ def test_compare_recipes_where_only_seeds_differ_is_welchs_t_test():
     assert (ours.low, ours.high, ours.p) == pytest.approx((interval.low, interval.high, reference.pvalue))
 
 
-def test_compare_recipes_of_one_seed_is_the_paired_t_test_of_the_images():
+def test_compare_recipes_of_one_seed_is_the_paired_t_test():
     before, after = equal_recipes(np.random.default_rng(0), 1, 500, 0.0)
     reference = stats.ttest_rel(after[0].astype(float), before[0].astype(float))
     low, high = reference.confidence_interval()
@@ -157,6 +158,21 @@ def test_compare_recipes_of_equal_recipes_in_simulations(seeds, spread):
     found = [compare_recipes(*simulate(rng, seeds, 300, spread)) for _ in range(1000)]
     assert sum(decide(each) == "better" for each in found) <= 30 + 2 * 5
     assert sum(each.low <= 0 <= each.high for each in found) >= 930
+
+
+@pytest.mark.parametrize("spread", [0, 3], ids="seed deviation {}".format)
+def test_looks_of_a_verdict_that_stops_early_keep_its_level(spread):
+    """At most 3 % of equal recipes are called better at any look, with twice the standard error of 600 cases."""
+    rng = np.random.default_rng(0)
+    better = 0
+    for _ in range(600):
+        before, after = simulate(rng, 6, 200, spread)
+        for seeds, level in LOOKS.items():
+            found = compare_recipes(before[:seeds], after[:seeds], level=level)
+            if found.low > 0 or found.mean <= 0:
+                better += found.low > 0
+                break
+    assert better <= 18 + 2 * 4
 
 
 def test_compare_recipes_finds_what_it_calls_detectable():

@@ -59,9 +59,28 @@ def finals(baseline: list[Evaluation | str], winner: list[Evaluation | str]) -> 
     return trials
 
 
-def verdict_on(trials, winner=None):
+def verdict_on(trials, winner=None, **told):
     winner = winner or trial(7, WINNER, value=0.95)
-    return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES)
+    return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES, **told)
+
+
+def plan(trials, winner=None, *, seed=0, repeats="auto"):
+    """The refits that are still to be run."""
+    winner = winner or trial(7, WINNER, value=0.95)
+    return plan_finals(trials, winner=winner, baseline=BASELINE, labels=LABELS, seed=seed, repeats=repeats)
+
+
+def refits(plans: list[Plan], gained: list[int] | None = None) -> list[TrialRecord]:
+    """Complete refits of these plans; of each seed, the winner is right on so many images more than the baseline."""
+    order = {seed: index for index, seed in enumerate(dict.fromkeys(plan.seed for plan in plans))}
+    trials = []
+    for number, each in enumerate(plans):
+        wrong = np.random.default_rng(order[each.seed]).permutation(300)[:90].tolist()
+        if gained and each.recipe == WINNER:
+            kept, more = wrong[max(gained[order[each.seed]], 0) :], gained[order[each.seed]]
+            wrong = [*kept, *sorted({*range(300)} - {*wrong})[: max(-more, 0)]]
+        trials.append(trial(number, each.recipe, stage="final", seed=each.seed, test=errs_on(wrong)))
+    return trials
 
 
 def better():
@@ -140,13 +159,58 @@ def test_final_seeds_stay_when_more_are_asked_for():
 @pytest.mark.parametrize(("depth", "order"), [(2, (1, 0)), (1, (0, 1)), (0, (0, 1))])
 def test_plan_finals_goes_pair_by_pair_the_deeper_first(depth, order):
     recipes = [BASELINE, replace(WINNER, unfreeze_depth=depth)]
-    planned = plan_finals(trial(7, recipes[1], value=0.9), BASELINE, 5, 2)
+    planned = plan([], winner=trial(7, recipes[1], value=0.9), seed=5, repeats=2)
     assert planned == [Plan(None, "final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
 
 
 def test_plan_finals_refits_a_baseline_that_won_alone():
-    plan = plan_finals(trial(0, BASELINE, value=0.9), BASELINE, 5, 2)
-    assert plan == [Plan(None, "final", BASELINE, seed) for seed in final_seeds(5, 2)]
+    planned = plan([], winner=trial(0, BASELINE, value=0.9), seed=5, repeats=2)
+    assert planned == [Plan(None, "final", BASELINE, seed) for seed in final_seeds(5, 2)]
+
+
+@pytest.mark.parametrize("ended", range(5))
+def test_plan_finals_plans_what_has_not_ended(ended):
+    planned = plan([], repeats=2)
+    trials = [replace(t, state="complete" if t.number < ended else "waiting") for t in refits(planned)]
+    assert plan(trials, repeats=2) == planned[ended:]
+
+
+@pytest.mark.parametrize(
+    ("gained", "more"),
+    [
+        ([60, 60, 60], False),
+        ([0, 0, 0], False),
+        ([-9, 4, 4], False),
+        ([9, 4, -4], True),
+        ([9, 4, -4, 4, 0, 3], False),
+    ],
+    ids=["better", "no gain", "a loss", "not clear", "six pairs"],
+)
+def test_plan_finals_adds_pairs_while_the_answer_is_open(gained, more):
+    trials = refits(plan([], repeats=len(gained)), gained)
+    seed = final_seeds(0, len(gained) + 1)[-1]
+    assert plan(trials) == ([Plan(None, "final", recipe, seed) for recipe in (WINNER, BASELINE)] if more else [])
+
+
+def test_plan_finals_begins_with_three_pairs():
+    assert plan([]) == plan([], repeats=3)
+
+
+def test_plan_finals_adds_no_pair_for_a_baseline_that_won():
+    winner = trial(0, BASELINE, value=0.9)
+    assert plan(refits(plan([], winner=winner), [0, 0, 0]), winner=winner) == []
+
+
+def test_plan_finals_adds_no_pair_where_every_refit_failed():
+    trials = [replace(t, state="failed", test=None) for t in refits(plan([]), [9, 4, -4])]
+    assert plan(trials) == []
+
+
+def test_judge_widens_the_interval_of_an_early_stop():
+    trials = refits(plan([]), [9, 9, 4])
+    plain, early = verdict_on(trials).comparison.difference, verdict_on(trials, stops_early=True).comparison.difference
+    assert early.low < plain.low < plain.high < early.high
+    assert early.p == pytest.approx(min(1, plain.p * 0.05 / 0.0056))
 
 
 def test_judge_calls_a_clear_gain_better():
@@ -351,7 +415,7 @@ def test_details_give_both_sides_and_what_is_missing():
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
 
 
-def test_stored_verdict_of_an_old_record_is_read_not_reached_again():
+def test_stored_verdict_of_an_old_record_is_read():
     record = Record.read(RECORDS / "search")
     verdict, noted = asdict(stored_verdict(record)), record.noted("verdict")
     difference = verdict["comparison"].pop("difference")
