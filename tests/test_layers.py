@@ -19,7 +19,7 @@ PACKAGES = {
         "resume_flags", "flags",
     ],
     "results": [
-        "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",
+        "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger", "statistics", "verdict", "wording",
         "trial_table",
     ],
     "data": ["images", "splits", "image_files", "augment", "sources"],

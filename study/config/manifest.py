@@ -57,6 +57,8 @@ class Manifest:
     """Versions of the packages that results depend on."""
     git_commit: str | None
     """Commit of the checkout in which the study was begun, if any."""
+    test_fingerprint: str | None = None
+    """Fingerprint of the test images; None in records of version 0.1.0."""
     uid: Name = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     """Identifier of the study, unique among all studies."""
 

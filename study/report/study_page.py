@@ -17,6 +17,7 @@ from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
 from study.report.trial_sections import hardest, results, starred, tested_trials, training
+from study.results.ledger import count_looks
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster
@@ -42,6 +43,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         ("data", f"{manifest.data}: {manifest.train_images:,} training, {manifest.val_images:,} validation and"
                  f" {manifest.test_images:,} test images in {len(manifest.classes)} classes"),
         ("split fingerprint", manifest.split_fingerprint),
+        ("test images", str(count_looks(record))),
         ("weights", manifest.weights),
         ("seed", str(manifest.seed)),
         ("software", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),

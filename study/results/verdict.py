@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from study.config.plan import Plan, Repeats
 from study.config.recipe import Recipe
+from study.results.ledger import Looks, count_looks, earlier_p_values
 from study.results.metrics import Evaluation
 from study.results.record import Record
 from study.results.statistics import (
@@ -22,6 +23,7 @@ from study.results.statistics import (
     compare_recipes,
     decide,
     hardest_pair,
+    holm,
     level_of_look,
     mcnemar_exact,
 )
@@ -71,6 +73,10 @@ class Comparison:
     """The pair of classes that the baseline confuses most."""
     hardest_after: HardPair
     """The pair of classes that the winner confuses most."""
+    corrected_p: float | None = None
+    """p-value of the difference, corrected for the earlier verdicts (Holm); None in records of version 0.1.0."""
+    earlier_verdicts: int = 0
+    """Number of verdicts that earlier studies reached on the same test images."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class Verdict:
     comparison: Comparison | None
     stops_early: bool = False
     """Whether the number of seeds depended on the results; the interval and the p-value allow for it."""
+    looks: Looks | None = None
+    """Openings of the test images when the verdict was reached; None in records of version 0.1.0."""
 
 
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -140,6 +148,7 @@ def plan_finals(
     labels: Sequence[int],
     seed: int,
     repeats: Repeats,
+    earlier: Sequence[float] = (),
 ) -> list[Plan]:
     """Plan the refits that are still to be run, seed by seed, so that an early end leaves complete pairs.
 
@@ -156,6 +165,7 @@ def plan_finals(
         labels: true class of each test image, in the order of the predictions.
         seed: seed of the study.
         repeats: number of seeds, or auto.
+        earlier: p-values of earlier verdicts on the same test images.
 
     Returns:
         Plans without numbers; none if the verdict can be reached.
@@ -166,18 +176,21 @@ def plan_finals(
     ended = [replace(trial.plan, number=None) for trial in finals if trial.finished]
     plans = [Plan(None, "final", recipe, final) for final in final_seeds(seed, seeds) for recipe in recipes]
     left = [plan for plan in plans if plan not in ended]
-    if left or repeats != "auto" or seeds == max(LOOKS) or not _is_open(finals, winner.plan.recipe, baseline, labels):
+    if left or repeats != "auto" or seeds == max(LOOKS):
         return left
+    if winner.plan.recipe == baseline or not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier):
+        return []
     return [Plan(None, "final", recipe, final_seeds(seed, seeds + 1)[-1]) for recipe in recipes]
 
 
-def _is_open(finals: Sequence[TrialRecord], recipe: Recipe, baseline: Recipe, labels: Sequence[int]) -> bool:
-    """Return whether more seeds may show that a recipe is better: it leads, but not by enough."""
-    before, after = _pair(finals, baseline, recipe)
-    if recipe == baseline or not before:
+def _is_open(
+    before: Mapping[int, Evaluation], after: Mapping[int, Evaluation], labels: Sequence[int], earlier: Sequence[float]
+) -> bool:
+    """Return whether more seeds may show that the second recipe is better: it leads, but not by enough."""
+    if not before:
         return False
     difference = compare_recipes(_correct(before, labels), _correct(after, labels), level=level_of_look(len(before)))
-    return difference.mean > 0 and decide(difference) == "no better"
+    return difference.mean > 0 and decide(difference, earlier) == "no better"
 
 
 def judge(
@@ -188,6 +201,8 @@ def judge(
     winner: TrialRecord,
     classes: Sequence[str],
     stops_early: bool = False,
+    earlier: Sequence[float] = (),
+    looks: Looks | None = None,
 ) -> Verdict:
     """Compare the refits of the winner and of the baseline, seed by seed; a seed counts if both are complete.
 
@@ -198,6 +213,8 @@ def judge(
         winner: trial that `choose` returned.
         classes: names of the classes.
         stops_early: whether the number of seeds depended on the results.
+        earlier: p-values of earlier verdicts on the same test images.
+        looks: openings of the test images until now.
     """
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
@@ -214,7 +231,7 @@ def judge(
     else:
         right = [_correct(tests, labels) for tests in (before, after)]
         difference = compare_recipes(*right, level=level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE)
-        decision = decide(difference)
+        decision = decide(difference, earlier)
         confusions = [np.array(side.confusion) for side in sides]
         comparison = Comparison(
             winner=sides[1],
@@ -223,6 +240,8 @@ def judge(
             confusion_difference=(confusions[1] - confusions[0]).tolist(),
             hardest_before=_hard_pair(confusions[0], *sides, classes=classes),
             hardest_after=_hard_pair(confusions[1], *sides, classes=classes),
+            corrected_p=None if difference.p is None else holm(difference.p, earlier),
+            earlier_verdicts=len(earlier),
         )
     return Verdict(
         decision=decision,
@@ -242,6 +261,7 @@ def judge(
         baseline=sides[0] if sides else None,
         comparison=comparison,
         stops_early=stops_early,
+        looks=looks,
     )
 
 
@@ -260,6 +280,8 @@ def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) ->
         winner=winner,
         classes=record.manifest.classes,
         stops_early=record.manifest.design.repeats == "auto",
+        earlier=earlier_p_values(record),
+        looks=count_looks(record),
     )
     record.note("test_labels", list(labels))
     record.note("verdict", asdict(verdict))

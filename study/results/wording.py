@@ -6,6 +6,7 @@ Computes nothing.
 from collections.abc import Mapping
 
 from study.formatting import format_points, format_value
+from study.results.statistics import CONFIDENCE
 from study.results.verdict import Side, Value, Verdict, count_seeds
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
@@ -29,7 +30,11 @@ def sentence(verdict: Verdict | None) -> str:
         f" by {mean} percentage points (95 % interval {low} to {high},"
         f" {count_seeds(len(verdict.seeds), verdict.seeds_planned)})."
     )
-    if verdict.decision == "no better" and difference.detectable:
+    if verdict.decision == "no better" and (difference.p or 1) <= 1 - CONFIDENCE:
+        number = verdict.comparison.earlier_verdicts + 1
+        text += f" The interval excludes zero, but this is verdict number {number} on these test images: the p-value,"
+        text += f" corrected for the others, is {verdict.comparison.corrected_p:.2g}."
+    elif verdict.decision == "no better" and difference.detectable:
         found = "would have been found by 4 of 5 such studies"
         text += f" A true gain of {format_points(difference.detectable)} points {found}."
     if len(verdict.seeds) == 1:
@@ -57,11 +62,16 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             pairs = f"{len(verdict.seeds)}, as many as the answer needed; interval and p-value allow for the choice"
             lines.append(("pairs of seeds", pairs))
         if comparison.difference.p is not None:
-            lines.append(("p-value", f"{comparison.difference.p:.2g}, for new test images and new seeds"))
+            text = f"{comparison.difference.p:.2g}, for new test images and new seeds"
+            if others := comparison.earlier_verdicts:
+                text += f"; {comparison.corrected_p:.2g} corrected for {others} earlier on these test images (Holm)"
+            lines.append(("p-value", text))
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
+    if verdict.looks:
+        lines.append(("test images", str(verdict.looks)))
     return lines + [("missing", refit) for refit in verdict.missing]
 
 

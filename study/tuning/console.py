@@ -146,6 +146,7 @@ class Console:
             self._out.print(_baseline_table(result.rows))
             if statement := faster(result.rows):
                 self._print(statement)
+            self._print(f"test images {result.looks}")
         if self._space:
             self._print_search(result)
         for trial in [*result.trials, *result.finals]:

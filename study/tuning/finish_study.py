@@ -15,6 +15,7 @@ from study.data.images import Dataset
 from study.errors import StudyError
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
+from study.results.ledger import Looks, count_looks
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
@@ -47,6 +48,8 @@ class StudyResult:
     """Number of runs that could not be sent to MLflow; the record has them."""
     model: Path | None = None
     """Directory of the saved classifier of a search's best recipe; None if none is saved."""
+    looks: Looks | None = None
+    """Openings of the study's test images until now, by all studies of its `mlruns` directory."""
     registration: Registration | None = None
     """The model's registration in MLflow's registry; None if there is none."""
 
@@ -115,6 +118,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         importances=importances,
         verdict=verdict,
         unsent=unsent,
+        looks=count_looks(record),
         model=saved,
         registration=_register(saved, tracker, dataset) if saved else None,
     )

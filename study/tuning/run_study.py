@@ -23,6 +23,7 @@ from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.sample_batch import draw_batch
+from study.results.ledger import earlier_p_values
 from study.results.record import Record
 from study.results.verdict import choose, plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri, without_credentials
@@ -150,7 +151,8 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if winner:
         labels = dataset.test.labels.tolist()
         plan = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
-        while plans := plan(record.finals(), repeats=design.repeats):
+        earlier = earlier_p_values(record)
+        while plans := plan(record.finals(), repeats=design.repeats, earlier=earlier):
             record.add(plans)
             desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
         verdict = reach_verdict(record, winner, labels)
@@ -273,6 +275,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         test_images=len(dataset.test),
         data_fingerprint=fingerprint(dataset.train, dataset.test),
         split_fingerprint=fingerprint(*parts),
+        test_fingerprint=dataset.test.fingerprint,
         weights=config.weights,
         weights_digests={},
         seed=config.seed,

@@ -13,6 +13,7 @@ from study.results.statistics import (
     compare_recipes,
     decide,
     hardest_pair,
+    holm,
     mcnemar_exact,
 )
 
@@ -191,6 +192,32 @@ def test_decide_sees_a_clear_gain():
     after = before | (rng.random((3, 1000)) < np.array([[0.33], [0.34], [0.35]]))
     assert decide(compare_recipes(before, after)) == "better"
     assert decide(compare_recipes(after, before)) == "worse"
+
+
+def test_holm_by_hand():
+    """Ranked .01, .02, .04: times 3, 2 and 1, and never below the one before."""
+    assert holm(0.01, [0.04, 0.02]) == pytest.approx(0.03)
+    assert holm(0.02, [0.04, 0.01]) == pytest.approx(0.04)
+    assert holm(0.04, [0.02, 0.01]) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.03, 1.0])
+def test_holm_of_a_single_test_changes_nothing(p):
+    assert holm(p, []) == p
+
+
+def test_holm_never_lowers_a_p_value():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        p, *others = rng.random(5)
+        assert p <= holm(p, others) <= min(1, 5 * p)
+
+
+def test_decide_needs_the_corrected_p_value_too():
+    difference = Difference(0.02, 0.001, 0.04, p=0.04)
+    assert decide(difference, []) == "better"
+    assert decide(difference, [0.001]) == "better"
+    assert decide(difference, [0.5]) == "no better"
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,11 @@ def verdict_on(trials, winner=None, **told):
     return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES, **told)
 
 
-def plan(trials, winner=None, *, seed=0, repeats="auto"):
+def plan(trials, winner=None, *, seed=0, repeats="auto", earlier=()):
     """The refits that are still to be run."""
     winner = winner or trial(7, WINNER, value=0.95)
-    return plan_finals(trials, winner=winner, baseline=BASELINE, labels=LABELS, seed=seed, repeats=repeats)
+    told = {"baseline": BASELINE, "labels": LABELS, "seed": seed, "repeats": repeats, "earlier": earlier}
+    return plan_finals(trials, winner=winner, **told)
 
 
 def refits(plans: list[Plan], gained: list[int] | None = None) -> list[TrialRecord]:
@@ -211,6 +212,21 @@ def test_judge_widens_the_interval_of_an_early_stop():
     plain, early = verdict_on(trials).comparison.difference, verdict_on(trials, stops_early=True).comparison.difference
     assert early.low < plain.low < plain.high < early.high
     assert early.p == pytest.approx(min(1, plain.p * 0.05 / 0.0056))
+
+
+def test_judge_corrects_for_earlier_verdicts_on_the_test_images():
+    trials = refits(plan([]), [7, 8, 6])
+    alone, corrected = verdict_on(trials), verdict_on(trials, earlier=[0.5] * 20)
+    assert (alone.decision, corrected.decision) == ("better", "no better")
+    p = alone.comparison.difference.p
+    assert (alone.comparison.corrected_p, corrected.comparison.corrected_p) == (p, pytest.approx(21 * p))
+    assert "verdict number 21 on these test images" in sentence(corrected)
+
+
+def test_plan_finals_goes_on_until_the_corrected_p_value_decides():
+    trials = refits(plan([]), [60, 55, 50])
+    assert plan(trials) == []
+    assert len(plan(trials, earlier=[1.0] * 10**6)) == 2
 
 
 def test_judge_calls_a_clear_gain_better():
@@ -420,4 +436,6 @@ def test_stored_verdict_of_an_old_record_is_read():
     verdict, noted = asdict(stored_verdict(record)), record.noted("verdict")
     difference = verdict["comparison"].pop("difference")
     assert difference == {**noted["comparison"].pop("difference"), "p": None, "detectable": None}
-    assert noted.items() <= verdict.items()
+    winner = noted.pop("comparison")["winner"]
+    assert verdict["comparison"]["winner"] == winner
+    assert {key: verdict[key] for key in noted} == noted
