@@ -71,6 +71,8 @@ def _search(options: argparse.Namespace) -> int:
     repeats: Repeats = "auto" if options.repeats is None else options.repeats
     if repeats != "auto" and repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
+    if options.rerank == 1 or (options.rerank or 0) < 0:
+        raise ConfigError(f"--rerank: must be 0 or at least 2, but got {options.rerank}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:
         raise ConfigError(f"--name: must be left out when --search has several spaces, but got {len(spaces)} spaces.")
@@ -85,7 +87,10 @@ def _search(options: argparse.Namespace) -> int:
     exit_code = 0
     for space, config in zip(spaces, configs, strict=True):
         baseline = change_recipe(options, baseline_recipe(space.base.model))
-        design = Design("search", (baseline,), space, repeats)
+        rerank = options.rerank
+        if rerank is None:  # choosing among few trials is not that lucky, and a short search stays short
+            rerank = 3 if space.budget.trials >= 10 else 0
+        design = Design("search", (baseline,), space, repeats, rerank)
         exit_code = _run(with_resources(config, space), design) or exit_code
     return exit_code
 
@@ -129,7 +134,7 @@ def _check_budget(options: argparse.Namespace, record: "Record") -> None:
         raise ConfigError("--trials, --time-budget: need a search, but the study has fixed trials.")
     if record.judging and options.trials is not None and options.trials > trials:
         raise ConfigError(
-            f"--trials: must be at most {trials}, since the test images have been opened for the verdict, but got"
+            f"--trials: must be at most {trials}, since the best ones are being judged, but got"
             f" {options.trials}. Begin a new study."
         )
 

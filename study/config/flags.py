@@ -107,6 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="auto|N",
         help="seeds per recipe in the verdict; auto is 3, and up to 6 while the answer is not clear (default: auto)",
     )
+    search.add_argument(
+        "--rerank",
+        type=int,
+        metavar="N",
+        help="best trials to refit on more seeds and validation images before the verdict; 0 for none"
+        " (default: 3 if there are 10 trials or more, else 0)",
+    )
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
     machines.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlruns/mlflow.db)")
@@ -160,7 +167,7 @@ def fill_in(options: argparse.Namespace) -> None:
     commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
     if not any(commands):
         raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
-    searching, fixed = ("trials", "time_budget", "pruner", "repeats"), ("as_written",)
+    searching, fixed = ("trials", "time_budget", "pruner", "repeats", "rerank"), ("as_written",)
     foreign = fixed if options.search else searching if options.baseline is not None else ()
     for flag in _given(options):
         if flag in foreign:

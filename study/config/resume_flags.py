@@ -50,6 +50,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "epochs": recipe.epochs,
         "image_size": recipe.image_size,
         "repeats": manifest.design.repeats,
+        "rerank": manifest.design.rerank,
         "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }
     for option, value in recorded.items():

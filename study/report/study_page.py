@@ -19,9 +19,10 @@ from study.report.search_sections import search_sections
 from study.report.trial_sections import hardest, results, starred, tested_trials, training
 from study.results.ledger import count_looks
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster
-from study.results.verdict import choose, stored_verdict
+from study.results.verdict import stored_verdict
 from study.results.wording import sentence
 
 
@@ -55,7 +56,7 @@ def answer(record: Record) -> str:
     """Return the main result of a study, in a sentence or two."""
     if record.space:
         verdict = stored_verdict(record)
-        nothing_to_judge = record.noted("importances") is not None and choose(record.trials()) is None
+        nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
     rows = compare(record.trials(), record.manifest.classes)
     if not rows:
@@ -152,7 +153,7 @@ def _recipes(record: Record) -> dict[str, Recipe]:
     recipes = record.manifest.design.recipes
     if record.space is None:
         return {f"#{number}": recipe for number, recipe in enumerate(recipes)}
-    winner = choose(record.trials())
+    winner = find_winner(record)
     chosen = {f"#{winner.plan.key} (best)": winner.plan.recipe} if winner else {}
     return {"#0 (baseline)": recipes[0]} | {name: best for name, best in chosen.items() if best != recipes[0]}
 
@@ -185,6 +186,7 @@ def run_command(record: Record) -> str:
         shipped = search_spaces_directory() / f"{space.name}.toml" == Path(space.file)
         what = ["--search", space.name if shipped else str(space.file)]
         flags |= {"trials": space.budget.trials, "pruner": space.pruner.name, "repeats": design.repeats}
+        flags["rerank"] = design.rerank
         if space.budget.time_s is not None:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:

@@ -4,7 +4,7 @@ Reads records and plans trials. Runs nothing, opens no test set, and leaves the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -80,6 +80,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A trial of the search that was refitted on more seeds and splits before the test images were opened."""
+
+    trial: int
+    """Number of the trial in the search."""
+    accuracies: list[float]
+    """Validation accuracies, in [0, 1]: that of the search, then those of the refits."""
+    mean: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The comparison of the search's best recipe with the baseline, as values that JSON can hold."""
 
@@ -106,6 +117,8 @@ class Verdict:
     comparison: Comparison | None
     stops_early: bool = False
     """Whether the number of seeds depended on the results; the interval and the p-value allow for it."""
+    reranked: list[Candidate] = field(default_factory=list)
+    """Candidates of the re-ranking, the best mean first; empty without one."""
     looks: Looks | None = None
     """Openings of the test images when the verdict was reached; None in records of version 0.1.0."""
 
@@ -247,7 +260,7 @@ def judge(
         decision=decision,
         reason=reason,
         winner_trial=winner.number,
-        changes={field: value for field, value in recipe.to_dict().items() if value != getattr(baseline, field)},
+        changes={name: value for name, value in recipe.to_dict().items() if value != getattr(baseline, name)},
         val_accuracy=_search_accuracy(winner),
         optimism=_search_accuracy(winner) - sides[1].mean if sides else None,
         seeds=seeds,
@@ -265,13 +278,16 @@ def judge(
     )
 
 
-def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) -> Verdict:
+def reach_verdict(
+    record: Record, winner: TrialRecord, labels: Sequence[int], reranked: Sequence[Candidate] = ()
+) -> Verdict:
     """Judge the refits of a search and store the verdict in its record, where `stored_verdict` reads it.
 
     Args:
         record: record of a search whose refits have ended.
         winner: trial that `choose` returned.
         labels: true class of each test image, in the order of the predictions.
+        reranked: candidates of the re-ranking, the best first.
     """
     verdict = judge(
         record.finals(),
@@ -283,6 +299,7 @@ def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) ->
         earlier=earlier_p_values(record),
         looks=count_looks(record),
     )
+    verdict = replace(verdict, reranked=[*reranked])
     record.note("test_labels", list(labels))
     record.note("verdict", asdict(verdict))
     return verdict

@@ -70,6 +70,11 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
+    if verdict.reranked:
+        means = ", ".join(f"#{candidate.trial} {100 * candidate.mean:.2f} %" for candidate in verdict.reranked)
+        lines.append(
+            ("re-ranked", f"{means}: mean validation accuracy over {len(verdict.reranked[0].accuracies)} seeds")
+        )
     if verdict.looks:
         lines.append(("test images", str(verdict.looks)))
     return lines + [("missing", refit) for refit in verdict.missing]

@@ -21,9 +21,9 @@ from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, faster
-from study.results.verdict import choose
 from study.results.wording import details, sentence
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
@@ -167,7 +167,7 @@ class Console:
     def _print_search(self, result: StudyResult) -> None:
         self._out.print(_best_table(result.trials, 5))
         self._print(_tally(result.trials))
-        if winner := choose(result.trials):
+        if self._record and (winner := find_winner(self._record)):
             differences = _differences(winner.plan.recipe, result.trials[0].plan.recipe)
             self._print(f"best     #{winner.plan.key}: {differences}")
         if shared := _describe_sharing(result.trials):
@@ -199,7 +199,7 @@ class Console:
             return
         parts: list[RenderableType] = [f"{head}\n  {rest}" for head, rest in self._lines.values()]
         if self._space and self._record:
-            trials = [trial for trial in self._trials.values() if trial.plan.stage != "final"]
+            trials = [trial for trial in self._trials.values() if trial.plan.stage == "search"]
             spent = self._record.spent_s
             limit = self._space.budget.time_s
             left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""

@@ -17,9 +17,10 @@ from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
 from study.results.ledger import Looks, count_looks
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
-from study.results.verdict import Verdict, choose, stored_verdict, verdict_metrics
+from study.results.verdict import Verdict, stored_verdict, verdict_metrics
 from study.results.wording import sentence
 from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.client import without_credentials
@@ -37,7 +38,7 @@ class StudyResult:
     tracking_uri: str
     trials: Sequence[TrialRecord]
     finals: Sequence[TrialRecord]
-    """Trials of the verdict."""
+    """Refits of the re-ranking and of the verdict."""
     rows: Sequence[Row]
     """Tested trials of a study without a search."""
     importances: Mapping[str, float]
@@ -99,7 +100,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:
-        findings = _findings(trials, importances, verdict, classes)
+        findings = _findings(trials, importances, verdict, classes, find_winner(record))
     else:
         rows = compare(trials, classes)
         findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
@@ -113,7 +114,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         directory=record.directory,
         tracking_uri=without_credentials(tracker.client.tracking_uri),
         trials=trials,
-        finals=record.finals(),
+        finals=[*record.reranks(), *record.finals()],
         rows=rows,
         importances=importances,
         verdict=verdict,
@@ -125,11 +126,14 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
 
 
 def _findings(
-    trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
+    trials: Sequence[TrialRecord],
+    importances: Mapping[str, float],
+    verdict: Verdict | None,
+    classes: Sequence[str],
+    winner: TrialRecord | None,
 ) -> _Findings:
     """Return the findings of a search."""
     complete = [trial.value for trial in trials if trial.value is not None]
-    winner = choose(trials)
     return _Findings(
         complete=bool(complete),
         found=sentence(verdict),

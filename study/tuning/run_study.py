@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,7 +25,8 @@ from study.report import figures
 from study.report.sample_batch import draw_batch
 from study.results.ledger import earlier_p_values
 from study.results.record import Record
-from study.results.verdict import choose, plan_finals, reach_verdict
+from study.results.rerank import find_winner, plan_reranks, rank_candidates
+from study.results.verdict import plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri, without_credentials
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
@@ -139,7 +140,7 @@ def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyRe
 def _search(desk: _Desk, space: SearchSpace) -> None:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
-    No trial of the search gets the test images. Each trial of the verdict opens them once.
+    No trial of the search or of the re-ranking gets the test images. Each trial of the verdict opens them once.
     """
     record, dataset, design = desk.record, desk.dataset, desk.design
     baseline = design.recipes[0]
@@ -147,15 +148,19 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if not record.judging:  # else the search has ended, and the verdict's trials need other images
         desk.run(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
-    winner = choose(record.trials())
+    while plans := plan_reranks(record, desk.config.seed):
+        record.add(plans)
+        rest, held_out = _parts(dataset, plans[0].seed)
+        desk.run(train=rest, validation=held_out, share=True)
+    winner = find_winner(record)
     if winner:
         labels = dataset.test.labels.tolist()
-        plan = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
+        next_plans = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
         earlier = earlier_p_values(record)
-        while plans := plan(record.finals(), repeats=design.repeats, earlier=earlier):
+        while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier):
             record.add(plans)
             desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        verdict = reach_verdict(record, winner, labels)
+        verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
         keep_model(record, kept, dataset, desk.pretrained[kept.model])
 
@@ -205,12 +210,14 @@ def _tracking(
     config: StudyConfig, record: Record, dataset: Dataset | None, client: "MlflowClient"
 ) -> Iterator[Tracker]:
     """Keep MLflow in step with the record, beginning with its present trials; on an error, end the runs."""
-    images = {"search": _parts(dataset, record.manifest.seed)[0]} if dataset and record.space else {}
+    parts = lru_cache(maxsize=1)(_parts)
 
     def draw(plan: Plan) -> bytes | None:
         if dataset is None:
             return None
-        return figures.png(draw_batch(plan, replace(dataset, train=images.get(plan.stage, dataset.train))))
+        searched = plan.stage == "rerank" or (plan.stage == "search" and record.space)
+        train = parts(dataset, plan.seed)[0] if searched else dataset.train
+        return figures.png(draw_batch(plan, replace(dataset, train=train)))
 
     artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
     tracker = Tracker(client, record, artifacts=artifacts, samples=draw)

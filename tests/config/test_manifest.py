@@ -28,7 +28,7 @@ def test_manifest_survives_json(manifest):
 @pytest.mark.parametrize("name", ["baseline", "search", "killed"])
 def test_manifest_of_an_old_study_is_unchanged(name):
     old = recorded(name)
-    assert Manifest.from_dict(old).to_dict() == {**old, "test_fingerprint": None, "format": FORMAT}
+    assert Manifest.from_dict(old).to_dict() == {**old, "test_fingerprint": None, "rerank": 0, "format": FORMAT}
 
 
 def test_manifest_is_frozen():

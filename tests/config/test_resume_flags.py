@@ -37,6 +37,7 @@ def manifest(space):
         ("--image-size", 32, 64),
         ("--repeats", 3, 4),
         ("--repeats", 3, "auto"),
+        ("--rerank", 0, 2),
         ("--pruner", "asha", "none"),
     ],
 )
