@@ -98,7 +98,7 @@ def _all_trials(record: Record) -> Section:
             "–" if trial.test is None else f"{100 * trial.test.accuracy:.2f}",
             starred(f"{trial.seconds:.1f}", trial),
             *(format_value(getattr(trial.plan.recipe, name)) for name in searched),
-            trial.reason or "",
+            trial.reason or (f"as study {trial.reused_from} ran it" if trial.reused_from else ""),
         )
         for trial in record.all_trials()
     ]

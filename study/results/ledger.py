@@ -33,15 +33,20 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class OtherStudy:
+    """What its journal says, at a glance, about a study with the same test images."""
+
+    directory: Path
     manifest: Manifest
     opened: int
+    """Openings of the test images."""
     verdict: Mapping[str, Any] | None
+    """The verdict as it was noted; None if there is none."""
 
 
 def count_looks(record: Record) -> Looks:
     """Count the openings of a study's test images until now."""
-    others = [entry.opened for entry in _others(record) if entry.opened]
+    others = [other.opened for other in other_studies(record) if other.opened]
     return Looks(sum(trial.tests_opened for trial in record.all_trials()), sum(others), len(others))
 
 
@@ -52,22 +57,22 @@ def earlier_p_values(record: Record) -> list[float]:
     verdict of version 0.1.0 has no p-value and counts as 1, which is the cautious side.
     """
     if record.noted("earlier_p_values") is None:
-        reached = [entry.verdict["comparison"] for entry in _others(record) if entry.verdict]
+        reached = [other.verdict["comparison"] for other in other_studies(record) if other.verdict]
         values = [comparison["difference"].get("p") for comparison in reached if comparison]
         record.note("earlier_p_values", [1.0 if value is None else value for value in values])
     return list(record.noted("earlier_p_values"))
 
 
-def _others(record: Record) -> Iterator[_Entry]:
+def other_studies(record: Record) -> Iterator[OtherStudy]:
     """Yield the other studies that have the same test images."""
     for journal in sorted(record.directory.parent.glob("[!.]*/journal.log")):
-        if journal.parent != record.directory and (entry := _read(journal)) and _same_test(entry, record):
-            yield entry
+        if journal.parent != record.directory and (other := _read(journal)) and _same_test(other, record):
+            yield other
 
 
-def _same_test(entry: _Entry, record: Record) -> bool:
+def _same_test(other: OtherStudy, record: Record) -> bool:
     """Return whether two studies have the same test images; of one folder, also if they are stored at another size."""
-    ours, theirs = record.manifest, entry.manifest
+    ours, theirs = record.manifest, other.manifest
     if ours.data_fingerprint == theirs.data_fingerprint:
         return True
     if ours.test_fingerprint is not None and ours.test_fingerprint == theirs.test_fingerprint:
@@ -76,7 +81,7 @@ def _same_test(entry: _Entry, record: Record) -> bool:
     return all(getattr(ours, name) == getattr(theirs, name) for name in drawn)
 
 
-def _read(journal: Path) -> _Entry | None:
+def _read(journal: Path) -> OtherStudy | None:
     """Read a study's manifest, verdict and openings; None if there is no readable study."""
     manifest = verdict = None
     opened = 0
@@ -90,4 +95,4 @@ def _read(journal: Path) -> _Entry | None:
                 verdict = json.loads(line)["user_attr"]["verdict"]
     except (OSError, ValueError, StudyError):  # another version's study, or a damaged one: nothing here can use it
         return None
-    return None if manifest is None else _Entry(manifest, opened, verdict)
+    return None if manifest is None else OtherStudy(journal.parent, manifest, opened, verdict)

@@ -343,6 +343,23 @@ class Record:
             self._study_of(plan.stage).tell(self._running(plan), value)
             self._drop_checkpoint(plan)
 
+    def adopt(self, plan: Plan, donor: TrialRecord, study: str) -> None:
+        """Complete a waiting trial with the results that another study has of the same recipe and seed.
+
+        Args:
+            plan: waiting trial.
+            donor: complete and tested trial of the other study.
+            study: name of the study that ran it.
+        """
+        assert donor.test and donor.plan.recipe == plan.recipe and donor.plan.seed == plan.seed
+        with self._step():
+            self._storage.set_trial_state_values(self._ids[plan.key], TrialState.RUNNING)
+            self.facts(plan, {**donor.facts, "reused_from": study})
+            for result in donor.epochs:
+                self.epoch(plan, replace(result, features=None, store_failure=None))
+            self.tested(plan, donor.test)
+            self.complete(plan)
+
     def prune(self, plan: Plan, reason: str) -> None:
         """End a trial that was stopped early: its last score is not final."""
         self._end(plan, TrialState.PRUNED, reason)

@@ -117,6 +117,8 @@ class Verdict:
     comparison: Comparison | None
     stops_early: bool = False
     """Whether the number of seeds depended on the results; the interval and the p-value allow for it."""
+    reused: list[str] = field(default_factory=list)
+    """Refits that an earlier study ran, each with the study's name."""
     reranked: list[Candidate] = field(default_factory=list)
     """Candidates of the re-ranking, the best mean first; empty without one."""
     looks: Looks | None = None
@@ -274,6 +276,7 @@ def judge(
         baseline=sides[0] if sides else None,
         comparison=comparison,
         stops_early=stops_early,
+        reused=[f"#{trial.plan.key} from study {trial.reused_from}" for trial in finals if trial.reused_from],
         looks=looks,
     )
 

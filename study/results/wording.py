@@ -70,6 +70,8 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
+    if verdict.reused:
+        lines.append(("reused", f"refits of the baseline: {', '.join(verdict.reused)}"))
     if verdict.reranked:
         means = ", ".join(f"#{candidate.trial} {100 * candidate.mean:.2f} %" for candidate in verdict.reranked)
         lines.append(

@@ -303,6 +303,8 @@ def _baseline_table(rows: Sequence[Row]) -> Table:
 def _outcome(trial: TrialRecord) -> str:
     """Describe how a trial ended: its state, device time, accuracy and reason."""
     outcome = f"{trial.state} after {format_duration(trial.seconds)}"
+    if trial.reused_from:
+        outcome = f"{trial.state}, as study {trial.reused_from} ran it"
     if trial.test:
         outcome += f": test accuracy {trial.test.accuracy:.2%}"
     elif trial.val_accuracy is not None:

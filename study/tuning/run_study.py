@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from study import __version__
 from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
@@ -34,6 +35,7 @@ from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment
 from study.tuning.finish_study import StudyResult, conclude, has_ended
 from study.tuning.keep_model import keep_model, recipe_to_keep
 from study.tuning.ray_adapters import Listener, run_trials
+from study.tuning.reuse_refits import reuse_refits
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient
@@ -75,6 +77,11 @@ class _Desk:
     resources: Allotment
     scratch: Path
 
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """Receivers of the callbacks for trials."""
+        return [self.observer, self.tracker]
+
     def run(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
     ) -> None:
@@ -96,7 +103,7 @@ class _Desk:
         run_trials(
             self.record,
             inputs,
-            [self.observer, self.tracker],
+            self.listeners,
             resources=self.resources,
             scratch=self.scratch,
         )
@@ -159,6 +166,7 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
         earlier = earlier_p_values(record)
         while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier):
             record.add(plans)
+            reuse_refits(record, baseline, desk.listeners)
             desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
         verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
@@ -288,7 +296,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         seed=config.seed,
         precision=config.precision,
         tracking_uri=config.tracking_uri and without_credentials(config.tracking_uri),
-        versions={package: version(package) for package in PACKAGES},
+        versions={"study": __version__, **{package: version(package) for package in PACKAGES}},
         git_commit=_git_commit(),
     )
 
