@@ -20,6 +20,7 @@ from study.config.flags import (
     change_budget,
     change_recipe,
     configure,
+    count_candidates,
     fill_in,
     read_space,
     with_resources,
@@ -71,8 +72,6 @@ def _search(options: argparse.Namespace) -> int:
     repeats: Repeats = "auto" if options.repeats is None else options.repeats
     if repeats != "auto" and repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
-    if options.rerank == 1 or (options.rerank or 0) < 0:
-        raise ConfigError(f"--rerank: must be 0 or at least 2, but got {options.rerank}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:
         raise ConfigError(f"--name: must be left out when --search has several spaces, but got {len(spaces)} spaces.")
@@ -81,16 +80,21 @@ def _search(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--search: spaces must have different names, but got {twice!r} twice. Rename a file, or leave one out."
         )
+    designs = [
+        Design(
+            "search",
+            (change_recipe(options, baseline_recipe(space.base.model)),),
+            space,
+            repeats,
+            count_candidates(options, space),
+        )
+        for space in spaces
+    ]
     configs = [configure(options, options.name or _default_name(space.name)) for space in spaces]
     for config in configs:
         check_new(_directory(config))
     exit_code = 0
-    for space, config in zip(spaces, configs, strict=True):
-        baseline = change_recipe(options, baseline_recipe(space.base.model))
-        rerank = options.rerank
-        if rerank is None:  # choosing among few trials is not that lucky, and a short search stays short
-            rerank = 3 if space.budget.trials >= 10 else 0
-        design = Design("search", (baseline,), space, repeats, rerank)
+    for space, design, config in zip(spaces, designs, configs, strict=True):
         exit_code = _run(with_resources(config, space), design) or exit_code
     return exit_code
 

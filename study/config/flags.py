@@ -261,6 +261,20 @@ def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:
     return Budget(trials, budget.time_s if asked.time is None else asked.time)
 
 
+def count_candidates(options: argparse.Namespace, space: SearchSpace) -> int:
+    """Return how many of a search's best trials are ranked again: as --rerank says, else 3, or 0 in a small search.
+
+    Raises:
+        ConfigError: --rerank breaks its rule.
+    """
+    if options.rerank is None:  # the best of few trials is not that lucky, and six refits would double a small search
+        return 3 if space.budget.trials >= 10 else 0
+    number: int = options.rerank
+    if number == 1 or number < 0:
+        raise ConfigError(f"--rerank: must be 0 or at least 2, but got {number}.")
+    return number
+
+
 def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
     """Return `config`, with the resources of the space's file where no flag sets them."""
     asked = space.resources

@@ -28,8 +28,10 @@ class Looks:
 
     def __str__(self) -> str:
         """Return the counts as text for people."""
-        others = "1 other study" if self.studies == 1 else f"{self.studies} other studies"
-        return f"opened {self.own} times by this study, {self.others} times by {others} in this mlruns directory"
+        others = "and by no other"
+        if self.studies:
+            others = f"and {self.others}× by {self.studies} other{'' if self.studies == 1 else 's'}"
+        return f"opened {self.own}× by this study {others} in this mlruns directory"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,6 @@ def _read(journal: Path) -> OtherStudy | None:
                 manifest = Manifest.from_dict(json.loads(line)["user_attr"]["manifest"])
             elif b'"user_attr":{"verdict":' in line:
                 verdict = json.loads(line)["user_attr"]["verdict"]
-    except (OSError, ValueError, StudyError):  # another version's study, or a damaged one: nothing here can use it
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StudyError):  # damaged, or a later version's
         return None
     return None if manifest is None else OtherStudy(journal.parent, manifest, opened, verdict)

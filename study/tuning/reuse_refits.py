@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from study.config.recipe import Recipe
+from study.errors import StudyError
 from study.results.ledger import other_studies
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
@@ -53,7 +54,11 @@ def _donors(record: Record, baseline: Recipe) -> Iterator[tuple[str, TrialRecord
             continue
         if any(getattr(ours, name) != getattr(theirs, name) for name in SAME):
             continue
-        for trial in Record.read(other.directory).finals():
+        try:
+            finals = Record.read(other.directory).finals()
+        except StudyError:  # damaged
+            continue
+        for trial in finals:
             if trial.state == "complete" and trial.test and trial.plan.recipe == baseline:
                 yield trial.reused_from or other.directory.name, trial
 
