@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from urllib.request import getproxies_environment
 
+from study import __version__
+
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
@@ -24,7 +26,7 @@ def keep_loopback_direct() -> None:
 
 def installed_versions() -> dict[str, str]:
     """Return the installed version of each package that a study depends on."""
-    return {package: version(package) for package in PACKAGES}
+    return {"study": __version__, **{package: version(package) for package in PACKAGES}}
 
 
 def remarks(

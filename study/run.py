@@ -21,13 +21,14 @@ from study.config.flags import (
     change_budget,
     change_recipe,
     configure,
+    count_candidates,
     fill_in,
     read_space,
     with_resources,
 )
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.paths import check_new, find_study
-from study.config.plan import Design, StudyConfig
+from study.config.plan import Design, Repeats, StudyConfig
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.environment import remarks
 from study.errors import ConfigError
@@ -70,8 +71,8 @@ def _run_baseline(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     """Search the spaces one after the other, each in its own study."""
-    repeats = 3 if options.repeats is None else options.repeats
-    if repeats < 1:
+    repeats: Repeats = "auto" if options.repeats is None else options.repeats
+    if repeats != "auto" and repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
     if options.name and len(spaces) > 1:
@@ -81,13 +82,21 @@ def _search(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--search: spaces must have different names, but got {twice!r} twice. Rename a file, or leave one out."
         )
+    designs = [
+        Design(
+            "search",
+            (change_recipe(options, baseline_recipe(space.base.model)),),
+            space,
+            repeats,
+            count_candidates(options, space),
+        )
+        for space in spaces
+    ]
     configs = [configure(options, options.name or _default_name(space.name)) for space in spaces]
     for config in configs:
         check_new(_directory(config))
     exit_code = 0
-    for space, config in zip(spaces, configs, strict=True):
-        baseline = change_recipe(options, baseline_recipe(space.base.model))
-        design = Design("search", (baseline,), space, repeats)
+    for space, design, config in zip(spaces, designs, configs, strict=True):
         exit_code = _run(with_resources(config, space), design) or exit_code
     return exit_code
 
@@ -131,7 +140,7 @@ def _check_budget(options: argparse.Namespace, record: "Record") -> None:
         raise ConfigError("--trials, --time-budget: need a search, but the study has fixed trials.")
     if record.judging and options.trials is not None and options.trials > trials:
         raise ConfigError(
-            f"--trials: must be at most {trials}, since the test images have been opened for the verdict, but got"
+            f"--trials: must be at most {trials}, since the best ones are being judged, but got"
             f" {options.trials}. Begin a new study."
         )
 

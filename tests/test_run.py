@@ -230,6 +230,8 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--search", "resnet18", "--time-budget", "soon"], "--time-budget: must be a duration such as"),
         (["--search", "resnet18", "--pruner", "ash"], "--pruner: unknown choice 'ash'. Did you mean 'asha'?"),
         (["--search", "resnet18", "--repeats", "0"], "--repeats: must be at least 1, but got 0."),
+        (["--search", "resnet18", "--repeats", "few"], "argument --repeats: invalid repeats value: 'few'"),
+        (["--search", "resnet18", "--rerank", "1"], "--rerank: must be 0 or at least 2, but got 1."),
         (
             ["--search", "resnet18", "vgg16", "--name", "both"],
             "--name: must be left out when --search has several spaces, but got 2 spaces.",
@@ -241,6 +243,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--search", "resnet18", "--as-written"], "--as-written: needs --baseline."),
         (["--baseline", "--trials", "3"], "--trials: needs --search."),
         (["--baseline", "--repeats", "0"], "--repeats: needs --search."),
+        (["--baseline", "--rerank", "2"], "--rerank: needs --search."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--models", "--search", "vgg16"], "not allowed with"),
         (["--models", "--epochs", "3"], "--models: takes no other flags, but got --epochs."),

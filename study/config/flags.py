@@ -14,7 +14,7 @@ from typing import Any
 
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
-from study.config.plan import StudyConfig
+from study.config.plan import Repeats, StudyConfig
 from study.config.recipe import FITS, Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
@@ -128,7 +128,19 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=int, metavar="N", help="maximum number of trials, including the baseline")
     search.add_argument("--time-budget", metavar="30m", help="maximum wall-clock time; the verdict takes extra time")
     search.add_argument("--pruner", metavar="asha|none", help="asha stops weak trials early, none stops no trial")
-    search.add_argument("--repeats", type=int, metavar="N", help="seeds per recipe in the verdict (default: 3)")
+    search.add_argument(
+        "--repeats",
+        type=repeats,
+        metavar="auto|N",
+        help="seeds per recipe in the verdict; auto is 3, and up to 6 while the answer is not clear (default: auto)",
+    )
+    search.add_argument(
+        "--rerank",
+        type=int,
+        metavar="N",
+        help="best trials to refit on more seeds and validation images before the verdict; 0 for none"
+        " (default: 3 if there are 10 trials or more, else 0)",
+    )
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
     machines.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlruns/mlflow.db)")
@@ -163,6 +175,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def repeats(text: str) -> Repeats:
+    """Parse the value of --repeats; argparse turns the ValueError of another word into a usage error."""
+    return "auto" if text == "auto" else int(text)
+
+
 def fill_in(options: argparse.Namespace) -> None:
     """Set the flags that --demo abbreviates, and refuse flags that the command cannot use.
 
@@ -177,7 +194,7 @@ def fill_in(options: argparse.Namespace) -> None:
     commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
     if not any(commands):
         raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
-    searching, fixed = ("trials", "time_budget", "pruner", "repeats"), ("as_written",)
+    searching, fixed = ("trials", "time_budget", "pruner", "repeats", "rerank"), ("as_written",)
     foreign = fixed if options.search else searching if options.baseline is not None else ()
     for flag in _given(options):
         if flag in foreign:
@@ -274,6 +291,20 @@ def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:
     with _as_flags(time="time_budget"):
         asked = BudgetTable(trials) if options.time_budget is None else BudgetTable(trials, options.time_budget)
     return Budget(trials, budget.time_s if asked.time is None else asked.time)
+
+
+def count_candidates(options: argparse.Namespace, space: SearchSpace) -> int:
+    """Return how many of a search's best trials are ranked again: as --rerank says, else 3, or 0 in a small search.
+
+    Raises:
+        ConfigError: --rerank breaks its rule.
+    """
+    if options.rerank is None:  # the best of few trials is not that lucky, and six refits would double a small search
+        return 3 if space.budget.trials >= 10 else 0
+    number: int = options.rerank
+    if number == 1 or number < 0:
+        raise ConfigError(f"--rerank: must be 0 or at least 2, but got {number}.")
+    return number
 
 
 def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:

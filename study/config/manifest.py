@@ -14,7 +14,7 @@ from study.config.plan import Design
 from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, within
 from study.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's keys; to be raised with any change that older versions of `study` cannot read."""
 
 
@@ -102,6 +102,8 @@ class Manifest:
     """Versions of the packages that results depend on."""
     git_commit: str | None
     """Commit of the checkout in which the study was begun, if any."""
+    test_fingerprint: str | None = None
+    """Fingerprint of the test images; None in records of version 0.1.0."""
     uid: Name = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     """Identifier of the study, unique among all studies."""
     found: Annotated[Found, from_table(Found)] = Found()

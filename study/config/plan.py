@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -15,6 +15,8 @@ from study.errors import ConfigError
 from study.formatting import format_value
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Repeats = int | Literal["auto"]
+"""Number of seeds in a verdict, or auto: as many as the answer needs, within the bounds of `statistics.py`."""
 
 
 def _check_name(name: str) -> str:
@@ -29,17 +31,17 @@ class Plan:
     """One trial to run."""
 
     number: int | None
-    """Optuna's trial number, from 0, the verdict's trials counted separately; None until the record has numbered it."""
+    """Optuna's trial number, from 0, refits counted separately; None until the record has numbered it."""
     stage: str
-    """Part of the study: baseline, as-written, search, or final (a refit for the verdict)."""
+    """Part of the study: baseline, as-written, search, rerank (a candidate's refit) or final (for the verdict)."""
     recipe: Recipe
     seed: int
 
     @property
     def key(self) -> str:
-        """Unique name of the trial within its study; the prefix is needed since the verdict counts from 0 again."""
+        """Unique name of the trial within its study; refits have a prefix, since their numbers begin with 0 again."""
         assert self.number is not None, "the record must have numbered the trial"
-        return f"final-{self.number}" if self.stage == "final" else str(self.number)
+        return f"{self.stage}-{self.number}" if self.stage in {"rerank", "final"} else str(self.number)
 
     @property
     def checkpoint(self) -> str:
@@ -50,7 +52,8 @@ class Plan:
     def title(self) -> str:
         """Label that distinguishes the trial from the others of its study."""
         recipe = self.recipe
-        kind = {"as-written": " · as written", "final": f" · seed {self.seed}"}.get(self.stage, "")
+        refit = f" · seed {self.seed}"
+        kind = {"as-written": " · as written", "rerank": refit, "final": refit}.get(self.stage, "")
         return (
             f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {format_value(recipe.lr)}"
             f" · batch {recipe.batch_size}{kind}"
@@ -109,8 +112,10 @@ class Design:
     """Recipes of the fixed trials; for a search, only the baseline's recipe, which is its first trial."""
     space: SearchSpace | None = None
     """Space from which a search proposes recipes; None for fixed trials."""
-    repeats: int = 0
-    """Number of seeds in a search's verdict."""
+    repeats: Repeats = 0
+    """Number of seeds in a search's verdict, or auto."""
+    rerank: int = 0
+    """Number of candidates of a search that are refitted before the verdict; 0 for none."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -140,6 +145,7 @@ class Design:
             "recipes": [recipe.to_dict() for recipe in self.recipes],
             "space": self.space.to_dict() if self.space else None,
             "repeats": self.repeats,
+            "rerank": self.rerank,
         }
 
     @classmethod
@@ -150,4 +156,5 @@ class Design:
             recipes=tuple(Recipe(**recipe) for recipe in values["recipes"]),
             space=SearchSpace.from_dict(values["space"]) if values["space"] else None,
             repeats=values["repeats"],
+            rerank=values.get("rerank", 0),
         )

@@ -59,6 +59,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "skip_broken": manifest.found.skip_broken,
         "leaks": _recorded_leaks(manifest),
         "repeats": manifest.design.repeats,
+        "rerank": manifest.design.rerank,
         "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }
     for option, value in recorded.items():

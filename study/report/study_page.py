@@ -18,10 +18,12 @@ from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
 from study.report.trial_sections import hardest, results, starred, tested_trials, training
+from study.results.ledger import count_looks
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster
-from study.results.verdict import choose, stored_verdict
+from study.results.verdict import stored_verdict
 from study.results.wording import sentence
 
 
@@ -46,6 +48,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         *manifest.found.describe(searched=record.space is not None),
         *([("doubts", text)] if (text := doubts(record)) else []),
         ("split fingerprint", manifest.split_fingerprint),
+        ("test images", str(count_looks(record))),
         ("weights", manifest.weights),
         ("seed", str(manifest.seed)),
         ("software", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
@@ -57,7 +60,7 @@ def answer(record: Record) -> str:
     """Return the main result of a study, in a sentence or two."""
     if record.space:
         verdict = stored_verdict(record)
-        nothing_to_judge = record.noted("importances") is not None and choose(record.trials()) is None
+        nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
     rows = compare(record.trials(), record.manifest.classes)
     if not rows:
@@ -99,7 +102,7 @@ def _all_trials(record: Record) -> Section:
             "–" if trial.test is None else f"{100 * trial.test.accuracy:.2f}",
             starred(f"{trial.seconds:.1f}", trial),
             *(format_value(getattr(trial.plan.recipe, name)) for name in searched),
-            trial.reason or "",
+            trial.reason or (f"as study {trial.reused_from} ran it" if trial.reused_from else ""),
         )
         for trial in record.all_trials()
     ]
@@ -154,7 +157,7 @@ def _recipes(record: Record) -> dict[str, Recipe]:
     recipes = record.manifest.design.recipes
     if record.space is None:
         return {f"#{number}": recipe for number, recipe in enumerate(recipes)}
-    winner = choose(record.trials())
+    winner = find_winner(record)
     chosen = {f"#{winner.plan.key} (best)": winner.plan.recipe} if winner else {}
     return {"#0 (baseline)": recipes[0]} | {name: best for name, best in chosen.items() if best != recipes[0]}
 
@@ -191,6 +194,7 @@ def run_command(record: Record) -> str:
         shipped = search_spaces_directory() / f"{space.name}.toml" == Path(space.file)
         what = ["--search", space.name if shipped else str(space.file)]
         flags |= {"trials": space.budget.trials, "pruner": space.pruner.name, "repeats": design.repeats}
+        flags["rerank"] = design.rerank
         if space.budget.time_s is not None:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:

@@ -47,9 +47,10 @@ SPENT = "spent_s"
 class Record:
     """The journal of one study. One process may open it for writing; any process may open it for reading.
 
-    The journal holds two Optuna studies: the trials under the name that the study began with, and the verdict's trials
-    under `<name> final`. So validation accuracies and test accuracies are never ranked together. The directory may be
-    renamed, moved and copied.
+    The journal holds an Optuna study for the trials under the name that the study began with, one for the verdict's
+    trials under `<name> final`, and one for the re-ranking's under `<name> rerank`, if the design has one. So
+    validation accuracies, their means and test accuracies are never ranked together. The directory may be renamed,
+    moved and copied.
     """
 
     def __init__(self, directory: Path, *, writable: bool) -> None:
@@ -100,6 +101,9 @@ class Record:
                     storage = JournalStorage(journal)
                     study = optuna.create_study(storage=storage, study_name=directory.name, direction="maximize")
                     optuna.create_study(storage=storage, study_name=f"{directory.name} final", direction="maximize")
+                    if manifest.design.rerank:
+                        name = f"{directory.name} rerank"
+                        optuna.create_study(storage=storage, study_name=name, direction="maximize")
                     study.set_user_attr("manifest", manifest.to_dict())
         except OSError as error:
             raise RecordError(
@@ -134,17 +138,21 @@ class Record:
         self._journal = Journal(path, writable=self._writable)
         try:
             self._storage = JournalStorage(self._journal)
-            self._begun_as, finals = optuna.get_all_study_names(self._storage)
+            self._begun_as = optuna.get_all_study_names(self._storage)[0]
             self._trials = optuna.load_study(study_name=self._begun_as, storage=self._storage)
-            self._finals = optuna.load_study(study_name=finals, storage=self._storage)
+            self._finals = optuna.load_study(study_name=f"{self._begun_as} final", storage=self._storage)
             self.manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
+            self._studies = [self._trials, self._finals]
+            if self.manifest.design.rerank:
+                reranks = optuna.load_study(study_name=f"{self._begun_as} rerank", storage=self._storage)
+                self._studies.insert(1, reranks)
             self._space = self.manifest.design.space
             if self._space and (budget := self.noted("budget")):
                 self._space = replace(self._space, budget=Budget(**budget))
             self._trials.pruner = build_pruner(self._space)
             self._ids = {
                 read_trial(trial).plan.key: trial._trial_id
-                for study in (self._trials, self._finals)
+                for study in self._studies
                 for trial in study.get_trials(deepcopy=False)
             }
         except RecordError:
@@ -187,7 +195,9 @@ class Record:
             for trial in self.all_trials():
                 if trial.state != "running":
                     continue
-                if trial.test or (trial.plan.stage == "search" and len(trial.epochs) == trial.plan.recipe.epochs):
+                if trial.test or (
+                    trial.plan.stage in {"search", "rerank"} and len(trial.epochs) == trial.plan.recipe.epochs
+                ):
                     self.complete(trial.plan)
                 else:
                     self._left.append(trial.plan)
@@ -278,7 +288,7 @@ class Record:
         """
         if self._left:
             return self._left.pop(0)
-        for study in (self._trials, self._finals):
+        for study in self._studies:
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if waiting:
                 inside = bool(waiting[0].system_attrs["fixed_params"])
@@ -299,8 +309,8 @@ class Record:
 
     @property
     def judging(self) -> bool:
-        """Whether the verdict's trials are planned; from then on the search proposes no more trials."""
-        return bool(self._finals.get_trials(deepcopy=False))
+        """Whether refits are planned, for a re-ranking or the verdict; then the search proposes no more trials."""
+        return any(study.get_trials(deepcopy=False) for study in self._studies[1:])
 
     def _reason_to_stop(self, plan: Plan, result: EpochResult) -> str | None:
         """Return why a search trial must stop after the given epoch; None if it must not."""
@@ -386,6 +396,23 @@ class Record:
             self._study_of(plan.stage).tell(self._running(plan), value)
             self._drop_checkpoint(plan)
 
+    def adopt(self, plan: Plan, donor: TrialRecord, study: str) -> None:
+        """Complete a waiting trial with the results that another study has of the same recipe and seed.
+
+        Args:
+            plan: waiting trial.
+            donor: complete and tested trial of the other study.
+            study: name of the study that ran it.
+        """
+        assert donor.test and donor.plan.recipe == plan.recipe and donor.plan.seed == plan.seed
+        with self._step():
+            self._storage.set_trial_state_values(self._ids[plan.key], TrialState.RUNNING)
+            self.facts(plan, {**donor.facts, "reused_from": study})
+            for result in donor.epochs:
+                self.epoch(plan, replace(result, features=None, store_failure=None))
+            self.tested(plan, donor.test)
+            self.complete(plan)
+
     def prune(self, plan: Plan, reason: str) -> None:
         """End a trial that was stopped early: its last score is not final."""
         self._end(plan, TrialState.PRUNED, reason)
@@ -405,9 +432,14 @@ class Record:
             return self._storage.get_trial(self._ids[plan.key]).state.is_finished()
 
     def trials(self) -> list[TrialRecord]:
-        """Return the current state of all trials except the verdict's, by number."""
+        """Return the current state of all trials except refits, by number."""
         with self._whole:
             return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
+
+    def reranks(self) -> list[TrialRecord]:
+        """Return the current state of the re-ranking's trials, by number; none without a re-ranking."""
+        with self._whole:
+            return [read_trial(trial) for study in self._studies[1:-1] for trial in study.get_trials(deepcopy=False)]
 
     def finals(self) -> list[TrialRecord]:
         """Return the current state of the verdict's trials, by number."""
@@ -416,7 +448,7 @@ class Record:
 
     def all_trials(self) -> list[TrialRecord]:
         """Return the current state of all trials, the verdict's last."""
-        return [*self.trials(), *self.finals()]
+        return [*self.trials(), *self.reranks(), *self.finals()]
 
     @property
     def checkpoints(self) -> Path:
@@ -428,7 +460,7 @@ class Record:
         self._lock.release()
 
     def _study_of(self, stage: str) -> optuna.Study:
-        return self._finals if stage == "final" else self._trials
+        return {"rerank": self._studies[1], "final": self._finals}.get(stage, self._trials)
 
     def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
         with self._step():

@@ -65,8 +65,16 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Device time in seconds: training, validation and test."""
+        """Device time in seconds that the study spent: training, validation and test; 0 for a reused result."""
+        if self.reused_from:
+            return 0.0
         return self.training_s + sum(result.val_s for result in self.epochs) + (self.test.seconds if self.test else 0.0)
+
+    @property
+    def reused_from(self) -> str | None:
+        """Name of the study whose trial this result was copied from; None if the trial ran in its own study."""
+        study: str | None = self.facts.get("reused_from")
+        return study
 
     @property
     def features(self) -> Counter[str]:

@@ -3,17 +3,30 @@
 Reads records and plans trials. Runs nothing, opens no test set, and leaves the arithmetic to `statistics.py`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from study.config.plan import Plan
+from study.config.plan import Plan, Repeats
 from study.config.recipe import Recipe
+from study.results.ledger import Looks, count_looks, earlier_p_values
 from study.results.metrics import Evaluation
 from study.results.record import Record
-from study.results.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
+from study.results.statistics import (
+    CONFIDENCE,
+    LOOKS,
+    Decision,
+    Difference,
+    Flags,
+    compare_recipes,
+    decide,
+    hardest_pair,
+    holm,
+    level_of_look,
+    mcnemar_exact,
+)
 from study.results.trial_record import PRUNED, TrialRecord
 from study.seeding import derive_seed
 
@@ -60,6 +73,21 @@ class Comparison:
     """The pair of classes that the baseline confuses most."""
     hardest_after: HardPair
     """The pair of classes that the winner confuses most."""
+    corrected_p: float | None = None
+    """p-value of the difference, corrected for the earlier verdicts (Holm); None in records of version 0.1.0."""
+    earlier_verdicts: int = 0
+    """Number of verdicts that earlier studies reached on the same test images."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial of the search that was refitted on more seeds and splits before the test images were opened."""
+
+    trial: int
+    """Number of the trial in the search."""
+    accuracies: list[float]
+    """Validation accuracies, in [0, 1]: that of the search, then those of the refits."""
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,14 @@ class Verdict:
     baseline: Side | None
     """None if no seed counts."""
     comparison: Comparison | None
+    stops_early: bool = False
+    """Whether the number of seeds depended on the results; the interval and the p-value allow for it."""
+    reused: list[str] = field(default_factory=list)
+    """Refits that an earlier study ran, each with the study's name."""
+    reranked: list[Candidate] = field(default_factory=list)
+    """Candidates of the re-ranking, the best mean first; empty without one."""
+    looks: Looks | None = None
+    """Openings of the test images when the verdict was reached; None in records of version 0.1.0."""
 
 
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -119,14 +155,57 @@ def final_seeds(seed: int, repeats: int) -> list[int]:
     return [first + repeat for repeat in range(repeats)]
 
 
-def plan_finals(winner: TrialRecord, baseline: Recipe, seed: int, repeats: int) -> list[Plan]:
-    """Plan the refits, seed by seed, so that an early end leaves complete pairs.
+def plan_finals(
+    finals: Sequence[TrialRecord],
+    *,
+    winner: TrialRecord,
+    baseline: Recipe,
+    labels: Sequence[int],
+    seed: int,
+    repeats: Repeats,
+    earlier: Sequence[float] = (),
+) -> list[Plan]:
+    """Plan the refits that are still to be run, seed by seed, so that an early end leaves complete pairs.
 
     In each pair, the recipe that trains more blocks goes first: the longer prefix of the other starts from its cached
     outputs. If the baseline won, only the baseline is refitted: for its test accuracy, and for a classifier to save.
+    With `repeats` auto, the refits of three seeds are followed by those of one more, up to six, until the winner is
+    shown to be better, or its mean gain is not above 0. Only recorded results decide, so that a resumed study plans
+    the same.
+
+    Args:
+        finals: refits planned so far, in any state.
+        winner: trial that `choose` returned.
+        baseline: recipe to beat.
+        labels: true class of each test image, in the order of the predictions.
+        seed: seed of the study.
+        repeats: number of seeds, or auto.
+        earlier: p-values of earlier verdicts on the same test images.
+
+    Returns:
+        Plans without numbers; none if the verdict can be reached.
     """
     recipes = sorted(dict.fromkeys([baseline, winner.plan.recipe]), key=lambda recipe: -recipe.unfreeze_depth)
-    return [Plan(None, "final", recipe, final) for final in final_seeds(seed, repeats) for recipe in recipes]
+    planned = len({trial.plan.seed for trial in finals})
+    seeds = max(planned, min(LOOKS)) if repeats == "auto" else repeats
+    ended = [replace(trial.plan, number=None) for trial in finals if trial.finished]
+    plans = [Plan(None, "final", recipe, final) for final in final_seeds(seed, seeds) for recipe in recipes]
+    left = [plan for plan in plans if plan not in ended]
+    if left or repeats != "auto" or seeds == max(LOOKS):
+        return left
+    if winner.plan.recipe == baseline or not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier):
+        return []
+    return [Plan(None, "final", recipe, final_seeds(seed, seeds + 1)[-1]) for recipe in recipes]
+
+
+def _is_open(
+    before: Mapping[int, Evaluation], after: Mapping[int, Evaluation], labels: Sequence[int], earlier: Sequence[float]
+) -> bool:
+    """Return whether more seeds may show that the second recipe is better: it leads, but not by enough."""
+    if not before:
+        return False
+    difference = compare_recipes(_correct(before, labels), _correct(after, labels), level=level_of_look(len(before)))
+    return difference.mean > 0 and decide(difference, earlier) == "no better"
 
 
 def judge(
@@ -136,6 +215,9 @@ def judge(
     baseline: Recipe,
     winner: TrialRecord,
     classes: Sequence[str],
+    stops_early: bool = False,
+    earlier: Sequence[float] = (),
+    looks: Looks | None = None,
 ) -> Verdict:
     """Compare the refits of the winner and of the baseline, seed by seed; a seed counts if both are complete.
 
@@ -145,13 +227,16 @@ def judge(
         baseline: recipe to beat.
         winner: trial that `choose` returned.
         classes: names of the classes.
+        stops_early: whether the number of seeds depended on the results.
+        earlier: p-values of earlier verdicts on the same test images.
+        looks: openings of the test images until now.
     """
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
-    before, after = _tests(finals, baseline), _tests(finals, recipe)
     planned = dict.fromkeys(trial.plan.seed for trial in finals)
-    seeds = [seed for seed in planned if seed in before and seed in after]
-    sides = [_side([tests[seed] for seed in seeds]) for tests in (before, after)] if seeds else None
+    before, after = _pair(finals, baseline, recipe)
+    seeds = [*before]
+    sides = [_side([*tests.values()]) for tests in (before, after)] if seeds else None
     decision: Decision | None = None
     reason = comparison = None
     if recipe == baseline:
@@ -159,9 +244,9 @@ def judge(
     elif sides is None:
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
-        right = [_correct([tests[seed] for seed in seeds], labels) for tests in (before, after)]
-        difference = paired_difference(*right, seed=derive_seed(seeds[0], "bootstrap"))
-        decision = decide(difference)
+        right = [_correct(tests, labels) for tests in (before, after)]
+        difference = compare_recipes(*right, level=level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE)
+        decision = decide(difference, earlier)
         confusions = [np.array(side.confusion) for side in sides]
         comparison = Comparison(
             winner=sides[1],
@@ -170,12 +255,14 @@ def judge(
             confusion_difference=(confusions[1] - confusions[0]).tolist(),
             hardest_before=_hard_pair(confusions[0], *sides, classes=classes),
             hardest_after=_hard_pair(confusions[1], *sides, classes=classes),
+            corrected_p=None if difference.p is None else holm(difference.p, earlier),
+            earlier_verdicts=len(earlier),
         )
     return Verdict(
         decision=decision,
         reason=reason,
         winner_trial=winner.number,
-        changes={field: value for field, value in recipe.to_dict().items() if value != getattr(baseline, field)},
+        changes={name: value for name, value in recipe.to_dict().items() if value != getattr(baseline, name)},
         val_accuracy=_search_accuracy(winner),
         optimism=_search_accuracy(winner) - sides[1].mean if sides else None,
         seeds=seeds,
@@ -188,16 +275,22 @@ def judge(
         ],
         baseline=sides[0] if sides else None,
         comparison=comparison,
+        stops_early=stops_early,
+        reused=[f"#{trial.plan.key} from study {trial.reused_from}" for trial in finals if trial.reused_from],
+        looks=looks,
     )
 
 
-def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) -> Verdict:
+def reach_verdict(
+    record: Record, winner: TrialRecord, labels: Sequence[int], reranked: Sequence[Candidate] = ()
+) -> Verdict:
     """Judge the refits of a search and store the verdict in its record, where `stored_verdict` reads it.
 
     Args:
         record: record of a search whose refits have ended.
         winner: trial that `choose` returned.
         labels: true class of each test image, in the order of the predictions.
+        reranked: candidates of the re-ranking, the best first.
     """
     verdict = judge(
         record.finals(),
@@ -205,7 +298,11 @@ def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) ->
         baseline=record.trials()[0].plan.recipe,
         winner=winner,
         classes=record.manifest.classes,
+        stops_early=record.manifest.design.repeats == "auto",
+        earlier=earlier_p_values(record),
+        looks=count_looks(record),
     )
+    verdict = replace(verdict, reranked=[*reranked])
     record.note("test_labels", list(labels))
     record.note("verdict", asdict(verdict))
     return verdict
@@ -229,6 +326,16 @@ def verdict_metrics(verdict: Verdict) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
+def _pair(
+    finals: Iterable[TrialRecord], baseline: Recipe, recipe: Recipe
+) -> tuple[dict[int, Evaluation], dict[int, Evaluation]]:
+    """Return the tests of both recipes by seed, for the seeds that count, in the planned order."""
+    ordered = sorted(finals, key=lambda trial: trial.number)
+    before, after = _tests(ordered, baseline), _tests(ordered, recipe)
+    seeds = [seed for seed in dict.fromkeys(trial.plan.seed for trial in ordered) if seed in before and seed in after]
+    return {seed: before[seed] for seed in seeds}, {seed: after[seed] for seed in seeds}
+
+
 def _tests(finals: Sequence[TrialRecord], recipe: Recipe) -> dict[int, Evaluation]:
     """Return the tests of a recipe by seed; if a seed was refitted again, the first complete refit counts."""
     matching = [trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete"]
@@ -245,10 +352,10 @@ def _side(tests: Sequence[Evaluation]) -> Side:
     )
 
 
-def _correct(tests: Sequence[Evaluation], labels: Sequence[int]) -> Flags:
-    """Return which images were classified correctly, (seeds, images) bool."""
-    flags: Flags = np.array([test.predictions for test in tests]) == np.asarray(labels)
-    counted = [np.trace(test.confusion) for test in tests]
+def _correct(tests: Mapping[int, Evaluation], labels: Sequence[int]) -> Flags:
+    """Return which images were classified correctly, (seeds, images) bool; `tests` by seed."""
+    flags: Flags = np.array([test.predictions for test in tests.values()]) == np.asarray(labels)
+    counted = [np.trace(test.confusion) for test in tests.values()]
     assert np.array_equal(flags.sum(axis=1), counted), "the labels must be those that the classifiers were tested with"
     return flags
 

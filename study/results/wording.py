@@ -6,6 +6,7 @@ Computes nothing.
 from collections.abc import Mapping
 
 from study.formatting import format_points, format_value
+from study.results.statistics import CONFIDENCE
 from study.results.verdict import Side, Value, Verdict, count_seeds
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
@@ -19,21 +20,23 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.decision is None:
         return f"No verdict: {verdict.reason}."
     if verdict.comparison is None:
-        return f"No better than the baseline: {verdict.reason}."
+        return f"Not shown to be better than the baseline: {verdict.reason}."
     difference = verdict.comparison.difference
     mean, low, high = format_points(difference.mean), format_points(difference.low), format_points(difference.high)
-    seeds = count_seeds(len(verdict.seeds), verdict.seeds_planned)
-    winner = f"the search's best recipe ({_describe(verdict.changes)})"
-    match verdict.decision:
-        case "better":
-            text = f"Better than the baseline: {winner} raises the test accuracy by {mean} percentage points"
-            text += f" (95 % interval {low} to {high}, {seeds})."
-        case "worse":
-            text = f"Worse than the baseline: {winner} changes the test accuracy by {mean} percentage points"
-            text += f" (95 % interval {low} to {high}, {seeds})."
-        case _:
-            text = f"No better than the baseline: {winner} changes the test accuracy by {mean} percentage points,"
-            text += f" and the 95 % interval from {low} to {high} includes zero ({seeds})."
+    begins = {"better": "Better than the baseline", "worse": "Worse than the baseline"}
+    text = (
+        f"{begins.get(verdict.decision, 'Not shown to be better than the baseline')}: the search's best recipe"
+        f" ({_describe(verdict.changes)}) {'raises' if verdict.decision == 'better' else 'changes'} the test accuracy"
+        f" by {mean} percentage points (95 % interval {low} to {high},"
+        f" {count_seeds(len(verdict.seeds), verdict.seeds_planned)})."
+    )
+    if verdict.decision == "no better" and (difference.p or 1) <= 1 - CONFIDENCE:
+        number = verdict.comparison.earlier_verdicts + 1
+        text += f" The interval excludes zero, but this is verdict number {number} on these test images: the p-value,"
+        text += f" corrected for the others, is {verdict.comparison.corrected_p:.2g}."
+    elif verdict.decision == "no better" and difference.detectable:
+        found = "would have been found by 4 of 5 such studies"
+        text += f" A true gain of {format_points(difference.detectable)} points {found}."
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text
@@ -55,10 +58,27 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             ("optimism", f"{format_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
         )
     if comparison:
+        if verdict.stops_early:
+            pairs = f"{len(verdict.seeds)}, as many as the answer needed; interval and p-value allow for the choice"
+            lines.append(("pairs of seeds", pairs))
+        if comparison.difference.p is not None:
+            text = f"{comparison.difference.p:.2g}, for new test images and new seeds"
+            if others := comparison.earlier_verdicts:
+                text += f"; {comparison.corrected_p:.2g} corrected for {others} earlier on these test images (Holm)"
+            lines.append(("p-value", text))
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
+    if verdict.reused:
+        lines.append(("reused", f"refits of the baseline: {', '.join(verdict.reused)}"))
+    if verdict.reranked:
+        means = ", ".join(f"#{candidate.trial} {100 * candidate.mean:.2f} %" for candidate in verdict.reranked)
+        lines.append(
+            ("re-ranked", f"{means}: mean validation accuracy over {len(verdict.reranked[0].accuracies)} seeds")
+        )
+    if verdict.looks:
+        lines.append(("test images", str(verdict.looks)))
     return lines + [("missing", refit) for refit in verdict.missing]
 
 

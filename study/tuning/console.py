@@ -22,9 +22,9 @@ from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, faster
-from study.results.verdict import choose
 from study.results.wording import details, sentence
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
@@ -163,6 +163,7 @@ class Console:
             self._out.print(_baseline_table(result.rows))
             if statement := faster(result.rows):
                 self._print(statement)
+            self._print(f"test images {result.looks}")
         if self._space:
             self._print_search(result)
         for trial in [*result.trials, *result.finals]:
@@ -185,7 +186,7 @@ class Console:
     def _print_search(self, result: StudyResult) -> None:
         self._out.print(_best_table(result.trials, 5))
         self._print(_tally(result.trials))
-        if winner := choose(result.trials):
+        if self._record and (winner := find_winner(self._record)):
             differences = _differences(winner.plan.recipe, result.trials[0].plan.recipe)
             self._print(f"best     #{winner.plan.key}: {differences}")
         if shared := _describe_sharing(result.trials):
@@ -217,7 +218,7 @@ class Console:
             return
         parts: list[RenderableType] = [f"{head}\n  {rest}" for head, rest in self._lines.values()]
         if self._space and self._record:
-            trials = [trial for trial in self._trials.values() if trial.plan.stage != "final"]
+            trials = [trial for trial in self._trials.values() if trial.plan.stage == "search"]
             spent = self._record.spent_s
             limit = self._space.budget.time_s
             left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""
@@ -321,6 +322,8 @@ def _baseline_table(rows: Sequence[Row]) -> Table:
 def _outcome(trial: TrialRecord) -> str:
     """Describe how a trial ended: its state, device time, accuracy and reason."""
     outcome = f"{trial.state} after {format_duration(trial.seconds)}"
+    if trial.reused_from:
+        outcome = f"{trial.state}, as study {trial.reused_from} ran it"
     if trial.test:
         outcome += f": test accuracy {trial.test.accuracy:.2%}"
     elif trial.val_accuracy is not None:

@@ -15,10 +15,12 @@ from study.data.images import Dataset
 from study.errors import StudyError, without_credentials
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
+from study.results.ledger import Looks, count_looks
 from study.results.record import Record
+from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
-from study.results.verdict import Verdict, choose, stored_verdict, verdict_metrics
+from study.results.verdict import Verdict, stored_verdict, verdict_metrics
 from study.results.wording import sentence
 from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.registry import Registration, log_model
@@ -35,7 +37,7 @@ class StudyResult:
     tracking_uri: str
     trials: Sequence[TrialRecord]
     finals: Sequence[TrialRecord]
-    """Trials of the verdict."""
+    """Refits of the re-ranking and of the verdict."""
     rows: Sequence[Row]
     """Tested trials of a study without a search."""
     importances: Mapping[str, float]
@@ -46,6 +48,8 @@ class StudyResult:
     """Number of runs that could not be sent to MLflow; the record has them."""
     model: Path | None = None
     """Directory of the saved classifier of a search's best recipe; None if none is saved."""
+    looks: Looks | None = None
+    """Openings of the study's test images until now, by all studies of its `mlruns` directory."""
     registration: Registration | None = None
     """The model's registration in MLflow's registry; None if there is none."""
 
@@ -95,7 +99,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:
-        findings = _findings(trials, importances, verdict, classes)
+        findings = _findings(trials, importances, verdict, classes, find_winner(record))
     else:
         rows = compare(trials, classes)
         findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
@@ -109,22 +113,26 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         directory=record.directory,
         tracking_uri=without_credentials(tracker.client.tracking_uri),
         trials=trials,
-        finals=record.finals(),
+        finals=[*record.reranks(), *record.finals()],
         rows=rows,
         importances=importances,
         verdict=verdict,
         unsent=unsent,
+        looks=count_looks(record),
         model=saved,
         registration=_register(saved, tracker, dataset) if saved else None,
     )
 
 
 def _findings(
-    trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
+    trials: Sequence[TrialRecord],
+    importances: Mapping[str, float],
+    verdict: Verdict | None,
+    classes: Sequence[str],
+    winner: TrialRecord | None,
 ) -> _Findings:
     """Return the findings of a search."""
     complete = [trial.value for trial in trials if trial.value is not None]
-    winner = choose(trials)
     return _Findings(
         complete=bool(complete),
         found=sentence(verdict),

@@ -19,7 +19,7 @@ from study.training.run_trial import open_checkpoint
 
 def recipe_to_keep(record: Record, verdict: Verdict, *, winner: Recipe, baseline: Recipe) -> Recipe:
     """Return the recipe to keep: the winner's if it beats the baseline or the baseline has no complete refit."""
-    if verdict.decision == "better" or _first_refit(record.finals(), baseline) is None:
+    if verdict.decision == "better" or not _refits(record.finals(), baseline):
         return winner
     return baseline
 
@@ -27,7 +27,7 @@ def recipe_to_keep(record: Record, verdict: Verdict, *, winner: Recipe, baseline
 def keep_model(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pretrained) -> Path | None:
     """Save the recipe's first complete refit in the study's directory, unless it exists, and return its directory.
 
-    Return None if no refit is complete, or if this machine does not have the refit's last checkpoint.
+    Return None if the study ran no complete refit, or if this machine does not have the refit's last checkpoint.
 
     Args:
         record: record of a search whose refits have ended.
@@ -41,7 +41,7 @@ def keep_model(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pre
     directory = record.directory / MODEL_DIRECTORY
     if directory.is_dir():
         return directory
-    refit = _first_refit(record.finals(), recipe)
+    refit = next((refit for refit in _refits(record.finals(), recipe) if not refit.reused_from), None)
     if refit is None:
         return None
     classifier = build(
@@ -58,9 +58,9 @@ def keep_model(record: Record, recipe: Recipe, dataset: Dataset, pretrained: Pre
     return directory
 
 
-def _first_refit(finals: Sequence[TrialRecord], recipe: Recipe) -> TrialRecord | None:
-    complete = (trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete" and trial.test)
-    return min(complete, key=lambda trial: trial.number, default=None)
+def _refits(finals: Sequence[TrialRecord], recipe: Recipe) -> list[TrialRecord]:
+    """Return the complete refits of a recipe, by number."""
+    return [trial for trial in finals if trial.plan.recipe == recipe and trial.state == "complete" and trial.test]
 
 
 def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: Pretrained) -> ModelCard:

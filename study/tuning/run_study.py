@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,8 +25,10 @@ from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.copies import draw_copies
 from study.report.sample_batch import draw_batch
+from study.results.ledger import earlier_p_values
 from study.results.record import Record
-from study.results.verdict import choose, plan_finals, reach_verdict
+from study.results.rerank import find_winner, plan_reranks, rank_candidates
+from study.results.verdict import plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
@@ -33,6 +36,7 @@ from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment
 from study.tuning.finish_study import StudyResult, conclude, has_ended
 from study.tuning.keep_model import keep_model, recipe_to_keep
 from study.tuning.ray_adapters import Listener, run_trials
+from study.tuning.reuse_refits import reuse_refits
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient
@@ -76,6 +80,11 @@ class _Desk:
     resources: Allotment
     scratch: Path
 
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """Receivers of the callbacks for trials."""
+        return [self.observer, self.tracker]
+
     def run(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
     ) -> None:
@@ -97,7 +106,7 @@ class _Desk:
         run_trials(
             self.record,
             inputs,
-            [self.observer, self.tracker],
+            self.listeners,
             resources=self.resources,
             scratch=self.scratch,
         )
@@ -141,7 +150,7 @@ def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyRe
 def _search(desk: _Desk, space: SearchSpace) -> None:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
-    No trial of the search gets the test images. Each trial of the verdict opens them once.
+    No trial of the search or of the re-ranking gets the test images. Each trial of the verdict opens them once.
     """
     record, dataset, design = desk.record, desk.dataset, desk.design
     baseline = design.recipes[0]
@@ -149,11 +158,20 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if not record.judging:  # else the search has ended, and the verdict's trials need other images
         desk.run(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
-    winner = choose(record.trials())
+    while plans := plan_reranks(record, desk.config.seed):
+        record.add(plans)
+        rest, held_out = _parts(dataset, plans[0].seed)
+        desk.run(train=rest, validation=held_out, share=True)
+    winner = find_winner(record)
     if winner:
-        record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
-        desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-        verdict = reach_verdict(record, winner, dataset.test.labels.tolist())
+        labels = dataset.test.labels.tolist()
+        next_plans = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
+        earlier = earlier_p_values(record)
+        while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier):
+            record.add(plans)
+            reuse_refits(record, baseline, desk.listeners)
+            desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
+        verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
         keep_model(record, kept, dataset, desk.pretrained[kept.model])
 
@@ -213,12 +231,14 @@ def _tracking(
     config: StudyConfig, record: Record, dataset: Dataset | None, client: "MlflowClient"
 ) -> Iterator[Tracker]:
     """Keep MLflow in step with the record, beginning with its present trials; on an error, end the runs."""
-    images = {"search": _parts(dataset, record.manifest.seed)[0]} if dataset and record.space else {}
+    parts = lru_cache(maxsize=1)(_parts)
 
     def draw(plan: Plan) -> bytes | None:
         if dataset is None:
             return None
-        return figures.png(draw_batch(plan, replace(dataset, train=images.get(plan.stage, dataset.train))))
+        searched = plan.stage == "rerank" or (plan.stage == "search" and record.space)
+        train = parts(dataset, plan.seed)[0] if searched else dataset.train
+        return figures.png(draw_batch(plan, replace(dataset, train=train)))
 
     artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
     tracker = Tracker(client, record, artifacts=artifacts, samples=draw)
@@ -296,6 +316,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         test_images=len(dataset.test),
         data_fingerprint=dataset.fingerprint,
         split_fingerprint=fingerprint(*parts),
+        test_fingerprint=dataset.test.fingerprint,
         weights=config.weights,
         weights_digests={},
         seed=config.seed,

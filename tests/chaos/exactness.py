@@ -48,7 +48,7 @@ def results_of(record: Record) -> list[object]:
 
     return [
         *map(of_trial, record.all_trials()),
-        record.noted("verdict"),
+        {key: value for key, value in (record.noted("verdict") or {}).items() if key != "looks"},  # restarts count
         record.noted("importances"),
     ]
 

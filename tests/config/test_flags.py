@@ -2,7 +2,15 @@
 
 import pytest
 
-from study.config.flags import build_parser, change_budget, change_recipe, configure, fill_in, read_space
+from study.config.flags import (
+    build_parser,
+    change_budget,
+    change_recipe,
+    configure,
+    count_candidates,
+    fill_in,
+    read_space,
+)
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.search_space import Budget
 from study.errors import ConfigError
@@ -27,6 +35,21 @@ def test_the_baselines_file_holds_the_assignments_recipe():
     wanted = {"epochs": 5, "augmentation": "autoaugment", "batch_size": 64, "lr": 1e-3, "optimizer": "adam"}
     assert {key: values[key] for key in wanted} == wanted
     assert (values["unfreeze_depth"], values["lr_schedule"], values["image_size"]) == (1, "constant", 224)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "candidates"),
+    [
+        ([], 3),
+        (["--trials", "10"], 3),
+        (["--trials", "9"], 0),
+        (["--trials", "9", "--rerank", "2"], 2),
+        (["--rerank", "0"], 0),
+    ],
+)
+def test_count_candidates_spares_small_searches(arguments, candidates):
+    options = parse("--search", "resnet18", *arguments)
+    assert count_candidates(options, read_space("resnet18", options)) == candidates
 
 
 @pytest.mark.parametrize(

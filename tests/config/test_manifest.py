@@ -30,7 +30,9 @@ def assert_holds(new: object, old: object) -> None:
         assert new == old
 
 
-@pytest.mark.parametrize("manifest", [make_manifest(), make_manifest(space=make_space())])
+@pytest.mark.parametrize(
+    "manifest", [make_manifest(), *(make_manifest(space=make_space(), repeats=repeats) for repeats in (3, "auto"))]
+)
 def test_manifest_survives_json(manifest):
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
 
@@ -39,7 +41,7 @@ def test_manifest_survives_json(manifest):
 def test_manifest_of_an_old_study_is_unchanged(name):
     old = recorded(name)
     new = Manifest.from_dict(old).to_dict()
-    assert_holds(new, {**old, "format": 1})
+    assert_holds(new, {**old, "format": FORMAT})
     assert Manifest.from_dict(new) == Manifest.from_dict(old)
 
 

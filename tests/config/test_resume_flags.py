@@ -38,6 +38,8 @@ def manifest(space):
         ("--fit", "crop", "pad"),
         ("--test-fraction", None, 0.3),
         ("--repeats", 3, 4),
+        ("--repeats", 3, "auto"),
+        ("--rerank", 0, 2),
         ("--pruner", "asha", "none"),
     ],
 )

@@ -5,6 +5,8 @@ import pickle
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,8 @@ lr = { type = "float", low = 1e-5, high = 1e-2, log = true }
 [fixed]
 batch_size = 8
 """
-SEARCH = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "1"]
+SEARCH = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "1",
+          "--rerank", "2"]  # fmt: skip
 
 
 class Hostile:
@@ -53,13 +56,17 @@ def results(room: Path, study: str = "one") -> list[object]:
     return [(trial.plan, trial.state, trial.value, trial.test) for trial in record.all_trials()]
 
 
-def cut_before_first_test(room: Path) -> None:
-    """Leave a study as if it had been killed when the verdict's first trial was about to be tested."""
+def cut(room: Path, before: Callable[[str], bool]) -> None:
+    """Leave a study as if it had been killed before it wrote the first such line."""
     study = room / "mlruns" / "studies" / "one"
     lines = (study / "journal.log").read_text().splitlines(keepends=True)
-    tested = next(index for index, line in enumerate(lines) if '"user_attr":{"test":' in line)
-    (study / "journal.log").write_text("".join(lines[:tested]))
+    (study / "journal.log").write_text("".join(takewhile(lambda line: not before(line), lines)))
     shutil.rmtree(study / "model")
+
+
+def cut_before_first_test(room: Path) -> None:
+    """Leave a study as if it had been killed when the verdict's first trial was about to be tested."""
+    cut(room, lambda line: '"user_attr":{"test":' in line)
 
 
 def lay_pickles(room: Path) -> None:
@@ -97,6 +104,17 @@ def test_cut_verdict_is_finished_and_unpickles_nothing(room, finished):
     assert done.returncode == 0, done.stderr
     assert results(room) == results(finished)
     assert not (room / "was-run").exists()
+
+
+def test_cut_reranking_is_finished(room, finished):
+    """The study ends within the second epoch of the first refit on the second split."""
+    record = Record.read(room / "mlruns" / "studies" / "one")
+    second = record._ids["rerank-2"]
+    cut(room, lambda line: f'"trial_id":{second},"user_attr":{{"epoch/2"' in line)
+    done = run(room, "--resume", "one")
+    assert done.returncode == 0, done.stderr
+    assert results(room) == results(finished)
+    assert len({trial.plan.seed for trial in Record.read(record.directory).reranks()}) == 2
 
 
 def test_changed_image_is_refused(room, finished):
@@ -167,7 +185,7 @@ def test_ended_study_is_rebuilt_from_its_journal_alone(room, finished):
 def test_more_trials_are_refused_after_the_verdict(room, run_here):
     refused = run_here(room, "--resume", "one", "--trials", "9")
     assert refused.returncode == 2
-    assert "since the test images have been opened for the verdict" in refused.stderr
+    assert "since the best ones are being judged" in refused.stderr
 
 
 def test_pickles_in_place_of_model_and_journal_are_refused(room, run_here):

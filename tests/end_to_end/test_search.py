@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -121,19 +122,30 @@ def journal_of(room: Path, name: str) -> list[object]:
     return [line for line in stripped if line.get("user_attr") != {}]  # what noted a moment alone
 
 
-@pytest.mark.slow
-def test_two_searches_at_once_write_the_same_journal(room):
-    names = ("former", "latter")
-    arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name"]
+def run_at_once(commands: list[list[str]], rooms: list[Path]) -> None:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    searches = [subprocess.Popen(study_command(*arguments, name), cwd=room, **pipes) for name in names]
+    pairs = zip(commands, rooms, strict=True)
+    searches = [subprocess.Popen(study_command(*command), cwd=room, **pipes) for command, room in pairs]
     errors = [search.communicate()[1] for search in searches]
-    assert [search.returncode for search in searches] == [0, 0], errors
-    former, latter = (journal_of(room, name) for name in names)
+    assert [search.returncode for search in searches] == [0] * len(commands), errors
+
+
+@pytest.mark.slow
+def test_searches_of_one_seed_write_the_same_journal(room):
+    rooms = [Path(shutil.copytree(room, room / name)) for name in ("former", "latter")]
+    arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", "one"]
+    run_at_once([arguments, arguments], rooms)
+    former, latter = (journal_of(each, "one") for each in rooms)
     assert len(former) > 30
     assert former == latter
+
+
+@pytest.mark.slow
+def test_two_searches_run_at_once_in_one_directory(room):
+    arguments = [*FLAGS, "--epochs", "2", "--trials", "2", "--repeats", "1", "--seed"]
+    run_at_once([[*arguments, "0", "--name", "one"], [*arguments, "1", "--name", "two"]], [room, room])
     client = open_store(room)
-    assert [runs_of(client, name)[0].info.status for name in names] == ["FINISHED"] * 2
+    assert [runs_of(client, name)[0].info.status for name in ("one", "two")] == ["FINISHED"] * 2
     assert len(client.search_model_versions("name = 'noise-resnet18'")) == 2
 
 

@@ -396,10 +396,10 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
     space = load_space("resnet18")
     space = replace(space, budget=Budget(5, time_s=90.0), pruner=replace(space.pruner, name="none"))
     baseline = make_recipe(epochs=space.base.epochs, image_size=space.base.image_size)
-    manifest = make_manifest(Design("search", (baseline,), space, 4), source="digits")
+    manifest = make_manifest(Design("search", (baseline,), space, 4, 2), source="digits")
     record = Record.create(tmp_path / "studies" / "one", manifest)
     options, _ = study_of(run_command(record))
-    assert (options.search, options.repeats) == (["resnet18"], 4)
+    assert (options.search, options.repeats, options.rerank) == (["resnet18"], 4, 2)
     assert read_space("resnet18", options) == space
     record.close()
 

@@ -12,7 +12,6 @@ from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
 from study.results.verdict import choose, final_seeds, judge, plan_finals, stored_verdict
 from study.results.wording import details, sentence
@@ -60,9 +59,29 @@ def finals(baseline: list[Evaluation | str], winner: list[Evaluation | str]) -> 
     return trials
 
 
-def verdict_on(trials, winner=None):
+def verdict_on(trials, winner=None, **told):
     winner = winner or trial(7, WINNER, value=0.95)
-    return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES)
+    return judge(trials, labels=LABELS, baseline=BASELINE, winner=winner, classes=CLASSES, **told)
+
+
+def plan(trials, winner=None, *, seed=0, repeats="auto", earlier=()):
+    """The refits that are still to be run."""
+    winner = winner or trial(7, WINNER, value=0.95)
+    told = {"baseline": BASELINE, "labels": LABELS, "seed": seed, "repeats": repeats, "earlier": earlier}
+    return plan_finals(trials, winner=winner, **told)
+
+
+def refits(plans: list[Plan], gained: list[int] | None = None) -> list[TrialRecord]:
+    """Complete refits of these plans; of each seed, the winner is right on so many images more than the baseline."""
+    order = {seed: index for index, seed in enumerate(dict.fromkeys(plan.seed for plan in plans))}
+    trials = []
+    for number, each in enumerate(plans):
+        wrong = np.random.default_rng(order[each.seed]).permutation(300)[:90].tolist()
+        if gained and each.recipe == WINNER:
+            kept, more = wrong[max(gained[order[each.seed]], 0) :], gained[order[each.seed]]
+            wrong = [*kept, *sorted({*range(300)} - {*wrong})[: max(-more, 0)]]
+        trials.append(trial(number, each.recipe, stage="final", seed=each.seed, test=errs_on(wrong)))
+    return trials
 
 
 def better():
@@ -141,13 +160,73 @@ def test_final_seeds_stay_when_more_are_asked_for():
 @pytest.mark.parametrize(("depth", "order"), [(2, (1, 0)), (1, (0, 1)), (0, (0, 1))])
 def test_plan_finals_goes_pair_by_pair_the_deeper_first(depth, order):
     recipes = [BASELINE, replace(WINNER, unfreeze_depth=depth)]
-    planned = plan_finals(trial(7, recipes[1], value=0.9), BASELINE, 5, 2)
+    planned = plan([], winner=trial(7, recipes[1], value=0.9), seed=5, repeats=2)
     assert planned == [Plan(None, "final", recipes[index], seed) for seed in final_seeds(5, 2) for index in order]
 
 
 def test_plan_finals_refits_a_baseline_that_won_alone():
-    plan = plan_finals(trial(0, BASELINE, value=0.9), BASELINE, 5, 2)
-    assert plan == [Plan(None, "final", BASELINE, seed) for seed in final_seeds(5, 2)]
+    planned = plan([], winner=trial(0, BASELINE, value=0.9), seed=5, repeats=2)
+    assert planned == [Plan(None, "final", BASELINE, seed) for seed in final_seeds(5, 2)]
+
+
+@pytest.mark.parametrize("ended", range(5))
+def test_plan_finals_plans_what_has_not_ended(ended):
+    planned = plan([], repeats=2)
+    trials = [replace(t, state="complete" if t.number < ended else "waiting") for t in refits(planned)]
+    assert plan(trials, repeats=2) == planned[ended:]
+
+
+@pytest.mark.parametrize(
+    ("gained", "more"),
+    [
+        ([60, 60, 60], False),
+        ([0, 0, 0], False),
+        ([-9, 4, 4], False),
+        ([9, 4, -4], True),
+        ([9, 4, -4, 4, 0, 3], False),
+    ],
+    ids=["better", "no gain", "a loss", "not clear", "six pairs"],
+)
+def test_plan_finals_adds_pairs_while_the_answer_is_open(gained, more):
+    trials = refits(plan([], repeats=len(gained)), gained)
+    seed = final_seeds(0, len(gained) + 1)[-1]
+    assert plan(trials) == ([Plan(None, "final", recipe, seed) for recipe in (WINNER, BASELINE)] if more else [])
+
+
+def test_plan_finals_begins_with_three_pairs():
+    assert plan([]) == plan([], repeats=3)
+
+
+def test_plan_finals_adds_no_pair_for_a_baseline_that_won():
+    winner = trial(0, BASELINE, value=0.9)
+    assert plan(refits(plan([], winner=winner), [0, 0, 0]), winner=winner) == []
+
+
+def test_plan_finals_adds_no_pair_where_every_refit_failed():
+    trials = [replace(t, state="failed", test=None) for t in refits(plan([]), [9, 4, -4])]
+    assert plan(trials) == []
+
+
+def test_judge_widens_the_interval_of_an_early_stop():
+    trials = refits(plan([]), [9, 9, 4])
+    plain, early = verdict_on(trials).comparison.difference, verdict_on(trials, stops_early=True).comparison.difference
+    assert early.low < plain.low < plain.high < early.high
+    assert early.p == pytest.approx(min(1, plain.p * 0.05 / 0.0056))
+
+
+def test_judge_corrects_for_earlier_verdicts_on_the_test_images():
+    trials = refits(plan([]), [7, 8, 6])
+    alone, corrected = verdict_on(trials), verdict_on(trials, earlier=[0.5] * 20)
+    assert (alone.decision, corrected.decision) == ("better", "no better")
+    p = alone.comparison.difference.p
+    assert (alone.comparison.corrected_p, corrected.comparison.corrected_p) == (p, pytest.approx(21 * p))
+    assert "verdict number 21 on these test images" in sentence(corrected)
+
+
+def test_plan_finals_goes_on_until_the_corrected_p_value_decides():
+    trials = refits(plan([]), [60, 55, 50])
+    assert plan(trials) == []
+    assert len(plan(trials, earlier=[1.0] * 10**6)) == 2
 
 
 def test_judge_calls_a_clear_gain_better():
@@ -177,7 +256,8 @@ def test_judge_gives_mcnemars_p_of_each_seed():
 def test_judge_calls_the_same_predictions_no_better():
     tests = [errs_on(range(count)) for count in (50, 60, 70)]
     verdict = verdict_on(finals(tests, tests))
-    assert (verdict.decision, verdict.comparison.difference) == ("no better", Difference(0, 0, 0))
+    assert (verdict.decision, verdict.comparison.difference.mean) == ("no better", 0)
+    assert verdict.comparison.difference.low == -verdict.comparison.difference.high < 0
 
 
 def test_judge_calls_equal_models_no_better():
@@ -292,7 +372,8 @@ def test_judge_compares_nothing_where_the_baseline_won():
     assert (verdict.decision, verdict.comparison, verdict.changes) == ("no better", None, {})
     assert (verdict.baseline.mean, verdict.optimism) == (pytest.approx(0.7), pytest.approx(0.05))
     assert sentence(verdict) == (
-        "No better than the baseline: no other completed recipe of the search reached a higher validation accuracy."
+        "Not shown to be better than the baseline: no other completed recipe of the search reached a higher validation"
+        " accuracy."
     )
 
 
@@ -318,11 +399,14 @@ def test_sentence_names_what_was_changed_and_the_interval():
     )
 
 
-def test_sentence_says_plainly_that_nothing_was_gained():
-    tests = [errs_on(range(60))] * 3
-    assert sentence(verdict_on(finals(tests, tests))) == (
-        "No better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test accuracy by 0.0 "
-        "percentage points, and the 95 % interval from 0.0 to 0.0 includes zero (3 seeds)."
+def test_sentence_names_the_gain_that_would_have_been_found():
+    verdict = verdict_on(finals([noisy(0.3, seed) for seed in (1, 2, 3)], [noisy(0.3, seed) for seed in (4, 5, 6)]))
+    difference = verdict.comparison.difference
+    mean, low, high = (f"{100 * value:.1f}" for value in (difference.mean, difference.low, difference.high))
+    assert sentence(verdict) == (
+        "Not shown to be better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test "
+        f"accuracy by {mean} percentage points (95 % interval {low} to {high}, 3 seeds). A true gain of "
+        f"{100 * difference.detectable:.1f} points would have been found by 4 of 5 such studies."
     )
 
 
@@ -347,6 +431,11 @@ def test_details_give_both_sides_and_what_is_missing():
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
 
 
-def test_stored_verdict_is_the_one_that_was_reached():
+def test_stored_verdict_of_an_old_record_is_read():
     record = Record.read(RECORDS / "search")
-    assert asdict(stored_verdict(record)) == record.noted("verdict")
+    verdict, noted = asdict(stored_verdict(record)), record.noted("verdict")
+    difference = verdict["comparison"].pop("difference")
+    assert difference == {**noted["comparison"].pop("difference"), "p": None, "detectable": None}
+    winner = noted.pop("comparison")["winner"]
+    assert verdict["comparison"]["winner"] == winner
+    assert {key: verdict[key] for key in noted} == noted

@@ -1,5 +1,6 @@
 """What a search keeps: its best recipe's first complete refit, as it was tested."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -86,6 +87,18 @@ def test_a_refit_that_failed_is_passed_over(study):
     finish(study, trials=1, complete=False)
     finish(study, trials=2)
     assert load_model(keep(study)).card.trial == "final-3"
+
+
+def test_a_refit_of_another_study_is_passed_over(study, make_recipe):
+    """Its weights are not here; it still counts as a refit, so that a winner that is not better is not kept."""
+    finish(study, trials=2)
+    donor = study.record.finals()[1]
+    study.record.add([Plan(None, "final", make_recipe(lr=0.5), donor.plan.seed)])
+    plan = study.record.finals()[-1].plan
+    study.record.adopt(plan, replace(donor, plan=plan), "another")
+    told = {"winner": study.recipe, "baseline": plan.recipe}
+    assert recipe_to_keep(study.record, verdict("no better"), **told) == plan.recipe
+    assert keep_model(study.record, plan.recipe, study.dataset, UNTRAINED) is None
 
 
 def test_nothing_is_kept_where_no_refit_was_completed(study):
