@@ -85,7 +85,7 @@ def _search(options: argparse.Namespace) -> int:
     exit_code = 0
     for space, config in zip(spaces, configs, strict=True):
         baseline = change_recipe(options, baseline_recipe(space.base.model))
-        design = Design("search", (baseline,), space, repeats)
+        design = Design("search", (baseline,), space, repeats, options.metric or "accuracy")
         exit_code = _run(with_resources(config, space), design) or exit_code
     return exit_code
 

@@ -19,8 +19,8 @@ PACKAGES = {
         "resume_flags", "flags",
     ],
     "results": [
-        "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "verdict", "wording",
-        "trial_table",
+        "metrics", "journal", "optuna_adapters", "trial_record", "record", "statistics", "metric_intervals", "verdict",
+        "wording", "trial_table",
     ],
     "data": ["images", "splits", "image_files", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],

@@ -14,7 +14,7 @@ from study.config.plan import Design
 from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, within
 from study.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's keys; to be raised with any change that older versions of `study` cannot read."""
 
 

@@ -14,6 +14,8 @@ from study.config.validation import AtLeastOne, Count, Fraction, checked
 from study.errors import ConfigError
 from study.formatting import format_value
 
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+"""Metrics that can decide a search."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -105,6 +107,8 @@ class Design:
     """Space from which a search proposes recipes; None for fixed trials."""
     repeats: int = 0
     """Number of seeds in a search's verdict."""
+    metric: str = "accuracy"
+    """Metric that decides a search: its values, the pruning, the winner, the verdict and the champion."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -129,6 +133,7 @@ class Design:
             "recipes": [recipe.to_dict() for recipe in self.recipes],
             "space": self.space.to_dict() if self.space else None,
             "repeats": self.repeats,
+            "metric": self.metric,
         }
 
     @classmethod
@@ -139,4 +144,5 @@ class Design:
             recipes=tuple(Recipe(**recipe) for recipe in values["recipes"]),
             space=SearchSpace.from_dict(values["space"]) if values["space"] else None,
             repeats=values["repeats"],
+            metric=values.get("metric", "accuracy"),
         )

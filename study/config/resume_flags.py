@@ -49,6 +49,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "precision": manifest.precision,
         "epochs": recipe.epochs,
         "image_size": recipe.image_size,
+        "metric": manifest.design.metric,
         "repeats": manifest.design.repeats,
         "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }

@@ -27,7 +27,7 @@ from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.files import PARTIAL, new_directory
 from study.results.journal import Journal
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation, score
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
 from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
@@ -297,8 +297,8 @@ class Record:
         with self._step():
             trial = self._running(plan)
             trial.set_user_attr(f"epoch/{result.epoch}", {**asdict(result), "ended_ms": round(time.time() * 1000)})
-            if result.val_accuracy is not None:
-                trial.report(result.val_accuracy, result.epoch)
+            if result.val_confusion is not None:
+                trial.report(self._score(result.val_metrics), result.epoch)
             reason = self._reason_to_stop(plan, result)
             if reason:
                 self.prune(plan, reason)
@@ -324,13 +324,12 @@ class Record:
         self._running(plan).set_user_attr("facts", dict(facts))
 
     def complete(self, plan: Plan) -> None:
-        """End a trial with its test accuracy as value, or with its last validation accuracy if it was not tested."""
+        """End a trial with its score on the test images as value, or on the validation images if it was not tested."""
         trial = self.trial(plan)
-        value = trial.test.accuracy if trial.test else trial.val_accuracy
-        if value is None or (plan.stage == "final" and not trial.test):
+        if not trial.metrics or (plan.stage == "final" and not trial.test):
             self.fail(plan, "it ended without a result.")
         else:
-            self._study_of(plan.stage).tell(self._running(plan), value)
+            self._study_of(plan.stage).tell(self._running(plan), self._score(trial.metrics))
             self._drop_checkpoint(plan)
 
     def prune(self, plan: Plan, reason: str) -> None:
@@ -373,6 +372,11 @@ class Record:
     def close(self) -> None:
         """Release the study's lock, so that another process may run the study."""
         self._lock.release()
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric that decides the study, with the sign by which more is better."""
+        metric = self.manifest.design.metric
+        return score(metric, metrics[metric])
 
     def _study_of(self, stage: str) -> optuna.Study:
         return self._finals if stage == "final" else self._trials

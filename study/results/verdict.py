@@ -3,15 +3,17 @@
 Reads records and plans trials. Runs nothing, opens no test set, and leaves the arithmetic to `statistics.py`.
 """
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from study.config.plan import Plan
 from study.config.recipe import Recipe
-from study.results.metrics import Evaluation
+from study.results.metric_intervals import metric_difference
+from study.results.metrics import MINIMISED, NAMES, Evaluation, nothing_learnt, score
 from study.results.record import Record
 from study.results.statistics import Decision, Difference, Flags, decide, hardest_pair, mcnemar_exact, paired_difference
 from study.results.trial_record import PRUNED, TrialRecord
@@ -32,6 +34,8 @@ class Side:
     """Standard deviation of the accuracies over seeds (n - 1 in the denominator); None for one seed."""
     confusion: list[list[int]]
     """Counts summed over the seeds, (classes, classes): row = true class, column = predicted class."""
+    values: list[float] = field(default_factory=list)
+    """The study's metric, in the order of the verdict's seeds; empty if it is the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,16 @@ class Comparison:
 
     winner: Side
     difference: Difference
-    """Mean test accuracy of the winner minus that of the baseline, with its 95 % interval."""
+    """Gain of the winner over the baseline in the study's mean metric on the test images, with its 95 % interval: more
+    is better, so for a log loss it is the baseline's minus the winner's."""
     mcnemar_p: list[float]
     """Exact p-value of each seed, in the order of the verdict's seeds."""
     confusion_difference: list[list[int]]
     """The winner's confusion counts minus the baseline's, (classes, classes)."""
-    hardest_before: HardPair
-    """The pair of classes that the baseline confuses most."""
-    hardest_after: HardPair
-    """The pair of classes that the winner confuses most."""
+    hardest_before: HardPair | None
+    """The pair of classes that the baseline confuses most; None if it has learnt nothing."""
+    hardest_after: HardPair | None
+    """The pair of classes that the winner confuses most; None if it has learnt nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Verdict:
     val_accuracy: float
     """Validation accuracy of the winning trial in the search, in [0, 1]."""
     optimism: float | None
-    """`val_accuracy` minus the winner's mean test accuracy, the bias of choosing the best of many trials; or None."""
+    """Validation score minus the winner's mean test score, the bias of choosing the best of many trials; or None."""
     seeds: list[int]
     """Seeds that count, in the planned order: those with complete refits of both recipes."""
     seeds_planned: int
@@ -87,26 +92,42 @@ class Verdict:
     baseline: Side | None
     """None if no seed counts."""
     comparison: Comparison | None
+    metric: str = "accuracy"
+    """Metric that decides the study."""
+    val_value: float | None = None
+    """The metric of the winning trial on the validation images; None in older records, where it is the accuracy."""
+    nothing_learnt: dict[str, str] = field(default_factory=dict)
+    """Why the baseline or the winner has learnt nothing on the test images, by 'baseline' and 'winner'."""
 
 
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the complete search trial with the highest validation accuracy; of equal trials, the earliest.
+    """Return the complete search trial with the best score; of equal trials, that of the lower validation loss.
 
-    The first trial of the search is the baseline, and it is returned if no trial is better. If no trial is complete,
-    the best of those that the pruner stopped is returned; those that the time budget stopped may yet be continued by a
-    larger one. None if there is neither.
+    Of trials that are equal in both, the earliest is returned, so the baseline, which is the first trial, is returned
+    if no trial is better. If no trial is complete, the best of those that the pruner stopped is returned; those that
+    the time budget stopped may yet be continued by a larger one. None if there is neither.
     """
     searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.number)
     complete = [trial for trial in searched if trial.state == "complete"]
-    pruned = [trial for trial in searched if trial.reason == PRUNED and trial.val_accuracy is not None]
-    return max(complete or pruned, key=_search_accuracy, default=None)
+    pruned = [trial for trial in searched if trial.reason == PRUNED and trial.score is not None]
+    return max(complete or pruned, key=rank, default=None)
 
 
-def _search_accuracy(trial: TrialRecord) -> float:
-    """Return a trial's validation accuracy in the search: its value if it is complete, else that of its last epoch."""
-    accuracy = trial.val_accuracy if trial.value is None else trial.value
-    assert accuracy is not None
-    return accuracy
+def rank(trial: TrialRecord) -> tuple[float, float]:
+    """Return the key by which the trials of a search are ranked, more is better: score, then less validation loss."""
+    loss = trial.epochs[-1].val_loss if trial.epochs else None
+    return -math.inf if trial.score is None else trial.score, -math.inf if loss is None else -loss
+
+
+def find_winner(record: Record) -> TrialRecord | None:
+    """Return the trial that the planned refits belong to; before they are planned, the one that `choose` returns.
+
+    Version 0.1.0 did not break ties by loss, so a study of that version may have planned another trial's refits.
+    """
+    trials = record.trials()
+    recipes = {trial.plan.recipe for trial in record.finals()}
+    planned = [trial for trial in trials if trial.plan.recipe in recipes - {trials[0].plan.recipe}]
+    return choose(planned or (trials[:1] if recipes else trials))
 
 
 def final_seeds(seed: int, repeats: int) -> list[int]:
@@ -136,6 +157,7 @@ def judge(
     baseline: Recipe,
     winner: TrialRecord,
     classes: Sequence[str],
+    metric: str = "accuracy",
 ) -> Verdict:
     """Compare the refits of the winner and of the baseline, seed by seed; a seed counts if both are complete.
 
@@ -145,22 +167,27 @@ def judge(
         baseline: recipe to beat.
         winner: trial that `choose` returned.
         classes: names of the classes.
+        metric: metric that decides the study.
     """
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
     before, after = _tests(finals, baseline), _tests(finals, recipe)
     planned = dict.fromkeys(trial.plan.seed for trial in finals)
     seeds = [seed for seed in planned if seed in before and seed in after]
-    sides = [_side([tests[seed] for seed in seeds]) for tests in (before, after)] if seeds else None
+    sides = [_side([tests[seed] for seed in seeds], metric) for tests in (before, after)] if seeds else None
     decision: Decision | None = None
     reason = comparison = None
     if recipe == baseline:
-        decision, reason = "no better", "no other completed recipe of the search reached a higher validation accuracy"
+        decision, better = "no better", "lower" if metric in MINIMISED else "higher"
+        reason = f"no other completed recipe of the search reached a {better} validation {NAMES[metric]}"
     elif sides is None:
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
         right = [_correct([tests[seed] for seed in seeds], labels) for tests in (before, after)]
         difference = paired_difference(*right, seed=derive_seed(seeds[0], "bootstrap"))
+        if metric != "accuracy":
+            first, second = ([tests[seed] for seed in seeds] for tests in (before, after))
+            difference = metric_difference(metric, first, second, labels, seed=seeds[0])
         decision = decide(difference)
         confusions = [np.array(side.confusion) for side in sides]
         comparison = Comparison(
@@ -168,16 +195,18 @@ def judge(
             difference=difference,
             mcnemar_p=[mcnemar_exact(*pair) for pair in zip(*right, strict=True)],
             confusion_difference=(confusions[1] - confusions[0]).tolist(),
-            hardest_before=_hard_pair(confusions[0], *sides, classes=classes),
-            hardest_after=_hard_pair(confusions[1], *sides, classes=classes),
+            hardest_before=_hard_pair(confusions[0], *sides, classes=classes, metric=metric),
+            hardest_after=_hard_pair(confusions[1], *sides, classes=classes, metric=metric),
         )
+    reached = winner.score
+    assert reached is not None
     return Verdict(
         decision=decision,
         reason=reason,
         winner_trial=winner.number,
         changes={field: value for field, value in recipe.to_dict().items() if value != getattr(baseline, field)},
-        val_accuracy=_search_accuracy(winner),
-        optimism=_search_accuracy(winner) - sides[1].mean if sides else None,
+        val_accuracy=reached if winner.val_accuracy is None else winner.val_accuracy,
+        optimism=reached - _mean_score(sides[1], metric) if sides else None,
         seeds=seeds,
         seeds_planned=len(planned),
         missing=[
@@ -188,6 +217,13 @@ def judge(
         ],
         baseline=sides[0] if sides else None,
         comparison=comparison,
+        metric=metric,
+        val_value=score(metric, reached),
+        nothing_learnt={
+            name: why
+            for name, side in zip(("baseline", "winner")[: 1 if comparison is None else 2], sides or [], strict=False)
+            if (why := nothing_learnt(side.confusion, classes, metric))
+        },
     )
 
 
@@ -205,6 +241,7 @@ def reach_verdict(record: Record, winner: TrialRecord, labels: Sequence[int]) ->
         baseline=record.trials()[0].plan.recipe,
         winner=winner,
         classes=record.manifest.classes,
+        metric=record.manifest.design.metric,
     )
     record.note("test_labels", list(labels))
     record.note("verdict", asdict(verdict))
@@ -218,13 +255,17 @@ def stored_verdict(record: Record) -> Verdict | None:
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """Return the available figures of a verdict by their MLflow name; all are fractions."""
+    """Return the available figures of a verdict by their MLflow name: fractions, but for a log loss."""
     comparison = verdict.comparison
     metrics: dict[str, float | None] = {"optimism": verdict.optimism}
     if verdict.baseline:
         metrics |= {"baseline_test_accuracy": verdict.baseline.mean, "baseline_test_accuracy_std": verdict.baseline.std}
     if comparison:
         metrics |= {"test_accuracy": comparison.winner.mean, "test_accuracy_std": comparison.winner.std}
+    for name, side in {"baseline_": verdict.baseline, "": comparison and comparison.winner}.items():
+        if side and side.values:
+            metrics[f"{name}test_{verdict.metric}"] = float(np.mean(side.values))
+    if comparison:
         metrics |= {f"difference_{name}": value for name, value in asdict(comparison.difference).items()}
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -235,14 +276,20 @@ def _tests(finals: Sequence[TrialRecord], recipe: Recipe) -> dict[int, Evaluatio
     return {trial.plan.seed: trial.test for trial in reversed(matching) if trial.test}
 
 
-def _side(tests: Sequence[Evaluation]) -> Side:
+def _side(tests: Sequence[Evaluation], metric: str) -> Side:
     accuracies = [test.accuracy for test in tests]
     return Side(
         accuracies=accuracies,
         mean=float(np.mean(accuracies)),
         std=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         confusion=np.sum([test.confusion for test in tests], axis=0).tolist(),
+        values=[] if metric == "accuracy" else [test.metrics[metric] for test in tests],
     )
+
+
+def _mean_score(side: Side, metric: str) -> float:
+    """Return the mean of the study's metric with the sign by which more is better."""
+    return score(metric, float(np.mean(side.values))) if side.values else side.mean
 
 
 def _correct(tests: Sequence[Evaluation], labels: Sequence[int]) -> Flags:
@@ -253,8 +300,12 @@ def _correct(tests: Sequence[Evaluation], labels: Sequence[int]) -> Flags:
     return flags
 
 
-def _hard_pair(confusion: np.ndarray, before: Side, after: Side, *, classes: Sequence[str]) -> HardPair:
+def _hard_pair(
+    confusion: np.ndarray, before: Side, after: Side, *, classes: Sequence[str], metric: str
+) -> HardPair | None:
     """Return the pair that is confused most in `confusion`, with the confusions of both sides."""
+    if nothing_learnt(confusion.tolist(), classes, metric):
+        return None
     first, second, *_ = hardest_pair(confusion)
     confused = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
     return HardPair([classes[first], classes[second]], *confused)

@@ -4,8 +4,10 @@ Computes nothing.
 """
 
 from collections.abc import Mapping
+from statistics import fmean
 
-from study.formatting import format_points, format_value
+from study.formatting import format_bounds, format_points, format_value
+from study.results.metrics import MINIMISED, NAMES, format_metric, largest_class
 from study.results.verdict import Side, Value, Verdict, count_seeds
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
@@ -21,19 +23,31 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.comparison is None:
         return f"No better than the baseline: {verdict.reason}."
     difference = verdict.comparison.difference
-    mean, low, high = format_points(difference.mean), format_points(difference.low), format_points(difference.high)
+    amounts = difference.mean, difference.low, difference.high
+    metric, unit = f"the test {NAMES[verdict.metric]}", " percentage points"
+    if verdict.metric in MINIMISED:  # say how the metric itself changes; the difference counts less as a gain
+        mean, high, low = format_bounds(*(-amount for amount in amounts), scale=1)
+        unit = ""
+    else:
+        mean, low, high = format_bounds(*amounts)
     seeds = count_seeds(len(verdict.seeds), verdict.seeds_planned)
     winner = f"the search's best recipe ({_describe(verdict.changes)})"
     match verdict.decision:
         case "better":
-            text = f"Better than the baseline: {winner} raises the test accuracy by {mean} percentage points"
+            verb = "changes" if verdict.metric in MINIMISED else "raises"
+            text = f"Better than the baseline: {winner} {verb} {metric} by {mean}{unit}"
             text += f" (95 % interval {low} to {high}, {seeds})."
         case "worse":
-            text = f"Worse than the baseline: {winner} changes the test accuracy by {mean} percentage points"
+            text = f"Worse than the baseline: {winner} changes {metric} by {mean}{unit}"
             text += f" (95 % interval {low} to {high}, {seeds})."
         case _:
-            text = f"No better than the baseline: {winner} changes the test accuracy by {mean} percentage points,"
-            text += f" and the 95 % interval from {low} to {high} includes zero ({seeds})."
+            text = f"No better than the baseline: {winner} changes {metric} by {mean}{unit},"
+            if difference.low == difference.high == 0:
+                text += f" the same with every seed and every image ({seeds})."
+            else:
+                text += f" and the 95 % interval from {low} to {high} includes zero ({seeds})."
+    if "winner" in verdict.nothing_learnt:
+        text += f" But this recipe has learnt nothing: {verdict.nothing_learnt['winner']}."
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text
@@ -44,19 +58,23 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
     lines = []
     comparison = verdict.comparison
     if verdict.baseline:
-        lines.append(("baseline", _describe_side(verdict.baseline)))
+        lines += _describe_side("baseline", verdict.baseline, verdict)
     if comparison:
-        lines.append(("winner", _describe_side(comparison.winner)))
+        lines += _describe_side("winner", comparison.winner, verdict)
     if verdict.optimism is not None:
-        validated = (
-            f"validation accuracy in the search ({100 * verdict.val_accuracy:.2f} %, trial {verdict.winner_trial})"
-        )
-        lines.append(
-            ("optimism", f"{format_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
-        )
+        name = NAMES[verdict.metric]
+        value = format_metric(verdict.metric, verdict.val_accuracy if verdict.val_value is None else verdict.val_value)
+        validated = f"validation {name} in the search ({value}, trial {verdict.winner_trial})"
+        if verdict.metric in MINIMISED:
+            lines.append(("optimism", f"{verdict.optimism:z.4f}: mean test {name} minus {validated}"))
+        else:
+            points = f"{format_points(verdict.optimism)} percentage points"
+            lines.append(("optimism", f"{points}: {validated} minus mean test {name}"))
     if comparison:
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
+            if pair is None:
+                continue
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
     return lines + [("missing", refit) for refit in verdict.missing]
@@ -68,7 +86,15 @@ def _describe(changes: Mapping[str, Value]) -> str:
     )
 
 
-def _describe_side(side: Side) -> str:
+def _describe_side(name: str, side: Side, verdict: Verdict) -> list[tuple[str, str]]:
     spread = "" if side.std is None else f" ± {100 * side.std:.2f}"
     by_seed = ", ".join(f"{100 * accuracy:.2f}" for accuracy in side.accuracies)
-    return f"test accuracy {100 * side.mean:.2f} %{spread}; by seed: {by_seed}"
+    share = largest_class(side.confusion)[1]
+    lines = [(name, f"test accuracy {100 * side.mean:.2f} %{spread}; by seed: {by_seed}; largest class {share:.2%}")]
+    if side.values:
+        mean = format_metric(verdict.metric, fmean(side.values))
+        by_seed = ", ".join(format_metric(verdict.metric, value) for value in side.values)
+        lines.insert(0, (name, f"test {NAMES[verdict.metric]} {mean}; by seed: {by_seed}"))
+    if why := verdict.nothing_learnt.get(name):
+        lines.append((name, f"has learnt nothing: {why}"))
+    return lines

@@ -265,4 +265,5 @@ def summarise(scores: Tensor, labels: np.ndarray, *, classes: int, started: floa
         confusion=cells.reshape(classes, classes).tolist(),
         predictions=predictions.tolist(),
         seconds=time.perf_counter() - started,
+        losses=cross_entropy(scores, torch.from_numpy(labels), reduction="none").tolist(),
     )

@@ -23,7 +23,7 @@ from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
 from study.report.sample_batch import draw_batch
 from study.results.record import Record
-from study.results.verdict import choose, plan_finals, reach_verdict
+from study.results.verdict import find_winner, plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri, without_credentials
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
@@ -145,7 +145,7 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     if not record.judging:  # else the search has ended, and the verdict's trials need other images
         desk.run(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
-    winner = choose(record.trials())
+    winner = find_winner(record)
     if winner:
         record.add(plan_finals(winner, baseline, desk.config.seed, design.repeats))
         desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)

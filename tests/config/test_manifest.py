@@ -26,7 +26,7 @@ def test_manifest_survives_json(manifest):
 @pytest.mark.parametrize("name", ["baseline", "search", "killed"])
 def test_manifest_of_an_old_study_is_unchanged(name):
     old = recorded(name)
-    assert Manifest.from_dict(old).to_dict() == {**old, "format": 1}
+    assert Manifest.from_dict(old).to_dict() == {**old, "format": FORMAT}
 
 
 def test_manifest_is_frozen():
