@@ -17,6 +17,8 @@ LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 
 AUGMENTATIONS = ("autoaugment", "none")
 
+CLASS_WEIGHTS = ("none", "balanced")
+
 DEPTHS = range(6)
 """Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
 
@@ -25,7 +27,9 @@ Model = Annotated[str, one_of("model", ARCHITECTURES)]
 
 @checked
 class Recipe:
-    """Hyperparameters of one trial. Fields have no defaults here: `baseline.toml` holds the default values.
+    """Hyperparameters of one trial; `baseline.toml` holds the default values.
+
+    Only fields that records of version 0.1.0 lack have defaults here, with the meaning of that version.
 
     Raises:
         ConfigError: fields are missing, unknown or wrong; the message lists all of them.
@@ -55,6 +59,8 @@ class Recipe:
     """Augmentation of the training images: autoaugment (CIFAR-10 policy, with a horizontal flip) or none."""
     image_size: Annotated[int, Field(ge=32)]
     """Side of the network's square input image, in pixels, at least 32."""
+    class_weights: Annotated[str, one_of("choice", CLASS_WEIGHTS)] = "none"
+    """Weights of the classes in the training loss: none, or balanced, in inverse proportion to their images."""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from study.config.manifest import Manifest
 from study.data.images import Dataset
+from study.formatting import format_value
 from study.models.list_models import count_operations
 from study.report import figures
 from study.report.elements import Picture, Section, Table, draw_picture
@@ -136,14 +137,17 @@ def draw_curves(tested: Mapping[str, TrialRecord]) -> tuple[Picture, str]:
     epochs = range(1, max(map(len, curves.values())) + 1)
     padded = {f"{title}_loss": [*losses, *[None] * (len(epochs) - len(losses))] for title, losses in curves.items()}
     drawn = draw_picture("training loss by epoch", figures.learning_curve(list(epochs), padded, "training loss"))
-    smoothing = sorted({trial.plan.recipe.label_smoothing for trial in tested.values()})
-    if len(smoothing) == 1:
-        return drawn, ""
-    values = ", ".join(f"{value:.3g}" for value in smoothing)
-    return drawn, (
-        f"The trials' label smoothing differs ({values}) and changes their losses. So the heights of the curves are not"
-        " comparable, and times to a given loss are not shown."
-    )
+    recipes = [trial.plan.recipe for trial in tested.values()]
+    for field in ("label_smoothing", "class_weights"):
+        values = sorted({getattr(recipe, field) for recipe in recipes})
+        if len(values) > 1:
+            shown = ", ".join(map(format_value, values))
+            return drawn, (
+                f"The trials' {field.replace('_', ' ')} differ{'s' * (field == 'label_smoothing')} ({shown}), which"
+                " changes their losses. So the heights of the curves are not comparable, and times to a given loss are"
+                " not shown."
+            )
+    return drawn, ""
 
 
 def _loss_marks(tested: Sequence[TrialRecord]) -> list[float]:
