@@ -1,5 +1,7 @@
 """Draw stratified subsets and hold-out splits from a seed."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,28 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
     held_out = _draw(images.labels, counts, derive_seed(seed, "split"))
     rest = np.delete(np.arange(len(images)), held_out)
     return images.take(rest), images.take(held_out)
+
+
+def check_metric(metric: str, classes: Sequence[str], parts: Mapping[str, Images]) -> None:
+    """Check that each class has images in all parts, if the metric is a mean over classes.
+
+    Args:
+        metric: metric that decides the study.
+        classes: class names.
+        parts: images that the metric is computed on, by their name for the error.
+
+    Raises:
+        DataError: a class has no image in a part.
+    """
+    if metric not in ("balanced_accuracy", "macro_f1"):
+        return
+    for name, images in parts.items():
+        missing = np.flatnonzero(np.bincount(images.labels, minlength=len(classes)) == 0)
+        if len(missing):
+            raise DataError(
+                f"--metric {metric}: every class must have {name} images, but {classes[missing[0]]!r} has none. Add"
+                " images, or use --metric accuracy or log_loss."
+            )
 
 
 def _quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:

@@ -38,7 +38,7 @@ def metric_difference(
     few seeds, resampled among themselves, do not show how far away another might lie. With one seed, the interval
     covers images only.
 
-    Simulated with known truth (`docs/verdict.md` has the table), the interval covers it in 94 % of cases or more.
+    Simulated with known truth (`docs/verdict.md` has the table), the interval covers it in 93.5 % of cases or more.
 
     Args:
         metric: balanced_accuracy, macro_f1 or log_loss.

@@ -68,7 +68,7 @@ def score(metric: str, value: float) -> float:
 
 def format_metric(metric: str, value: float) -> str:
     """Return a metric's value for people: a fraction in percent, the log loss as a number."""
-    return f"{value:.4f}" if metric in MINIMISED else f"{100 * value:.2f} %"
+    return f"{value:.4f}" if metric in MINIMISED else f"{value:.2%}"
 
 
 def largest_class(confusion: list[list[int]]) -> tuple[int, float]:

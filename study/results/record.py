@@ -36,6 +36,14 @@ BEAT_S = 60.0
 """Seconds between two heartbeats of a session: at most this much time of a killed session is not counted."""
 
 
+MIN_COMPLETE, MIN_SCORES = 10, 5
+"""Complete trials, and different values of the metric among them, that the importance of fields is computed from.
+
+Simulated with three fields, of which one decides: that one came out first in 18 of 40 searches of 3 complete trials (a
+guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
+"""
+
+
 class Record:
     """The journal of one study. One process may open it for writing; any process may open it for reading.
 
@@ -278,11 +286,16 @@ class Record:
         return self._spent_before_s + time.monotonic() - self._opened
 
     def importances(self) -> dict[str, float]:
-        """Return the importance of each searched field for validation accuracy (fANOVA), in [0, 1], with sum 1."""
+        """Return the importance of each searched field for the metric (fANOVA), in [0, 1], with sum 1.
+
+        Only fields that differ between complete trials are ranked, and only if there are MIN_COMPLETE of these with
+        MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no field can be ranked.
+        """
         assert self._space
-        fields = list(self._space.domains)
         complete = self._trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len({trial.value for trial in complete if set(fields) <= set(trial.params)}) < 2:
+        inside = [trial for trial in complete if set(self._space.domains) <= set(trial.params)]
+        fields = [name for name in self._space.domains if len({trial.params[name] for trial in inside}) > 1]
+        if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(self._trials, evaluator=evaluator, params=fields))

@@ -12,9 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.recipe import Recipe
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation, nothing_learnt
 
 STATES = {
     TrialState.WAITING: "waiting",
@@ -102,6 +103,11 @@ class TrialRecord:
     def confusion(self) -> list[list[int]] | None:
         """Confusion of the test images, or after the last epoch of the validation images; None without either."""
         return self.test.confusion if self.test else self.epochs[-1].val_confusion if self.epochs else None
+
+    def nothing_learnt(self, manifest: Manifest) -> str | None:
+        """Return why the trial has learnt nothing, by its test or last validation; None if it has, or has neither."""
+        confusion = self.confusion
+        return nothing_learnt(confusion, manifest.classes, manifest.design.metric) if confusion else None
 
     @property
     def finished(self) -> bool:

@@ -3,12 +3,16 @@
 Computes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from statistics import fmean
+
+import numpy as np
 
 from study.formatting import format_bounds, format_points, format_value
 from study.results.metrics import MINIMISED, NAMES, format_metric, largest_class
-from study.results.verdict import Side, Value, Verdict, count_seeds
+from study.results.trial_record import TrialRecord
+from study.results.verdict import Side, Value, Verdict, count_seeds, rank
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
 """Shorter names of recipe fields for sentences."""
@@ -78,6 +82,34 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
     return lines + [("missing", refit) for refit in verdict.missing]
+
+
+def describe_closeness(trials: Sequence[TrialRecord], metric: str) -> str | None:
+    """Say by how few validation images the best complete trials of a search differ; None if they differ by more.
+
+    Few are at most as many as one standard error of the best trial's accuracy, and at least one. For accuracy, images
+    are counted that one trial classified correctly and the other did not, in balance. For other metrics, the fewest
+    images that must have got another prediction are counted. A log loss differs without either, so it is left out.
+    """
+    ranked = sorted(
+        (trial for trial in trials if trial.state == "complete" and trial.confusion), key=rank, reverse=True
+    )
+    if len(ranked) < 2 or metric in MINIMISED:
+        return None
+    confusions = [np.asarray(trial.confusion) for trial in ranked]
+    images, right = int(confusions[0].sum()), int(np.trace(confusions[0]))
+    few = max(1, int(np.sqrt(right * (images - right) / images)))
+    if metric == "accuracy":
+        apart = [abs(right - int(np.trace(other))) for other in confusions[1:]]
+    else:
+        apart = [int(np.abs(confusions[0] - other).sum()) // 2 for other in confusions[1:]]
+    near = list(takewhile(lambda count: count <= few, apart))
+    if not near:
+        return None
+    others = ", ".join(f"#{trial.plan.key}" for trial in ranked[1 : len(near) + 1][:5]) + ", …" * (len(near) > 5)
+    count = max(near)
+    by = f"at most {count}" if len(near) > 1 and count else "none" if not count else str(count)
+    return f"#{ranked[0].plan.key} and {others} differ by {by} of {images} validation images"
 
 
 def _describe(changes: Mapping[str, Value]) -> str:

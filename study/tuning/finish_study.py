@@ -15,6 +15,7 @@ from study.data.images import Dataset
 from study.errors import StudyError
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
+from study.results.metrics import score
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, compare, faster
@@ -96,7 +97,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:
-        findings = _findings(trials, importances, verdict, classes)
+        findings = _findings(trials, importances, verdict, classes, record.manifest.design.metric)
     else:
         rows = compare(trials, classes)
         findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
@@ -121,7 +122,11 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
 
 
 def _findings(
-    trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
+    trials: Sequence[TrialRecord],
+    importances: Mapping[str, float],
+    verdict: Verdict | None,
+    classes: Sequence[str],
+    metric: str,
 ) -> _Findings:
     """Return the findings of a search."""
     complete = [trial.value for trial in trials if trial.value is not None]
@@ -130,7 +135,7 @@ def _findings(
         complete=bool(complete),
         found=sentence(verdict),
         files=search_files(trials, importances, verdict, classes),
-        metrics=({"best_val_accuracy": max(complete)} if complete else {})
+        metrics=({f"best_val_{metric}": score(metric, max(complete))} if complete else {})
         | (verdict_metrics(verdict) if verdict else {}),
         tags={f"best.{name}": str(value) for name, value in winner.plan.recipe.to_dict().items()} if winner else {},
     )

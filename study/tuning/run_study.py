@@ -17,7 +17,7 @@ from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
-from study.data.splits import split
+from study.data.splits import check_metric, split
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report import figures
@@ -169,6 +169,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             data_dir=config.data_dir,
         )
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
+        held_out = {"validation": part for part in parts[1:]}
+        check_metric(design.metric, dataset.classes, {**held_out, "test": dataset.test})
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
         pretrained: dict[str, Pretrained] = {}

@@ -35,6 +35,7 @@ def manifest(space):
         ("--precision", "auto", "fp32"),
         ("--epochs", 2, 3),
         ("--image-size", 32, 64),
+        ("--metric", "accuracy", "macro_f1"),
         ("--repeats", 3, 4),
         ("--pruner", "asha", "none"),
     ],

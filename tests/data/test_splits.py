@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.images import indices, numbered
 
-from study.data.splits import split
+from study.data.splits import check_metric, split
 from study.errors import DataError
 
 
@@ -38,3 +38,15 @@ def test_split_leaves_every_class_on_both_sides(fraction: float) -> None:
 def test_split_refuses_a_class_with_a_single_image() -> None:
     with pytest.raises(DataError, match=r"2 training images or more, but class 1 .* has 1\."):
         split(numbered(5, 1), fraction=0.2, seed=0)
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_metric_over_classes_needs_images_of_each(metric):
+    message = f"--metric {metric}: every class must have test images, but 'dog' has none"
+    with pytest.raises(DataError, match=message):
+        check_metric(metric, ("cat", "dog", "eel"), {"validation": numbered(1, 1, 1), "test": numbered(3, 0, 2)})
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+def test_metric_over_images_needs_no_class(metric):
+    check_metric(metric, ("cat", "dog"), {"test": numbered(3, 0)})

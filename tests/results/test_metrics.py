@@ -64,7 +64,7 @@ def test_score_turns_a_loss_around_and_back():
 
 
 def test_format_metric_writes_fractions_in_percent():
-    assert (format_metric("macro_f1", 0.5), format_metric("log_loss", 0.5)) == ("50.00 %", "0.5000")
+    assert (format_metric("macro_f1", 0.5), format_metric("log_loss", 0.5)) == ("50.00%", "0.5000")
 
 
 def test_largest_class_gives_its_share():

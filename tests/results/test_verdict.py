@@ -342,7 +342,7 @@ def test_details_give_both_sides_and_what_is_missing():
         ("baseline", "test accuracy 70.00 % ± 0.00; by seed: 70.00, 70.00; largest class 33.33%"),
         ("winner", "test accuracy 90.00 % ± 0.00; by seed: 90.00, 90.00; largest class 33.33%"),
     ]
-    optimism = "5.0 percentage points: validation accuracy in the search (95.00 %, trial 7) minus mean test accuracy"
+    optimism = "5.0 percentage points: validation accuracy in the search (95.00%, trial 7) minus mean test accuracy"
     assert ("optimism", optimism) in lines
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
 
