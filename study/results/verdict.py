@@ -62,9 +62,9 @@ class Comparison:
     confusion_difference: list[list[int]]
     """The winner's confusion counts minus the baseline's, (classes, classes)."""
     hardest_before: HardPair | None
-    """The pair of classes that the baseline confuses most; None if it has learnt nothing."""
+    """The pair of classes that the baseline confuses most; None if it confuses none or has learnt nothing."""
     hardest_after: HardPair | None
-    """The pair of classes that the winner confuses most; None if it has learnt nothing."""
+    """The pair of classes that the winner confuses most; None if it confuses none or has learnt nothing."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,9 @@ def _hard_pair(
     """Return the pair that is confused most in `confusion`, with the confusions of both sides."""
     if nothing_learnt(confusion.tolist(), classes, metric):
         return None
-    first, second, *_ = hardest_pair(confusion)
+    first, second, *counts = hardest_pair(confusion)
+    if not sum(counts):
+        return None
     confused = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
     return HardPair([classes[first], classes[second]], *confused)
 

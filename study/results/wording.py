@@ -25,7 +25,7 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.decision is None:
         return f"No verdict: {verdict.reason}."
     if verdict.comparison is None:
-        return f"No better than the baseline: {verdict.reason}."
+        return f"No better than the baseline: {verdict.reason}.{_warn_of_nothing(verdict)}"
     difference = verdict.comparison.difference
     amounts = difference.mean, difference.low, difference.high
     metric, unit = f"the test {NAMES[verdict.metric]}", " percentage points"
@@ -50,8 +50,7 @@ def sentence(verdict: Verdict | None) -> str:
                 text += f" the same with every seed and every image ({seeds})."
             else:
                 text += f" and the 95 % interval from {low} to {high} includes zero ({seeds})."
-    if "winner" in verdict.nothing_learnt:
-        text += f" But this recipe has learnt nothing: {verdict.nothing_learnt['winner']}."
+    text += _warn_of_nothing(verdict)
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text
@@ -82,6 +81,16 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
     return lines + [("missing", refit) for refit in verdict.missing]
+
+
+def _warn_of_nothing(verdict: Verdict) -> str:
+    """Return a further sentence if a recipe has learnt nothing on the test images; else an empty text."""
+    found = verdict.nothing_learnt
+    if not found:
+        return ""
+    if len(set(found.values())) < len(found):
+        return f" But both recipes have learnt nothing: {found['winner']}."
+    return " But " + ", and ".join(f"the {name} has learnt nothing: {reason}" for name, reason in found.items()) + "."
 
 
 def describe_closeness(trials: Sequence[TrialRecord], metric: str) -> str | None:

@@ -263,16 +263,18 @@ def _best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) 
     scored = [trial for trial in trials if trial.score is not None]
     scored.sort(key=lambda trial: (trial.state == "complete", rank(trial)), reverse=True)
     confusions = [trial.confusion for trial in scored if trial.confusion]
-    guess = f" (largest class: {largest_class(confusions[0])[1]:.2%} of these images)" if confusions else ""
+    guess = f" (largest class {largest_class(confusions[0])[1]:.2%})" if confusions else ""
     table = Table(title=f"Best trials by validation {NAMES[metric]}{guess}", title_justify="left")
+    table.caption_justify = "left"
     shown = list(dict.fromkeys([metric, "accuracy"]))
     for heading in ("trial", *(NAMES[name] for name in shown), "epochs", "state"):
         table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
     for trial in scored[:number]:
-        values = [format_metric(name, trial.metrics[name]) for name in shown]
-        nothing = trial.finished and trial.nothing_learnt(manifest)
-        state = f"{trial.state}, has learnt nothing" if nothing else trial.state
-        table.add_row(trial.plan.title, *values, str(len(trial.epochs)), state)
+        star = ""
+        if trial.finished and trial.nothing_learnt(manifest):
+            star, table.caption = "*", "* has learnt nothing"
+        values = [f"{format_metric(name, trial.metrics[name])}{star}" for name in shown]
+        table.add_row(trial.plan.title, *values, str(len(trial.epochs)), trial.state)
     return table
 
 

@@ -169,8 +169,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             data_dir=config.data_dir,
         )
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
-        held_out = {"validation": part for part in parts[1:]}
-        check_metric(design.metric, dataset.classes, {**held_out, "test": dataset.test})
+        measured = {"test": dataset.test} | ({"validation": parts[1]} if design.space else {})
+        check_metric(design.metric, dataset.classes, measured)
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
         pretrained: dict[str, Pretrained] = {}

@@ -392,9 +392,9 @@ def test_judge_counts_a_lower_log_loss_as_better():
 
 def test_verdict_marks_a_winner_that_has_learnt_nothing():
     only_cats = Evaluation(1.0, [[100, 0, 0]] * 3, [0] * 300)
-    verdict = verdict_on(finals([errs_on(range(250))] * 3, [only_cats] * 3))
+    verdict = verdict_on(finals([errs_on(range(150))] * 3, [only_cats] * 3))
     assert verdict.comparison.hardest_after is None
-    assert sentence(verdict).endswith("But this recipe has learnt nothing: every image is predicted as cat.")
+    assert sentence(verdict).endswith("But the winner has learnt nothing: every image is predicted as cat.")
     assert ("winner", "has learnt nothing: every image is predicted as cat") in details(verdict)
 
 
@@ -402,3 +402,11 @@ def test_sentence_never_prints_a_bound_as_zero():
     verdict = better()
     bounds = replace(verdict.comparison, difference=Difference(0.0123, -0.0001, 0.03))
     assert "from -0.01 to 3.00 includes zero" in sentence(replace(verdict, decision="no better", comparison=bounds))
+
+
+def test_sentence_warns_of_a_baseline_that_has_learnt_nothing():
+    only_cats = Evaluation(1.0, [[100, 0, 0]] * 3, [0] * 300)
+    verdict = verdict_on(finals([only_cats] * 3, [only_cats] * 3)[::2], winner=trial(0, BASELINE, value=0.4))
+    assert sentence(verdict).endswith("But the baseline has learnt nothing: every image is predicted as cat.")
+    both = verdict_on(finals([only_cats] * 3, [only_cats] * 3))
+    assert sentence(both).endswith("But both recipes have learnt nothing: every image is predicted as cat.")

@@ -328,7 +328,7 @@ def test_table_of_the_best_shows_the_metric_that_decides(tmp_path, space):
     run(record, 3, 8)
     console.print_result(ended(record))
     record.close()
-    assert "Best trials by validation macro F1 (largest class: 60.00%" in output.getvalue()
+    assert "Best trials by validation macro F1 (largest class 60.00%)" in output.getvalue()
     assert re.search(r"│ +76\.19% │ +80\.00% │", output.getvalue())
 
 
