@@ -122,7 +122,7 @@ def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset 
     pictures = []
     if dataset and pair:
         errors = np.zeros(len(dataset.test), dtype=int)
-        for trial in tested:
+        for trial in (trial for trial in tested if not trial.nothing_learnt(manifest)):
             assert trial.test
             seen, true = np.asarray(trial.test.predictions), dataset.test.labels
             errors += ((true == pair.first) & (seen == pair.second)) | ((true == pair.second) & (seen == pair.first))
