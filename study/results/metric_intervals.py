@@ -38,7 +38,7 @@ def metric_difference(
     few seeds, resampled among themselves, do not show how far away another might lie. The resamples' standard deviation
     gives the interval, so where seeds matter most, it is Student's. With one seed, it covers images only.
 
-    Simulated with known truth (`docs/verdict.md` has the table), the interval covers it in 93.5 % of cases or more.
+    Simulated with known truth (`docs/verdict.md` has the table), the interval covers it in 93 % of cases or more.
 
     Args:
         metric: balanced_accuracy, macro_f1 or log_loss.
