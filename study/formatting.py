@@ -11,6 +11,19 @@ def format_points(fraction: float) -> str:
     return f"{100 * fraction:z.1f}"
 
 
+def format_bounds(*fractions: float, scale: float = 100) -> list[str]:
+    """Return differences of fractions in percentage points, with so many digits that only an exact 0 is printed as 0.
+
+    Args:
+        fractions: differences in [-1, 1].
+        scale: factor before printing; 1 for differences that are no fractions.
+    """
+    values = [scale * fraction for fraction in fractions]
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    digits = next((digits for digits in range(1, 9) if float(f"{smallest:.{digits}f}")), 9)
+    return [f"{value:z.{digits}f}" if value else "0" for value in values]
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds as 42s, 3m05s or 1h02m."""
     minutes, rest = divmod(round(seconds), 60)

@@ -89,6 +89,7 @@ def _search(options: argparse.Namespace) -> int:
             space,
             repeats,
             count_candidates(options, space),
+            options.metric or "accuracy",
         )
         for space in spaces
     ]

@@ -19,9 +19,8 @@ PACKAGES = {
         "resume_flags", "flags",
     ],
     "results": [
-        "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger", "statistics", "verdict", "rerank",
-        "wording",
-        "trial_table",
+        "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger", "statistics", "metric_intervals",
+        "verdict", "rerank", "wording", "trial_table",
     ],
     "data": ["images", "audit", "splits", "image_files", "layouts", "augment", "sources"],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],

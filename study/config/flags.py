@@ -14,7 +14,7 @@ from typing import Any
 
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
-from study.config.plan import Repeats, StudyConfig
+from study.config.plan import METRICS, Repeats, StudyConfig
 from study.config.recipe import FITS, Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
@@ -129,6 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--time-budget", metavar="30m", help="maximum wall-clock time; the verdict takes extra time")
     search.add_argument("--pruner", metavar="asha|none", help="asha stops weak trials early, none stops no trial")
     search.add_argument(
+        "--metric",
+        choices=METRICS,
+        help="metric that decides the search, the verdict and the champion (default: accuracy)",
+    )
+    search.add_argument(
         "--repeats",
         type=repeats,
         metavar="auto|N",
@@ -194,7 +199,7 @@ def fill_in(options: argparse.Namespace) -> None:
     commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
     if not any(commands):
         raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
-    searching, fixed = ("trials", "time_budget", "pruner", "repeats", "rerank"), ("as_written",)
+    searching, fixed = ("trials", "time_budget", "pruner", "metric", "repeats", "rerank"), ("as_written",)
     foreign = fixed if options.search else searching if options.baseline is not None else ()
     for flag in _given(options):
         if flag in foreign:

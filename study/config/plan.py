@@ -14,6 +14,8 @@ from study.config.validation import AtLeastOne, Count, Fraction, checked
 from study.errors import ConfigError
 from study.formatting import format_value
 
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+"""Metrics that can decide a search."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Repeats = int | Literal["auto"]
 """Number of seeds in a verdict, or auto: as many as the answer needs, within the bounds of `statistics.py`."""
@@ -116,6 +118,8 @@ class Design:
     """Number of seeds in a search's verdict, or auto."""
     rerank: int = 0
     """Number of candidates of a search that are refitted before the verdict; 0 for none."""
+    metric: str = "accuracy"
+    """Metric that decides a search: its values, the pruning, the winner, the verdict and the champion."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -146,6 +150,7 @@ class Design:
             "space": self.space.to_dict() if self.space else None,
             "repeats": self.repeats,
             "rerank": self.rerank,
+            "metric": self.metric,
         }
 
     @classmethod
@@ -157,4 +162,5 @@ class Design:
             space=SearchSpace.from_dict(values["space"]) if values["space"] else None,
             repeats=values["repeats"],
             rerank=values.get("rerank", 0),
+            metric=values.get("metric", "accuracy"),
         )

@@ -18,6 +18,7 @@ LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 AUGMENTATIONS = ("autoaugment", "none")
 
 FITS = ("crop", "pad", "squash")
+CLASS_WEIGHTS = ("none", "balanced")
 
 DEPTHS = range(6)
 """Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
@@ -27,7 +28,9 @@ Model = Annotated[str, one_of("model", ARCHITECTURES)]
 
 @checked
 class Recipe:
-    """Hyperparameters of one trial. `baseline.toml` holds the default values; `fit`, new after 0.1.0, has its here.
+    """Hyperparameters of one trial; `baseline.toml` holds the default values.
+
+    Only fields that records of version 0.1.0 lack have defaults here, with the meaning of that version.
 
     Raises:
         ConfigError: fields are missing, unknown or wrong; the message lists all of them.
@@ -59,6 +62,8 @@ class Recipe:
     """Side of the network's square input image, in pixels, at least 32."""
     fit: Annotated[str, one_of("choice", FITS)] = "crop"
     """What happens to images that are not square: crop, pad (with black) or squash; the same for a study's trials."""
+    class_weights: Annotated[str, one_of("choice", CLASS_WEIGHTS)] = "none"
+    """Weights of the classes in the training loss: none, or balanced, in inverse proportion to their images."""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition."""

@@ -58,6 +58,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "test_fraction": manifest.found.test_fraction,
         "skip_broken": manifest.found.skip_broken,
         "leaks": _recorded_leaks(manifest),
+        "metric": manifest.design.metric,
         "repeats": manifest.design.repeats,
         "rerank": manifest.design.rerank,
         "pruner": manifest.design.space and manifest.design.space.pruner.name,

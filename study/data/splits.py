@@ -1,6 +1,6 @@
 """Draw stratified subsets and hold-out splits from a seed; images of one group stay on one side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +157,28 @@ def _miss(held: NDArray[np.int64], counts: NDArray[np.int64]) -> int:
 
 def _name(classes: Sequence[str], label: int) -> str:
     return f"class {classes[label]!r}" if classes else f"class {label}"
+
+
+def check_metric(metric: str, classes: Sequence[str], parts: Mapping[str, Images]) -> None:
+    """Check that each class has images in all parts, if the metric is a mean over classes.
+
+    Args:
+        metric: metric that decides the study.
+        classes: class names.
+        parts: images that the metric is computed on, by their name for the error.
+
+    Raises:
+        DataError: a class has no image in a part.
+    """
+    if metric not in ("balanced_accuracy", "macro_f1"):
+        return
+    for name, images in parts.items():
+        missing = np.flatnonzero(np.bincount(images.labels, minlength=len(classes)) == 0)
+        if len(missing):
+            raise DataError(
+                f"--metric {metric}: every class must have {name} images, but {classes[missing[0]]!r} has none. Add"
+                " images, or use --metric accuracy or log_loss."
+            )
 
 
 def _quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from study.config.architectures import ARCHITECTURES
 from study.config.manifest import Found
+from study.config.plan import METRICS
 from study.config.recipe import Recipe
 from study.config.validation import AtLeastOne, Count, Fraction, check_value, checked, from_table, one_of, within
 from study.errors import ConfigError, RecordError
@@ -24,7 +25,7 @@ from study.files import new_directory
 from study.models.classifier import Classifier, build
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
-from study.results.metrics import accuracy
+from study.results.metrics import accuracy, measure, nothing_learnt
 
 MODEL_DIRECTORY = "model"
 """Directory of the kept model, in the study's directory."""
@@ -85,6 +86,10 @@ class ModelCard:
     """Key of the trial in its study."""
     versions: dict[str, str]
     """Versions of the packages."""
+    metric: Annotated[str, one_of("metric", METRICS)] = "accuracy"
+    """Metric that decided the study."""
+    test_loss: float | None = None
+    """Mean cross-entropy on the test images; None in older cards."""
     found: Annotated[Found, from_table(Found)] = Found()
     """What was found in the source of the images; its range of 16-bit grey values applies to new images, too."""
 
@@ -103,6 +108,16 @@ class ModelCard:
     def test_accuracy(self) -> float:
         """Fraction of the test images that were classified correctly, in [0, 1]."""
         return accuracy(self.confusion)
+
+    @property
+    def test_value(self) -> float | None:
+        """The metric that decided the study, on the test images; None for a log loss that is not known."""
+        return measure(self.confusion, self.test_loss).get(self.metric)
+
+    @property
+    def nothing_learnt(self) -> str | None:
+        """Why the classifier has learnt nothing; None if it has learnt something."""
+        return nothing_learnt(self.confusion, self.classes, self.metric)
 
     @classmethod
     def read(cls, file: Path) -> Self:

@@ -11,7 +11,9 @@ from study.report.trial_sections import (
     is_helped,
     result_row,
     tested_trials,
+    warn_of_nothing,
 )
+from study.results.metrics import largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import compare, faster
@@ -39,9 +41,12 @@ def _best_of(records: Sequence[Record]) -> str:
     record, best = max(tested, key=lambda pair: pair[1].test.accuracy if pair[1].test else 0.0)
     assert best.test
     manifest = record.manifest
+    guess = f"The largest class has {largest_class(best.test.confusion)[1]:.2%} of them."
+    warning = warn_of_nothing([best], manifest)
     return (
         f"On {manifest.data}, the highest test accuracy is {best.test.accuracy:.2%} of {manifest.test_images:,}"
-        f" images, by {best.plan.title} of {record.name} (tested trials: {len(tested)}). {_fastest(tested)}"
+        f" images, by {best.plan.title} of {record.name} (tested trials: {len(tested)}). {guess}"
+        f" {f'{warning} ' if warning else ''}{_fastest(tested)}"
     ).strip()
 
 

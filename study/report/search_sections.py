@@ -11,9 +11,11 @@ import numpy as np
 import optuna
 
 from study.report.elements import Picture, Section, Table, draw_picture
+from study.report.trial_sections import warn_of_nothing
+from study.results.metrics import MINIMISED, NAMES, format_metric
 from study.results.record import Record
-from study.results.verdict import stored_verdict
-from study.results.wording import details, sentence
+from study.results.verdict import rank, stored_verdict
+from study.results.wording import describe_closeness, details, sentence
 
 MOST_PLOTTED = 500
 """Largest number of trials for which Optuna's plots are readable."""
@@ -32,28 +34,37 @@ def search_sections(record: Record) -> list[Section]:
         sections.append(Section("Verdict", sentence(verdict), [Table(("", ""), rows)]))
     importances = record.noted("importances") or {}
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in importances.items())
+    metric = record.manifest.design.metric
+    name = f"validation {NAMES[metric]}"
     by_depth = {}
-    for trial in sorted(scored, key=lambda trial: trial.value or 0.0):
+    for trial in sorted(reversed(scored), key=rank):
         by_depth[trial.plan.recipe.unfreeze_depth] = trial
     best = Table(
-        ("unfreeze depth", "best trial", "validation accuracy"),
-        [(str(depth), trial.plan.title, f"{trial.value:.2%}") for depth, trial in sorted(by_depth.items())],
-        caption="Best complete trial of each unfreeze depth, by validation accuracy",
+        ("unfreeze depth", "best trial", name),
+        [
+            (str(depth), trial.plan.title, format_metric(metric, trial.metrics[metric]))
+            for depth, trial in sorted(by_depth.items())
+        ],
+        caption=f"Best complete trial of each unfreeze depth, by {name}",
     )
-    text = f"Share of each field in the variance of validation accuracy (complete trials): {shares}." if shares else ""
+    text = f"Share of each field in the variance of {name} (complete trials): {shares}." if shares else ""
+    if closeness := describe_closeness(trials, metric):
+        text += f" Close: {closeness}."
+    if nothing := warn_of_nothing(trials, record.manifest):
+        text += f" {nothing}"
     pictures = []
     if len(trials) > MOST_PLOTTED:
         text += f" Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
     elif len(scored) > 1:
-        pictures = _plots(record.optuna_study, list(record.space.domains) if record.space else [])
+        target = f"minus {name}" if metric in MINIMISED else name
+        pictures = _plots(record.optuna_study, list(record.space.domains) if record.space else [], target)
     sections.append(Section("Search results", text.strip(), [best] if by_depth else [], pictures))
     return sections
 
 
-def _plots(study: optuna.Study, fields: Sequence[str]) -> list[Picture]:
-    """Draw Optuna's own plots, with at most SLICES fields per slice plot."""
+def _plots(study: optuna.Study, fields: Sequence[str], name: str) -> list[Picture]:
+    """Draw Optuna's own plots of the score `name`, with at most SLICES fields per slice plot."""
     draw = optuna.visualization.matplotlib
-    name = "validation accuracy"
     pictures = [
         _plot("optimization history", 8, lambda: draw.plot_optimization_history(study, target_name=name), "tight"),
         _plot(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from study.config.manifest import Manifest
 from study.config.paths import search_spaces_directory
 from study.config.recipe import Recipe
 from study.data.images import Dataset
@@ -17,8 +18,9 @@ from study.report.copies import doubts, images_section
 from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
-from study.report.trial_sections import hardest, results, starred, tested_trials, training
+from study.report.trial_sections import class_table, hardest, results, starred, tested_trials, training
 from study.results.ledger import count_looks
+from study.results.metrics import largest_class
 from study.results.record import Record
 from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
@@ -38,6 +40,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         *(search_sections(record) if record.space else []),
         images_section(record, tested),
         _given(tested, dataset),
+        class_table(record.all_trials(), manifest),
         _all_trials(record),
         _time(record),
         _again(record),
@@ -68,7 +71,9 @@ def answer(record: Record) -> str:
     best = max(rows, key=lambda row: row.test_accuracy)
     ranked = [best, *(row for row in rows if row is not best)]
     accuracies = ", ".join(f"{row.model} {row.test_accuracy:.2%}" for row in ranked)
-    return f"Test accuracy: {accuracies}. {faster(rows) or ''}".strip()
+    guess = f"The largest class has {best.largest_share:.2%} of the test images."
+    nothing = [f"{row.model} has learnt nothing: {row.nothing_learnt}." for row in ranked if row.nothing_learnt]
+    return " ".join([f"Test accuracy: {accuracies}.", guess, *nothing, faster(rows) or ""]).strip()
 
 
 def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:
@@ -101,15 +106,34 @@ def _all_trials(record: Record) -> Section:
             "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
             "–" if trial.test is None else f"{100 * trial.test.accuracy:.2f}",
             starred(f"{trial.seconds:.1f}", trial),
+            *_other_metrics(trial),
             *(format_value(getattr(trial.plan.recipe, name)) for name in searched),
-            trial.reason or (f"as study {trial.reused_from} ran it" if trial.reused_from else ""),
+            _remarks(trial, record.manifest),
         )
         for trial in record.all_trials()
     ]
     headings = ["planned epochs" if name == "epochs" else name.replace("_", " ") for name in searched]
     columns = ("trial", "model", "unfreeze depth", "lr", "batch size", "state", "epochs")
-    measured = ("validation accuracy (%)", "test accuracy (%)", "device time (s)")
+    measured = ("validation accuracy (%)", "test accuracy (%)", "device time (s)", *OTHERS)
     return Section("All trials", "", [Table((*columns, *measured, *headings, "reason"), rows, sortable=True)])
+
+
+OTHERS = ("largest class (%)", "balanced accuracy (%)", "macro F1 (%)", "log loss")
+"""Columns of `_other_metrics`."""
+
+
+def _other_metrics(trial: TrialRecord) -> tuple[str, ...]:
+    """Return the cells of OTHERS, on the images of the test, or else of the validation."""
+    if not trial.confusion:
+        return ("–",) * len(OTHERS)
+    shares = largest_class(trial.confusion)[1], *(trial.metrics[name] for name in ("balanced_accuracy", "macro_f1"))
+    loss = trial.metrics.get("log_loss")
+    return *(f"{100 * share:.2f}" for share in shares), "–" if loss is None else f"{loss:.4f}"
+
+
+def _remarks(trial: TrialRecord, manifest: Manifest) -> str:
+    nothing = trial.nothing_learnt(manifest) if trial.finished else None
+    return "; ".join(filter(None, [trial.reason, nothing and f"has learnt nothing: {nothing}"]))
 
 
 def _time(record: Record) -> Section:
@@ -195,6 +219,8 @@ def run_command(record: Record) -> str:
         what = ["--search", space.name if shipped else str(space.file)]
         flags |= {"trials": space.budget.trials, "pruner": space.pruner.name, "repeats": design.repeats}
         flags["rerank"] = design.rerank
+        if design.metric != "accuracy":
+            flags["metric"] = design.metric
         if space.budget.time_s is not None:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:

@@ -9,10 +9,13 @@ from itertools import accumulate
 import numpy as np
 
 from study.config.manifest import Manifest
+from study.config.plan import METRICS
 from study.data.images import Dataset
+from study.formatting import format_value
 from study.models.list_models import count_operations
 from study.report import figures
 from study.report.elements import Picture, Section, Table, draw_picture
+from study.results.metrics import class_scores, format_metric, largest_class
 from study.results.record import Record
 from study.results.statistics import ClassPair, accuracy_interval, hardest_pair
 from study.results.trial_record import TrialRecord
@@ -24,7 +27,8 @@ def tested_trials(record: Record) -> list[TrialRecord]:
 
 
 RESULT_COLUMNS = (
-    "trial", "test accuracy", "95 % interval", "images/s", "training time (s)", "parameters", "trainable parameters",
+    "trial", "test accuracy", "95 % interval", "largest class", "balanced accuracy", "macro F1", "log loss", "images/s",
+    "training time (s)", "parameters", "trainable parameters",
 )  # fmt: skip
 
 
@@ -38,6 +42,8 @@ def result_row(trial: TrialRecord, manifest: Manifest) -> tuple[str, ...]:
         trial.plan.title,
         f"{trial.test.accuracy:.2%}",
         f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{largest_class(trial.test.confusion)[1]:.2%}",
+        *(format_metric(name, trial.metrics[name]) for name in METRICS[1:]),
         starred(f"{images / trial.training_s:.1f}" if trial.training_s else "–", trial),
         starred(f"{trial.training_s:.1f}", trial),
         f"{trial.facts.get('parameters', 0):,}",
@@ -69,8 +75,43 @@ def results(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None
         drawn = figures.confusion_matrix(np.asarray(trial.test.confusion), manifest.classes, trial.plan.title)
         pictures.append(draw_picture(f"confusion matrix of {trial.plan.title}", drawn))
     table = Table(RESULT_COLUMNS, [result_row(trial, manifest) for trial in tested], sortable=True)
-    text = "Each trial trained on all training images and was tested once. Wilson's interval covers images, not seeds."
+    text = (
+        "Each trial trained on all training images and was tested once. Wilson's interval covers images, not seeds. A"
+        f" classifier that always predicts the largest class is right as often as that class's share says."
+        f" {warn_of_nothing(tested, manifest)}"
+    ).strip()
     return Section("Test accuracy", text, [table], pictures)
+
+
+def warn_of_nothing(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
+    """Return a sentence for each trial that has learnt nothing; empty if all have learnt something."""
+    reasons = [(trial.plan.title, trial.nothing_learnt(manifest)) for trial in trials if trial.finished]
+    return " ".join(f"{title} has learnt nothing: {reason}." for title, reason in reasons if reason)
+
+
+MOST_SCORES = 1_000
+"""Largest number of lines in the table of classes; with more, only tested trials are shown."""
+
+
+def class_table(trials: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
+    """Return the section with precision and recall of each class, for each trial that was validated or tested."""
+    shown = [trial for trial in trials if trial.confusion]
+    if len(shown) * len(manifest.classes) > MOST_SCORES:
+        shown = [trial for trial in shown if trial.test]
+    rows = [
+        (
+            trial.plan.title,
+            "test" if trial.test else "validation",
+            name,
+            str(scores.images),
+            *(f"{100 * value:.2f}" for value in (scores.precision, scores.recall, scores.f1)),
+        )
+        for trial in shown
+        for name, scores in zip(manifest.classes, class_scores(trial.confusion or []), strict=False)
+    ]
+    columns = ("trial", "images of the", "class", "images", "precision (%)", "recall (%)", "F1 (%)")
+    text = "Precision: share of the images predicted as this class that are of it. Recall: share of its images found."
+    return Section("Precision and recall by class", text, [Table(columns, rows, sortable=True)]) if rows else None
 
 
 def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset | None) -> Section | None:
@@ -79,9 +120,9 @@ def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset 
         return None
     pair, text = hardest_pair_of(tested, manifest)
     pictures = []
-    if dataset:
+    if dataset and pair:
         errors = np.zeros(len(dataset.test), dtype=int)
-        for trial in tested:
+        for trial in (trial for trial in tested if not trial.nothing_learnt(manifest)):
             assert trial.test
             seen, true = np.asarray(trial.test.predictions), dataset.test.labels
             errors += ((true == pair.first) & (seen == pair.second)) | ((true == pair.second) & (seen == pair.first))
@@ -98,8 +139,14 @@ def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset 
     return Section("Most confused classes", text, [], pictures)
 
 
-def hardest_pair_of(tested: Sequence[TrialRecord], manifest: Manifest) -> tuple[ClassPair, str]:
-    """Return the two classes that are confused most often in all tests together, and a text on them."""
+def hardest_pair_of(tested: Sequence[TrialRecord], manifest: Manifest) -> tuple[ClassPair | None, str]:
+    """Return the two classes that are confused most often in all tests together, and a text on them.
+
+    Trials that have learnt nothing do not count: what they confuse says nothing about the classes.
+    """
+    tested = [trial for trial in tested if not trial.nothing_learnt(manifest)]
+    if not tested:
+        return None, "No tested trial has learnt anything, so none shows which classes are hard to tell apart."
     pair = hardest_pair(np.sum([trial.test.confusion for trial in tested if trial.test], axis=0))
     first, second = manifest.classes[pair.first], manifest.classes[pair.second]
     tests = "one test" if len(tested) == 1 else f"{len(tested)} tests"
@@ -136,14 +183,17 @@ def draw_curves(tested: Mapping[str, TrialRecord]) -> tuple[Picture, str]:
     epochs = range(1, max(map(len, curves.values())) + 1)
     padded = {f"{title}_loss": [*losses, *[None] * (len(epochs) - len(losses))] for title, losses in curves.items()}
     drawn = draw_picture("training loss by epoch", figures.learning_curve(list(epochs), padded, "training loss"))
-    smoothing = sorted({trial.plan.recipe.label_smoothing for trial in tested.values()})
-    if len(smoothing) == 1:
-        return drawn, ""
-    values = ", ".join(f"{value:.3g}" for value in smoothing)
-    return drawn, (
-        f"The trials' label smoothing differs ({values}) and changes their losses. So the heights of the curves are not"
-        " comparable, and times to a given loss are not shown."
-    )
+    recipes = [trial.plan.recipe for trial in tested.values()]
+    for field in ("label_smoothing", "class_weights"):
+        values = sorted({getattr(recipe, field) for recipe in recipes})
+        if len(values) > 1:
+            shown = ", ".join(map(format_value, values))
+            return drawn, (
+                f"The trials' {field.replace('_', ' ')} differ{'s' * (field == 'label_smoothing')} ({shown}), which"
+                " changes their losses. So the heights of the curves are not comparable, and times to a given loss are"
+                " not shown."
+            )
+    return drawn, ""
 
 
 def _loss_marks(tested: Sequence[TrialRecord]) -> list[float]:

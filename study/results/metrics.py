@@ -1,17 +1,106 @@
-"""Define the results of a trial as plain values: an epoch's, an evaluation's, and how far an epoch is.
+"""Define the results of a trial as plain values, and the metrics that are computed from them.
 
 Needs no torch: the record reads these values back.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+
+from study.config.plan import METRICS
+
+NAMES = dict(zip(METRICS, ("accuracy", "balanced accuracy", "macro F1", "log loss"), strict=True))
+"""Names of the metrics for people."""
+MINIMISED = frozenset({"log_loss"})
+"""Metrics of which less is better; of all others, which are fractions in [0, 1], more is better."""
+
+
+class ClassScores(NamedTuple):
+    """Precision, recall and F1 of one class, each in [0, 1], and the number of its images."""
+
+    precision: float
+    """0, like the others, where its denominator is 0: for a class that is never predicted."""
+    recall: float
+    f1: float
+    images: int
 
 
 def accuracy(confusion: list[list[int]]) -> float:
     """Return the accuracy of a confusion matrix: the sum of its diagonal over the sum of all counts, in [0, 1]."""
     counts = np.asarray(confusion)
     return float(np.trace(counts) / counts.sum())
+
+
+def class_scores(confusion: list[list[int]]) -> list[ClassScores]:
+    """Return precision, recall and F1 of each class, as scikit-learn defines them (with zero_division=0)."""
+    counts = np.asarray(confusion)
+    right, images, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    wholes = predicted, images, (predicted + images) / 2
+    scores = [np.divide(right, whole, out=np.zeros(len(counts)), where=whole > 0) for whole in wholes]
+    precision, recall, f1 = (values.tolist() for values in scores)
+    return [ClassScores(*row) for row in zip(precision, recall, f1, images.tolist(), strict=True)]
+
+
+def measure(confusion: list[list[int]], loss: float | None) -> dict[str, float]:
+    """Return the metrics of a classifier on a set of images by their names, in the order of METRICS.
+
+    Balanced accuracy is the mean recall of the classes that have images; macro F1 is the mean F1 of all classes.
+
+    Args:
+        confusion: numbers of images, (classes, classes): row = true class, column = predicted class.
+        loss: mean cross-entropy, the log loss; None if it is not known, and left out of the result.
+    """
+    scores = class_scores(confusion)
+    values = {
+        "accuracy": accuracy(confusion),
+        "balanced_accuracy": float(np.mean([score.recall for score in scores if score.images])),
+        "macro_f1": float(np.mean([score.f1 for score in scores])),
+    }
+    return values if loss is None else {**values, "log_loss": loss}
+
+
+def score(metric: str, value: float) -> float:
+    """Return a metric's value with the sign by which more is better; applied again, it gives the value back."""
+    return -value if metric in MINIMISED else value
+
+
+def format_metric(metric: str, value: float) -> str:
+    """Return a metric's value for people: a fraction in percent, the log loss as a number."""
+    return f"{value:.4f}" if metric in MINIMISED else f"{value:.2%}"
+
+
+def largest_class(confusion: list[list[int]]) -> tuple[int, float]:
+    """Return the class that has the most images, by index, and its share of all images: how often a guess is right."""
+    sizes = np.sum(confusion, axis=1)
+    return int(sizes.argmax()), float(sizes.max() / sizes.sum())
+
+
+def nothing_learnt(confusion: list[list[int]], classes: Sequence[str], metric: str = "accuracy") -> str | None:
+    """Return why a classifier has learnt nothing, or None if it has learnt something.
+
+    It has learnt nothing if it predicts one class only, or if its metric is not above that of always predicting the
+    largest class. A log loss is infinite for such a guess, so accuracy is compared in its place.
+
+    Args:
+        confusion: numbers of images, (classes, classes): row = true class, column = predicted class.
+        classes: class names, in the order of the rows.
+        metric: metric that decides the study.
+    """
+    predicted = np.flatnonzero(np.sum(confusion, axis=0))
+    if len(predicted) == 1:
+        return f"every image is predicted as {classes[predicted[0]]}"
+    metric = "accuracy" if metric in MINIMISED else metric
+    largest, share = largest_class(confusion)
+    guessed = np.zeros_like(confusion)
+    guessed[:, largest] = np.sum(confusion, axis=1)
+    reached, guess = (measure(counts, None)[metric] for counts in (confusion, guessed.tolist()))
+    if reached > guess + 1e-12:  # the same fractions, summed in another order, differ in their last bits
+        return None
+    if metric == "accuracy":
+        return f"the accuracy is not above the share of the largest class, {classes[largest]} ({share:.2%})"
+    return f"the {NAMES[metric]} is not above that of always predicting {classes[largest]} ({guess:.2%})"
 
 
 @dataclass(frozen=True)
@@ -26,11 +115,18 @@ class Evaluation:
     """Predicted class of each image, in the order of the set."""
     seconds: float = field(default=0.0, compare=False)
     """Duration of the evaluation. Ignored when two evaluations are compared."""
+    losses: list[float] | None = None
+    """Cross-entropy of each image, in the order of the set; None except for the verdict's trials."""
 
     @property
     def accuracy(self) -> float:
         """Fraction of images that were classified correctly, in [0, 1]."""
         return accuracy(self.confusion)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics by their names."""
+        return measure(self.confusion, self.loss)
 
 
 @dataclass(frozen=True)
@@ -64,6 +160,11 @@ class EpochResult:
     def val_accuracy(self) -> float | None:
         """Fraction of validation images that were classified correctly, in [0, 1]; None without validation images."""
         return None if self.val_confusion is None else accuracy(self.val_confusion)
+
+    @property
+    def val_metrics(self) -> dict[str, float]:
+        """All metrics on the validation images by their names; empty without validation images."""
+        return {} if self.val_confusion is None else measure(self.val_confusion, self.val_loss)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.files import PARTIAL, new_directory, replace_file
 from study.results.journal import Journal
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation, score
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
 from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
@@ -42,6 +42,14 @@ COPY = "copy_uid"
 """Key of the id that a copy of a study has in MLflow, so that its runs are not those of the original."""
 SPENT = "spent_s"
 """Key of the seconds that the study has run, at the last recorded moment."""
+
+
+MIN_COMPLETE, MIN_SCORES = 10, 5
+"""Complete trials, and different values of the metric among them, that the importance of fields is computed from.
+
+Simulated with three fields, of which one decides: that one came out first in 18 of 40 searches of 3 complete trials (a
+guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
+"""
 
 
 class Record:
@@ -340,11 +348,16 @@ class Record:
         self.note(SPENT, round(self.spent_s, 3))
 
     def importances(self) -> dict[str, float]:
-        """Return the importance of each searched field for validation accuracy (fANOVA), in [0, 1], with sum 1."""
+        """Return the importance of each searched field for the metric (fANOVA), in [0, 1], with sum 1.
+
+        Only fields that differ between complete trials are ranked, and only if there are MIN_COMPLETE of these with
+        MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no field can be ranked.
+        """
         assert self._space
-        fields = list(self._space.domains)
         complete = self._trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len({trial.value for trial in complete if set(fields) <= set(trial.params)}) < 2:
+        inside = [trial for trial in complete if set(self._space.domains) <= set(trial.params)]
+        fields = [name for name in self._space.domains if len({trial.params[name] for trial in inside}) > 1]
+        if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(self._trials, evaluator=evaluator, params=fields))
@@ -360,8 +373,8 @@ class Record:
             self._note_time()
             trial = self._running(plan)
             trial.set_user_attr(f"epoch/{result.epoch}", {**asdict(result), "ended_ms": round(time.time() * 1000)})
-            if result.val_accuracy is not None:
-                trial.report(result.val_accuracy, result.epoch)
+            if result.val_confusion is not None:
+                trial.report(self._score(result.val_metrics), result.epoch)
             reason = self._reason_to_stop(plan, result)
             if reason:
                 self.prune(plan, reason)
@@ -387,13 +400,12 @@ class Record:
         self._running(plan).set_user_attr("facts", dict(facts))
 
     def complete(self, plan: Plan) -> None:
-        """End a trial with its test accuracy as value, or with its last validation accuracy if it was not tested."""
+        """End a trial with its score on the test images as value, or on the validation images if it was not tested."""
         trial = self.trial(plan)
-        value = trial.test.accuracy if trial.test else trial.val_accuracy
-        if value is None or (plan.stage == "final" and not trial.test):
+        if not trial.metrics or (plan.stage == "final" and not trial.test):
             self.fail(plan, "it ended without a result.")
         else:
-            self._study_of(plan.stage).tell(self._running(plan), value)
+            self._study_of(plan.stage).tell(self._running(plan), self._score(trial.metrics))
             self._drop_checkpoint(plan)
 
     def adopt(self, plan: Plan, donor: TrialRecord, study: str) -> None:
@@ -458,6 +470,11 @@ class Record:
     def close(self) -> None:
         """Release the study's lock, so that another process may run the study."""
         self._lock.release()
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric that decides the study, with the sign by which more is better."""
+        metric = self.manifest.design.metric
+        return score(metric, metrics[metric])
 
     def _study_of(self, stage: str) -> optuna.Study:
         return {"rerank": self._studies[1], "final": self._finals}.get(stage, self._trials)

@@ -62,7 +62,14 @@ def rank_candidates(record: Record) -> list[Candidate]:
 
 
 def find_winner(record: Record) -> TrialRecord | None:
-    """Return the trial that wins a search: the best re-ranked candidate, or without re-ranking the best trial."""
+    """Return the trial that wins a search: the best re-ranked candidate, or without re-ranking the best trial.
+
+    Once refits for the verdict are planned, it is the trial that they belong to: version 0.1.0 did not break ties by
+    loss, and may have planned another trial's.
+    """
     trials = record.trials()
-    ranked = rank_candidates(record)
-    return trials[ranked[0].trial] if ranked else choose(trials)
+    if ranked := rank_candidates(record):
+        return trials[ranked[0].trial]
+    recipes = {trial.plan.recipe for trial in record.finals()}
+    planned = [trial for trial in trials if trial.plan.recipe in recipes - {trials[0].plan.recipe}]
+    return choose(planned or (trials[:1] if recipes else trials))

@@ -12,9 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.recipe import Recipe
-from study.results.metrics import EpochResult, Evaluation
+from study.results.metrics import EpochResult, Evaluation, nothing_learnt
 
 STATES = {
     TrialState.WAITING: "waiting",
@@ -36,7 +37,8 @@ class TrialRecord:
     state: str
     """waiting, running, complete, pruned or failed."""
     value: float | None
-    """Test accuracy, or validation accuracy if the trial was not tested, in [0, 1]; None unless complete."""
+    """The study's metric on the test images, or on the validation images if the trial was not tested, with the sign by
+    which more is better; None unless complete."""
     epochs: tuple[EpochResult, ...]
     epoch_ends_ms: tuple[int, ...]
     """When the driver received each epoch, in milliseconds since 1970."""
@@ -51,6 +53,8 @@ class TrialRecord:
     """Start time in milliseconds since 1970, the unit of MLflow."""
     ended_ms: int | None
     """End time in milliseconds since 1970."""
+    last_score: float | None = None
+    """The study's metric on the validation images after the last epoch, with the sign by which more is better."""
 
     @property
     def number(self) -> int:
@@ -94,6 +98,26 @@ class TrialRecord:
         return self.epochs[-1].val_accuracy if self.epochs else None
 
     @property
+    def score(self) -> float | None:
+        """The final value, or the score of the last epoch if the trial is not complete: more is better."""
+        return self.last_score if self.value is None else self.value
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics on the test images, or after the last epoch on the validation images; empty without either."""
+        return self.test.metrics if self.test else self.epochs[-1].val_metrics if self.epochs else {}
+
+    @property
+    def confusion(self) -> list[list[int]] | None:
+        """Confusion of the test images, or after the last epoch of the validation images; None without either."""
+        return self.test.confusion if self.test else self.epochs[-1].val_confusion if self.epochs else None
+
+    def nothing_learnt(self, manifest: Manifest) -> str | None:
+        """Return why the trial has learnt nothing, by its test or last validation; None if it has, or has neither."""
+        confusion = self.confusion
+        return nothing_learnt(confusion, manifest.classes, manifest.design.metric) if confusion else None
+
+    @property
     def finished(self) -> bool:
         """Whether the trial is complete, pruned or failed."""
         return self.state in {"complete", "pruned", "failed"}
@@ -119,6 +143,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         facts=attributes.get("facts", {}),
         started_ms=_milliseconds(trial.datetime_start),
         ended_ms=_milliseconds(trial.datetime_complete),
+        last_score=trial.intermediate_values.get(max(trial.intermediate_values, default=0)),
     )
 
 

@@ -1,10 +1,11 @@
 """Build the table of tested trials."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from study.results.metrics import largest_class, nothing_learnt
 from study.results.statistics import hardest_pair
 from study.results.trial_record import TrialRecord
 
@@ -24,7 +25,13 @@ class Row:
     test_accuracy: float
     """Accuracy on the test images, in [0, 1]."""
     hardest_pair: str
-    """The two classes that are confused most often, with counts in both directions."""
+    """The two classes that are confused most often, with counts in both directions; – if nothing was learnt."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """All metrics on the test images by their names."""
+    largest_share: float | None = None
+    """Share of the largest class of the test images, in [0, 1]."""
+    nothing_learnt: str | None = None
+    """Why the classifier has learnt nothing; None if it has learnt something."""
 
 
 def compare(trials: Sequence[TrialRecord], classes: Sequence[str]) -> list[Row]:
@@ -52,6 +59,8 @@ def _row(trial: TrialRecord, classes: Sequence[str]) -> Row:
     images = sum(result.images_per_s * result.epoch_s for result in trial.epochs)
     pair = hardest_pair(np.asarray(trial.test.confusion))
     first, second = classes[pair.first], classes[pair.second]
+    confused = f"{first} → {second} {pair.first_as_second}, {second} → {first} {pair.second_as_first}"
+    why = nothing_learnt(trial.test.confusion, classes)
     return Row(
         model=trial.plan.recipe.model,
         trainable_parameters=trial.facts["trainable_parameters"],
@@ -59,5 +68,8 @@ def _row(trial: TrialRecord, classes: Sequence[str]) -> Row:
         images_per_s=images / seconds,
         losses=tuple(result.train_loss for result in trial.epochs),
         test_accuracy=trial.test.accuracy,
-        hardest_pair=f"{first} → {second} {pair.first_as_second}, {second} → {first} {pair.second_as_first}",
+        hardest_pair="–" if why else confused,
+        metrics=trial.metrics,
+        largest_share=largest_class(trial.test.confusion)[1],
+        nothing_learnt=why,
     )

@@ -3,6 +3,7 @@
 Reads records and plans trials. Runs nothing, opens no test set, and leaves the arithmetic to `statistics.py`.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -12,7 +13,8 @@ from pydantic import TypeAdapter
 from study.config.plan import Plan, Repeats
 from study.config.recipe import Recipe
 from study.results.ledger import Looks, count_looks, earlier_p_values
-from study.results.metrics import Evaluation
+from study.results.metric_intervals import metric_difference
+from study.results.metrics import MINIMISED, NAMES, Evaluation, nothing_learnt, score
 from study.results.record import Record
 from study.results.statistics import (
     CONFIDENCE,
@@ -45,6 +47,8 @@ class Side:
     """Standard deviation of the accuracies over seeds (n - 1 in the denominator); None for one seed."""
     confusion: list[list[int]]
     """Counts summed over the seeds, (classes, classes): row = true class, column = predicted class."""
+    values: list[float] = field(default_factory=list)
+    """The study's metric, in the order of the verdict's seeds; empty if it is the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,16 @@ class Comparison:
 
     winner: Side
     difference: Difference
-    """Mean test accuracy of the winner minus that of the baseline, with its 95 % interval."""
+    """Gain of the winner over the baseline in the study's mean metric on the test images, with its 95 % interval: more
+    is better, so for a log loss it is the baseline's minus the winner's."""
     mcnemar_p: list[float]
     """Exact p-value of each seed, in the order of the verdict's seeds."""
     confusion_difference: list[list[int]]
     """The winner's confusion counts minus the baseline's, (classes, classes)."""
-    hardest_before: HardPair
-    """The pair of classes that the baseline confuses most."""
-    hardest_after: HardPair
-    """The pair of classes that the winner confuses most."""
+    hardest_before: HardPair | None
+    """The pair of classes that the baseline confuses most; None if it confuses none or has learnt nothing."""
+    hardest_after: HardPair | None
+    """The pair of classes that the winner confuses most; None if it confuses none or has learnt nothing."""
     corrected_p: float | None = None
     """p-value of the difference, corrected for the earlier verdicts (Holm); None in records of version 0.1.0."""
     earlier_verdicts: int = 0
@@ -86,7 +91,7 @@ class Candidate:
     trial: int
     """Number of the trial in the search."""
     accuracies: list[float]
-    """Validation accuracies, in [0, 1]: that of the search, then those of the refits."""
+    """Scores on validation images, more is better: that of the search, then those of the refits."""
     mean: float
 
 
@@ -105,7 +110,7 @@ class Verdict:
     val_accuracy: float
     """Validation accuracy of the winning trial in the search, in [0, 1]."""
     optimism: float | None
-    """`val_accuracy` minus the winner's mean test accuracy, the bias of choosing the best of many trials; or None."""
+    """Validation score minus the winner's mean test score, the bias of choosing the best of many trials; or None."""
     seeds: list[int]
     """Seeds that count, in the planned order: those with complete refits of both recipes."""
     seeds_planned: int
@@ -123,26 +128,31 @@ class Verdict:
     """Candidates of the re-ranking, the best mean first; empty without one."""
     looks: Looks | None = None
     """Openings of the test images when the verdict was reached; None in records of version 0.1.0."""
+    metric: str = "accuracy"
+    """Metric that decides the study."""
+    val_value: float | None = None
+    """The metric of the winning trial on the validation images; None in older records, where it is the accuracy."""
+    nothing_learnt: dict[str, str] = field(default_factory=dict)
+    """Why the baseline or the winner has learnt nothing on the test images, by 'baseline' and 'winner'."""
 
 
 def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the complete search trial with the highest validation accuracy; of equal trials, the earliest.
+    """Return the complete search trial with the best score; of equal trials, that of the lower validation loss.
 
-    The first trial of the search is the baseline, and it is returned if no trial is better. If no trial is complete,
-    the best of those that the pruner stopped is returned; those that the time budget stopped may yet be continued by a
-    larger one. None if there is neither.
+    Of trials that are equal in both, the earliest is returned, so the baseline, which is the first trial, is returned
+    if no trial is better. If no trial is complete, the best of those that the pruner stopped is returned; those that
+    the time budget stopped may yet be continued by a larger one. None if there is neither.
     """
     searched = sorted((trial for trial in trials if trial.plan.stage == "search"), key=lambda trial: trial.number)
     complete = [trial for trial in searched if trial.state == "complete"]
-    pruned = [trial for trial in searched if trial.reason == PRUNED and trial.val_accuracy is not None]
-    return max(complete or pruned, key=_search_accuracy, default=None)
+    pruned = [trial for trial in searched if trial.reason == PRUNED and trial.score is not None]
+    return max(complete or pruned, key=rank, default=None)
 
 
-def _search_accuracy(trial: TrialRecord) -> float:
-    """Return a trial's validation accuracy in the search: its value if it is complete, else that of its last epoch."""
-    accuracy = trial.val_accuracy if trial.value is None else trial.value
-    assert accuracy is not None
-    return accuracy
+def rank(trial: TrialRecord) -> tuple[float, float]:
+    """Return the key by which the trials of a search are ranked, more is better: score, then less validation loss."""
+    loss = trial.epochs[-1].val_loss if trial.epochs else None
+    return -math.inf if trial.score is None else trial.score, -math.inf if loss is None else -loss
 
 
 def final_seeds(seed: int, repeats: int) -> list[int]:
@@ -164,6 +174,7 @@ def plan_finals(
     seed: int,
     repeats: Repeats,
     earlier: Sequence[float] = (),
+    metric: str = "accuracy",
 ) -> list[Plan]:
     """Plan the refits that are still to be run, seed by seed, so that an early end leaves complete pairs.
 
@@ -181,6 +192,7 @@ def plan_finals(
         seed: seed of the study.
         repeats: number of seeds, or auto.
         earlier: p-values of earlier verdicts on the same test images.
+        metric: metric that decides the study.
 
     Returns:
         Plans without numbers; none if the verdict can be reached.
@@ -193,19 +205,35 @@ def plan_finals(
     left = [plan for plan in plans if plan not in ended]
     if left or repeats != "auto" or seeds == max(LOOKS):
         return left
-    if winner.plan.recipe == baseline or not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier):
+    if winner.plan.recipe == baseline:
+        return []
+    if not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier, metric):
         return []
     return [Plan(None, "final", recipe, final_seeds(seed, seeds + 1)[-1]) for recipe in recipes]
 
 
 def _is_open(
-    before: Mapping[int, Evaluation], after: Mapping[int, Evaluation], labels: Sequence[int], earlier: Sequence[float]
+    before: Mapping[int, Evaluation],
+    after: Mapping[int, Evaluation],
+    labels: Sequence[int],
+    earlier: Sequence[float],
+    metric: str,
 ) -> bool:
     """Return whether more seeds may show that the second recipe is better: it leads, but not by enough."""
     if not before:
         return False
-    difference = compare_recipes(_correct(before, labels), _correct(after, labels), level=level_of_look(len(before)))
+    difference = _compare(before, after, labels, metric, level_of_look(len(before)))
     return difference.mean > 0 and decide(difference, earlier) == "no better"
+
+
+def _compare(
+    before: Mapping[int, Evaluation], after: Mapping[int, Evaluation], labels: Sequence[int], metric: str, level: float
+) -> Difference:
+    """Return the gain of the second recipe over the first; `level` is the interval's error probability."""
+    if metric == "accuracy":
+        return compare_recipes(_correct(before, labels), _correct(after, labels), level=level)
+    first, second = [*before.values()], [*after.values()]
+    return metric_difference(metric, first, second, labels, seed=next(iter(before)), level=level)
 
 
 def judge(
@@ -218,6 +246,7 @@ def judge(
     stops_early: bool = False,
     earlier: Sequence[float] = (),
     looks: Looks | None = None,
+    metric: str = "accuracy",
 ) -> Verdict:
     """Compare the refits of the winner and of the baseline, seed by seed; a seed counts if both are complete.
 
@@ -230,22 +259,25 @@ def judge(
         stops_early: whether the number of seeds depended on the results.
         earlier: p-values of earlier verdicts on the same test images.
         looks: openings of the test images until now.
+        metric: metric that decides the study.
     """
     finals = sorted((trial for trial in trials if trial.plan.stage == "final"), key=lambda trial: trial.number)
     recipe = winner.plan.recipe
     planned = dict.fromkeys(trial.plan.seed for trial in finals)
     before, after = _pair(finals, baseline, recipe)
     seeds = [*before]
-    sides = [_side([*tests.values()]) for tests in (before, after)] if seeds else None
+    sides = [_side([*tests.values()], metric) for tests in (before, after)] if seeds else None
     decision: Decision | None = None
     reason = comparison = None
     if recipe == baseline:
-        decision, reason = "no better", "no other completed recipe of the search reached a higher validation accuracy"
+        decision, better = "no better", "lower" if metric in MINIMISED else "higher"
+        reason = f"no other completed recipe of the search reached a {better} validation {NAMES[metric]}"
     elif sides is None:
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
+        level = level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE
         right = [_correct(tests, labels) for tests in (before, after)]
-        difference = compare_recipes(*right, level=level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE)
+        difference = _compare(before, after, labels, metric, level)
         decision = decide(difference, earlier)
         confusions = [np.array(side.confusion) for side in sides]
         comparison = Comparison(
@@ -253,18 +285,20 @@ def judge(
             difference=difference,
             mcnemar_p=[mcnemar_exact(*pair) for pair in zip(*right, strict=True)],
             confusion_difference=(confusions[1] - confusions[0]).tolist(),
-            hardest_before=_hard_pair(confusions[0], *sides, classes=classes),
-            hardest_after=_hard_pair(confusions[1], *sides, classes=classes),
+            hardest_before=_hard_pair(confusions[0], *sides, classes=classes, metric=metric),
+            hardest_after=_hard_pair(confusions[1], *sides, classes=classes, metric=metric),
             corrected_p=None if difference.p is None else holm(difference.p, earlier),
             earlier_verdicts=len(earlier),
         )
+    reached = winner.score
+    assert reached is not None
     return Verdict(
         decision=decision,
         reason=reason,
         winner_trial=winner.number,
         changes={name: value for name, value in recipe.to_dict().items() if value != getattr(baseline, name)},
-        val_accuracy=_search_accuracy(winner),
-        optimism=_search_accuracy(winner) - sides[1].mean if sides else None,
+        val_accuracy=reached if winner.val_accuracy is None else winner.val_accuracy,
+        optimism=reached - _mean_score(sides[1], metric) if sides else None,
         seeds=seeds,
         seeds_planned=len(planned),
         missing=[
@@ -278,6 +312,13 @@ def judge(
         stops_early=stops_early,
         reused=[f"#{trial.plan.key} from study {trial.reused_from}" for trial in finals if trial.reused_from],
         looks=looks,
+        metric=metric,
+        val_value=score(metric, reached),
+        nothing_learnt={
+            name: why
+            for name, side in zip(("baseline", "winner")[: 1 if comparison is None else 2], sides or [], strict=False)
+            if (why := nothing_learnt(side.confusion, classes, metric))
+        },
     )
 
 
@@ -301,6 +342,7 @@ def reach_verdict(
         stops_early=record.manifest.design.repeats == "auto",
         earlier=earlier_p_values(record),
         looks=count_looks(record),
+        metric=record.manifest.design.metric,
     )
     verdict = replace(verdict, reranked=[*reranked])
     record.note("test_labels", list(labels))
@@ -315,13 +357,17 @@ def stored_verdict(record: Record) -> Verdict | None:
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """Return the available figures of a verdict by their MLflow name; all are fractions."""
+    """Return the available figures of a verdict by their MLflow name: fractions, but for a log loss."""
     comparison = verdict.comparison
     metrics: dict[str, float | None] = {"optimism": verdict.optimism}
     if verdict.baseline:
         metrics |= {"baseline_test_accuracy": verdict.baseline.mean, "baseline_test_accuracy_std": verdict.baseline.std}
     if comparison:
         metrics |= {"test_accuracy": comparison.winner.mean, "test_accuracy_std": comparison.winner.std}
+    for name, side in {"baseline_": verdict.baseline, "": comparison and comparison.winner}.items():
+        if side and side.values:
+            metrics[f"{name}test_{verdict.metric}"] = float(np.mean(side.values))
+    if comparison:
         metrics |= {f"difference_{name}": value for name, value in asdict(comparison.difference).items()}
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -342,14 +388,20 @@ def _tests(finals: Sequence[TrialRecord], recipe: Recipe) -> dict[int, Evaluatio
     return {trial.plan.seed: trial.test for trial in reversed(matching) if trial.test}
 
 
-def _side(tests: Sequence[Evaluation]) -> Side:
+def _side(tests: Sequence[Evaluation], metric: str) -> Side:
     accuracies = [test.accuracy for test in tests]
     return Side(
         accuracies=accuracies,
         mean=float(np.mean(accuracies)),
         std=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         confusion=np.sum([test.confusion for test in tests], axis=0).tolist(),
+        values=[] if metric == "accuracy" else [test.metrics[metric] for test in tests],
     )
+
+
+def _mean_score(side: Side, metric: str) -> float:
+    """Return the mean of the study's metric with the sign by which more is better."""
+    return score(metric, float(np.mean(side.values))) if side.values else side.mean
 
 
 def _correct(tests: Mapping[int, Evaluation], labels: Sequence[int]) -> Flags:
@@ -360,9 +412,15 @@ def _correct(tests: Mapping[int, Evaluation], labels: Sequence[int]) -> Flags:
     return flags
 
 
-def _hard_pair(confusion: np.ndarray, before: Side, after: Side, *, classes: Sequence[str]) -> HardPair:
+def _hard_pair(
+    confusion: np.ndarray, before: Side, after: Side, *, classes: Sequence[str], metric: str
+) -> HardPair | None:
     """Return the pair that is confused most in `confusion`, with the confusions of both sides."""
-    first, second, *_ = hardest_pair(confusion)
+    if nothing_learnt(confusion.tolist(), classes, metric):
+        return None
+    first, second, *counts = hardest_pair(confusion)
+    if not sum(counts):
+        return None
     confused = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
     return HardPair([classes[first], classes[second]], *confused)
 

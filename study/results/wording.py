@@ -3,11 +3,17 @@
 Computes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean
 
-from study.formatting import format_points, format_value
+import numpy as np
+
+from study.formatting import format_bounds, format_points, format_value
+from study.results.metrics import MINIMISED, NAMES, format_metric, largest_class, score
 from study.results.statistics import CONFIDENCE
-from study.results.verdict import Side, Value, Verdict, count_seeds
+from study.results.trial_record import TrialRecord
+from study.results.verdict import Side, Value, Verdict, count_seeds, rank
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
 """Shorter names of recipe fields for sentences."""
@@ -20,23 +26,34 @@ def sentence(verdict: Verdict | None) -> str:
     if verdict.decision is None:
         return f"No verdict: {verdict.reason}."
     if verdict.comparison is None:
-        return f"Not shown to be better than the baseline: {verdict.reason}."
+        return f"Not shown to be better than the baseline: {verdict.reason}.{_warn_of_nothing(verdict)}"
     difference = verdict.comparison.difference
-    mean, low, high = format_points(difference.mean), format_points(difference.low), format_points(difference.high)
+    amounts = difference.mean, difference.low, difference.high
+    if verdict.metric in MINIMISED:  # say how the metric itself changes; the difference counts less as a gain
+        mean, high, low = format_bounds(*(-amount for amount in amounts), scale=1)
+    else:
+        mean, low, high = format_bounds(*amounts)
     begins = {"better": "Better than the baseline", "worse": "Worse than the baseline"}
+    verb = "raises" if verdict.decision == "better" and verdict.metric not in MINIMISED else "changes"
+    seeds = count_seeds(len(verdict.seeds), verdict.seeds_planned)
+    interval = f" (95 % interval {low} to {high}, {seeds})"
+    if difference.low == difference.high == 0:
+        interval = f", the same with every seed and every image ({seeds})"
     text = (
         f"{begins.get(verdict.decision, 'Not shown to be better than the baseline')}: the search's best recipe"
-        f" ({_describe(verdict.changes)}) {'raises' if verdict.decision == 'better' else 'changes'} the test accuracy"
-        f" by {mean} percentage points (95 % interval {low} to {high},"
-        f" {count_seeds(len(verdict.seeds), verdict.seeds_planned)})."
+        f" ({_describe(verdict.changes)}) {verb} the test {NAMES[verdict.metric]} by {mean}"
+        f"{'' if verdict.metric in MINIMISED else ' percentage points'}{interval}."
     )
-    if verdict.decision == "no better" and (difference.p or 1) <= 1 - CONFIDENCE:
+    if verdict.decision == "no better" and (1 if difference.p is None else difference.p) <= 1 - CONFIDENCE:
         number = verdict.comparison.earlier_verdicts + 1
         text += f" The interval excludes zero, but this is verdict number {number} on these test images: the p-value,"
         text += f" corrected for the others, is {verdict.comparison.corrected_p:.2g}."
     elif verdict.decision == "no better" and difference.detectable:
-        found = "would have been found by 4 of 5 such studies"
-        text += f" A true gain of {format_points(difference.detectable)} points {found}."
+        gain = f"{format_points(difference.detectable)} points"
+        if verdict.metric in MINIMISED:
+            gain = f"{difference.detectable:.2g}"
+        text += f" A true gain of {gain} would have been found by 4 of 5 such studies."
+    text += _warn_of_nothing(verdict)
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text
@@ -47,16 +64,18 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
     lines = []
     comparison = verdict.comparison
     if verdict.baseline:
-        lines.append(("baseline", _describe_side(verdict.baseline)))
+        lines += _describe_side("baseline", verdict.baseline, verdict)
     if comparison:
-        lines.append(("winner", _describe_side(comparison.winner)))
+        lines += _describe_side("winner", comparison.winner, verdict)
     if verdict.optimism is not None:
-        validated = (
-            f"validation accuracy in the search ({100 * verdict.val_accuracy:.2f} %, trial {verdict.winner_trial})"
-        )
-        lines.append(
-            ("optimism", f"{format_points(verdict.optimism)} percentage points: {validated} minus mean test accuracy")
-        )
+        name = NAMES[verdict.metric]
+        value = format_metric(verdict.metric, verdict.val_accuracy if verdict.val_value is None else verdict.val_value)
+        validated = f"validation {name} in the search ({value}, trial {verdict.winner_trial})"
+        if verdict.metric in MINIMISED:
+            lines.append(("optimism", f"{verdict.optimism:z.4f}: mean test {name} minus {validated}"))
+        else:
+            points = f"{format_points(verdict.optimism)} percentage points"
+            lines.append(("optimism", f"{points}: {validated} minus mean test {name}"))
     if comparison:
         if verdict.stops_early:
             pairs = f"{len(verdict.seeds)}, as many as the answer needed; interval and p-value allow for the choice"
@@ -68,18 +87,57 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             lines.append(("p-value", text))
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
         for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
+            if pair is None:
+                continue
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
             lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
     if verdict.reused:
         lines.append(("reused", f"refits of the baseline: {', '.join(verdict.reused)}"))
     if verdict.reranked:
-        means = ", ".join(f"#{candidate.trial} {100 * candidate.mean:.2f} %" for candidate in verdict.reranked)
-        lines.append(
-            ("re-ranked", f"{means}: mean validation accuracy over {len(verdict.reranked[0].accuracies)} seeds")
-        )
+        metric, seeds = verdict.metric, len(verdict.reranked[0].accuracies)
+        means = [f"#{one.trial} {format_metric(metric, score(metric, one.mean))}" for one in verdict.reranked]
+        lines.append(("re-ranked", f"{', '.join(means)}: mean validation {NAMES[metric]} over {seeds} seeds"))
     if verdict.looks:
         lines.append(("test images", str(verdict.looks)))
     return lines + [("missing", refit) for refit in verdict.missing]
+
+
+def _warn_of_nothing(verdict: Verdict) -> str:
+    """Return a further sentence if a recipe has learnt nothing on the test images; else an empty text."""
+    found = verdict.nothing_learnt
+    if not found:
+        return ""
+    if len(set(found.values())) < len(found):
+        return f" But both recipes have learnt nothing: {found['winner']}."
+    return " But " + ", and ".join(f"the {name} has learnt nothing: {reason}" for name, reason in found.items()) + "."
+
+
+def describe_closeness(trials: Sequence[TrialRecord], metric: str) -> str | None:
+    """Say by how few validation images the best complete trials of a search differ; None if they differ by more.
+
+    Few are at most as many as one standard error of the best trial's accuracy, and at least one. For accuracy, images
+    are counted that one trial classified correctly and the other did not, in balance. For other metrics, the fewest
+    images that must have got another prediction are counted. A log loss differs without either, so it is left out.
+    """
+    ranked = sorted(
+        (trial for trial in trials if trial.state == "complete" and trial.confusion), key=rank, reverse=True
+    )
+    if len(ranked) < 2 or metric in MINIMISED:
+        return None
+    confusions = [np.asarray(trial.confusion) for trial in ranked]
+    images, right = int(confusions[0].sum()), int(np.trace(confusions[0]))
+    few = max(1, int(np.sqrt(right * (images - right) / images)))
+    if metric == "accuracy":
+        apart = [abs(right - int(np.trace(other))) for other in confusions[1:]]
+    else:
+        apart = [int(np.abs(confusions[0] - other).sum()) // 2 for other in confusions[1:]]
+    near = list(takewhile(lambda count: count <= few, apart))
+    if not near:
+        return None
+    others = ", ".join(f"#{trial.plan.key}" for trial in ranked[1 : len(near) + 1][:5]) + ", …" * (len(near) > 5)
+    count = max(near)
+    by = f"at most {count}" if len(near) > 1 and count else "none" if not count else str(count)
+    return f"#{ranked[0].plan.key} and {others} differ by {by} of {images} validation images"
 
 
 def _describe(changes: Mapping[str, Value]) -> str:
@@ -88,7 +146,15 @@ def _describe(changes: Mapping[str, Value]) -> str:
     )
 
 
-def _describe_side(side: Side) -> str:
+def _describe_side(name: str, side: Side, verdict: Verdict) -> list[tuple[str, str]]:
     spread = "" if side.std is None else f" ± {100 * side.std:.2f}"
     by_seed = ", ".join(f"{100 * accuracy:.2f}" for accuracy in side.accuracies)
-    return f"test accuracy {100 * side.mean:.2f} %{spread}; by seed: {by_seed}"
+    share = largest_class(side.confusion)[1]
+    lines = [(name, f"test accuracy {100 * side.mean:.2f} %{spread}; by seed: {by_seed}; largest class {share:.2%}")]
+    if side.values:
+        mean = format_metric(verdict.metric, fmean(side.values))
+        by_seed = ", ".join(format_metric(verdict.metric, value) for value in side.values)
+        lines.insert(0, (name, f"test {NAMES[verdict.metric]} {mean}; by seed: {by_seed}"))
+    if why := verdict.nothing_learnt.get(name):
+        lines.append((name, f"has learnt nothing: {why}"))
+    return lines

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from study.config.plan import METRICS
 from study.report import figures
 from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
@@ -42,7 +43,12 @@ def trial_files(trial: TrialRecord, classes: Sequence[str]) -> dict[str, bytes]:
 def epoch_metrics(result: EpochResult) -> dict[str, float | None]:
     """Return the metrics of an epoch by their names in MLflow."""
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s", "epoch_s")
-    return {name: getattr(result, name) for name in names}
+    return {name: getattr(result, name) for name in names} | extra_metrics("val", result.val_metrics)
+
+
+def extra_metrics(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that have no older name in MLflow: accuracy has its own, and the log loss is the loss."""
+    return {f"{split}_{name}": metrics[name] for name in ("balanced_accuracy", "macro_f1") if name in metrics}
 
 
 def _classification_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -65,6 +71,7 @@ def comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:
     if not rows:
         return {}
     columns = ["model", "trainable_parameters", "seconds", "images_per_s", "test_accuracy", "hardest_pair"]
+    columns += ["largest_share", "nothing_learnt"]
     losses = [f"loss_epoch_{epoch}" for epoch in range(1, max(len(row.losses) for row in rows) + 1)]
     figure = figures.comparison(
         [row.model for row in rows],
@@ -72,7 +79,13 @@ def comparison_files(rows: Sequence[Row]) -> dict[str, bytes]:
         {row.model: row.test_accuracy for row in rows},
         {row.model: row.images_per_s for row in rows},
     )
-    table = _csv([*columns, *losses], [[*(getattr(row, column) for column in columns), *row.losses] for row in rows])
+    table = _csv(
+        [*columns, *METRICS, *losses],
+        [
+            [*(getattr(row, column) for column in columns), *(row.metrics.get(name) for name in METRICS), *row.losses]
+            for row in rows
+        ],
+    )
     return {"comparison.csv": table, "comparison.png": figures.png(figure)}
 
 
@@ -81,12 +94,13 @@ def search_files(
 ) -> dict[str, bytes]:
     """Return the trials of a search as a table, and its verdict as text, JSON and pictures, by file name."""
     recipe_fields = list(trials[0].plan.recipe.to_dict())
-    columns = ["trial", "state", "val_accuracy", "epochs", "seconds", "saved_s", *recipe_fields]
+    measured = [f"val_{name}" for name in METRICS]
+    columns = ["trial", "state", *measured, "epochs", "seconds", "saved_s", *recipe_fields]
     lines = [
         [
             trial.number,
             trial.state,
-            trial.val_accuracy,
+            *(trial.metrics.get(name) for name in METRICS),
             len(trial.epochs),
             round(trial.seconds, 3),
             round(trial.saved_s, 3),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from study.errors import ConfigError, TrackingError, first_line, unknown_name
 from study.files import scratch_directory
 from study.models.saved_model import CARD_FILE, WEIGHTS_FILE, ModelCard, Predictor, SavedModel
+from study.results.metrics import NAMES, format_metric, largest_class, score
 from study.tracking.client import connect
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 """Alias of the best version so far."""
 FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
-"""Tags by which the versions of a model are compared."""
+"""Tags by which the versions of a model are compared, if accuracy decided both studies."""
+METRIC, VALUE = "study.metric", "study.test_value"
+"""Tags of the metric that decided a version's study, and of its value; versions that lack them mean accuracy."""
+LEARNT_NOTHING = "study.learnt_nothing"
+"""Tag that says why a version has learnt nothing, on those that have."""
 SMALL_FILES = 2**24
 """Bytes that the files of a model need at most, besides its weights in two formats."""
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -75,8 +80,9 @@ def registered_name(card: ModelCard) -> str:
 def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: NDArray[np.uint8]) -> Registration:
     """Log a classifier as a model of a run, register it, and make it the champion if it beats the present champion.
 
-    It beats the champion if both were tested on the same images and its test accuracy is higher. A classifier that is
-    already registered is not registered again.
+    It beats the champion if the same metric decided both studies, both were tested on the same images, and its metric
+    is better. One that has learnt nothing never becomes champion. A classifier that is already registered is not
+    registered again.
 
     Args:
         client: MLflow client from `connect`.
@@ -93,7 +99,7 @@ def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: N
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description=f"{saved.card.recipe.model} for {saved.card.data}")
         versions = client.search_model_versions(f"name = '{name}'")
-        tags = _tags(saved.card)
+        tags = _identity(saved.card)
         mine = next((known for known in versions if tags.items() <= known.tags.items()), None)
         if mine is None:
             mine = _register(client, name, run_id, saved, example)
@@ -161,16 +167,22 @@ def _find_version(client: "MlflowClient", name: str, alias: str | None, version:
 
 def _judge(mine: "ModelVersion", champion: "ModelVersion | None") -> tuple[bool, str]:
     """Decide whether a version is the champion from now on, and return the reason."""
+    if champion and champion.version == mine.version:
+        return True, "already the champion"
+    if LEARNT_NOTHING in mine.tags:
+        return False, f"not champion: it has learnt nothing, since {mine.tags[LEARNT_NOTHING]}"
     if champion is None:
         return True, "first champion of this name"
-    if champion.version == mine.version:
-        return True, "already the champion"
     before = f"version {champion.version}"
     if champion.tags.get(FINGERPRINT) != mine.tags[FINGERPRINT]:
         return False, f"{before} stays champion: it was tested on other images, so the two cannot be compared"
-    held, reached = (float(version.tags[ACCURACY]) for version in (champion, mine))
-    both = f"test accuracy {reached:.2%} against {held:.2%} on the same images"
-    if reached > held:
+    theirs, metric = (version.tags.get(METRIC, "accuracy") for version in (champion, mine))
+    if theirs != metric:
+        return False, f"{before} stays champion: {NAMES.get(theirs, theirs)} decided its study, not {NAMES[metric]}"
+    held, reached = (float(version.tags.get(VALUE, version.tags[ACCURACY])) for version in (champion, mine))
+    shown = [format_metric(metric, value) for value in (reached, held)]
+    both = f"test {NAMES[metric]} {' against '.join(shown)} on the same images"
+    if score(metric, reached) > score(metric, held):
         return True, f"beats {before}: {both}"
     return False, f"{before} stays champion: {both}"
 
@@ -250,6 +262,12 @@ def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model
 
 
 def _tags(card: ModelCard) -> dict[str, str]:
+    tags = _identity(card) | {METRIC: card.metric, VALUE: repr(card.test_value)}
+    return tags | ({LEARNT_NOTHING: card.nothing_learnt} if card.nothing_learnt else {})
+
+
+def _identity(card: ModelCard) -> dict[str, str]:
+    """Return the tags by which a version is known again; all versions of `study` set them."""
     return {
         "study.name": card.study,
         "study.uid": card.uid,
@@ -261,8 +279,10 @@ def _tags(card: ModelCard) -> dict[str, str]:
 
 def _describe(card: ModelCard) -> str:
     width, height = card.stored_size
+    nothing = f" It has learnt nothing: {card.nothing_learnt}." if card.nothing_learnt else ""
     return (
         f"Study {card.study}, trial {card.trial}: test accuracy {card.test_accuracy:.2%} on"
-        f" {sum(map(sum, card.confusion)):,} images. Input: images (n, {height}, {width}, 3) uint8."
+        f" {sum(map(sum, card.confusion)):,} images (largest class {largest_class(card.confusion)[1]:.2%}).{nothing}"
+        f" Input: images (n, {height}, {width}, 3) uint8."
         f" Output: probabilities of {len(card.classes)} classes. {CARD_FILE} holds the class names and the recipe."
     )

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from study.config.plan import Plan
 from study.files import scratch_directory
-from study.results.metrics import Progress
+from study.results.metrics import Progress, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
 
-from study.tracking.artifacts import epoch_metrics, trial_files
+from study.tracking.artifacts import epoch_metrics, extra_metrics, trial_files
 
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
@@ -214,10 +214,16 @@ class Tracker:
         tags = {"study.state": trial.state, **{f"study.{name}": str(value) for name, value in trial.facts.items()}}
         if trial.reason:
             tags["study.reason"] = trial.reason
+        if nothing := trial.nothing_learnt(self._manifest):
+            tags["study.learnt_nothing"] = nothing
+        if trial.confusion:
+            largest, share = largest_class(trial.confusion)
+            tags["study.largest_class"] = f"{self._manifest.classes[largest]} ({share:.2%})"
         metrics = {"device_s": trial.seconds, "saved_s": trial.saved_s}
         metrics |= {f"features_{source}": float(images) for source, images in trial.features.items()}
         if trial.test:
             metrics |= {"test_accuracy": trial.test.accuracy, "test_loss": trial.test.loss}
+            metrics |= extra_metrics("test", trial.metrics)
             metrics |= {"tests_opened": float(trial.tests_opened)}
         self.client.log_batch(
             run,

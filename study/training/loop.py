@@ -71,6 +71,18 @@ def build_lr_schedule(
             return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> Tensor | None:
+    """Return the weight (classes,) float32 of each class in the training loss; None if all count the same.
+
+    Balanced weights are n / (classes · images of the class), as scikit-learn's `compute_class_weight` has them, so the
+    mean weight of an image is 1.
+    """
+    if recipe.class_weights == "none":
+        return None
+    counts = np.bincount(labels, minlength=classes)
+    return torch.from_numpy((len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32))
+
+
 def train(
     classifier: Classifier,
     recipe: Recipe,
@@ -99,6 +111,8 @@ def train(
     optimizer = build_optimizer(recipe, parameters)
     sizes = batch_sizes(len(images), recipe.batch_size)
     schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
+    weights = class_weights(recipe, images.labels, classes)
+    weights = None if weights is None else weights.to(hardware.device)
     done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
     tally = Counter(features.tally) if features else Counter()
     begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
@@ -114,7 +128,7 @@ def train(
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
 
         train_loss, train_accuracy = _train_epoch(
-            classifier, recipe, rebatch(chunks, sizes), targets, optimizer, schedule, hardware, on_batch
+            classifier, recipe, rebatch(chunks, sizes), targets, weights, optimizer, schedule, hardware, on_batch
         )
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
@@ -157,6 +171,7 @@ def _train_epoch(
     recipe: Recipe,
     batches: Iterable[Tensor],
     targets: Tensor,
+    weights: Tensor | None,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     hardware: Hardware,
@@ -164,11 +179,14 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """Train on one epoch's batches, and return the mean loss and the accuracy over its images as they were trained on.
 
+    With class weights, the loss of a batch is the weighted mean over its images.
+
     Args:
         classifier: classifier on the device, its suffix in training mode.
         recipe: recipe that gives the label smoothing.
         batches: the prefix's outputs, one tensor for each step.
         targets: labels of the epoch's images in their order, (n,) int64 on the device.
+        weights: weight of each class in the loss, (classes,) on the device; None if all count the same.
         optimizer: optimizer of the suffix.
         schedule: learning-rate schedule, advanced by each step.
         hardware: device and precision.
@@ -181,7 +199,7 @@ def _train_epoch(
         target = targets[done : done + len(batch)]
         with hardware.autocast():
             logits = classifier.suffix(batch).float()
-            loss = cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
+            loss = cross_entropy(logits, target, weights, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -265,4 +283,5 @@ def summarise(scores: Tensor, labels: np.ndarray, *, classes: int, started: floa
         confusion=cells.reshape(classes, classes).tolist(),
         predictions=predictions.tolist(),
         seconds=time.perf_counter() - started,
+        losses=cross_entropy(scores, torch.from_numpy(labels), reduction="none").tolist(),
     )

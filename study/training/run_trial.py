@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         yield OpensTest()
         test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
-        yield test
+        yield test if plan.stage == "final" else replace(test, losses=None)
 
 
 def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:
@@ -184,7 +184,7 @@ def _run_as_written(
         scores = reference.evaluate(network, plan.recipe, inputs.test, seed=plan.seed, hardware=hardware)
         test = summarise(scores, inputs.test.labels, classes=inputs.classes, started=started)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
-        yield test
+        yield replace(test, losses=None)
 
 
 def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:

@@ -7,25 +7,27 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
 from study.config.manifest import Manifest
-from study.config.plan import Plan
+from study.config.plan import METRICS, Plan
 from study.config.recipe import Recipe
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 from study.data.audit import Audit
 from study.data.images import Dataset
 from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
-from study.results.metrics import EpochResult, Progress
+from study.results.metrics import NAMES, EpochResult, Progress, format_metric, largest_class
 from study.results.record import Record
 from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
 from study.results.trial_table import Row, faster
-from study.results.wording import details, sentence
+from study.results.verdict import rank
+from study.results.wording import describe_closeness, details, sentence
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
@@ -73,6 +75,9 @@ class Console:
             f" images, {len(dataset.classes)} classes, stored at {width}×{height} px,"
             f" split {manifest.split_fingerprint}"
         )
+        sizes = np.bincount(dataset.test.labels, minlength=len(dataset.classes))
+        largest, share = largest_class(np.diag(sizes).tolist())
+        self._print(f"classes  the largest, {dataset.classes[largest]}, has {share:.2%} of the test images")
         for name, text in manifest.found.describe(searched=manifest.design.space is not None):
             self._print(f"{name:<8} {text}")
 
@@ -142,7 +147,7 @@ class Console:
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
-                self._print(f"{plan.title}  {_outcome(trial)}")
+                self._print(f"{plan.title}  {_outcome(trial, self._record.manifest)}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
@@ -184,11 +189,15 @@ class Console:
         self._print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
 
     def _print_search(self, result: StudyResult) -> None:
-        self._out.print(_best_table(result.trials, 5))
+        assert self._record
+        manifest = self._record.manifest
+        self._out.print(_best_table(result.trials, 5, manifest))
         self._print(_tally(result.trials))
         if self._record and (winner := find_winner(self._record)):
             differences = _differences(winner.plan.recipe, result.trials[0].plan.recipe)
             self._print(f"best     #{winner.plan.key}: {differences}")
+        if closeness := describe_closeness(result.trials, manifest.design.metric):
+            self._print(f"close    {closeness}")
         if shared := _describe_sharing(result.trials):
             self._print(shared)
         for field, share in result.importances.items():
@@ -224,7 +233,7 @@ class Console:
             left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""
             ended = sum(trial.finished for trial in trials)
             parts += [
-                _best_table(trials, 5),
+                _best_table(trials, 5, self._record.manifest),
                 f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
                 _tally(trials),
             ]
@@ -269,15 +278,24 @@ def _describe_domain(domain: Domain) -> str:
             return f"{format_value(low)} … {format_value(high)}{' (log)' if log else ''}"
 
 
-def _best_table(trials: Sequence[TrialRecord], number: int) -> Table:
-    """Build the table of the best trials by validation accuracy, complete trials first."""
-    scored = [trial for trial in trials if trial.val_accuracy is not None]
-    scored.sort(key=lambda trial: (trial.state == "complete", trial.val_accuracy), reverse=True)
-    table = Table(title="Best trials by validation accuracy", title_justify="left")
-    for heading in ("trial", "accuracy", "epochs", "state"):
+def _best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) -> Table:
+    """Build the table of the best trials by the study's metric, complete trials first."""
+    metric = manifest.design.metric
+    scored = [trial for trial in trials if trial.score is not None]
+    scored.sort(key=lambda trial: (trial.state == "complete", rank(trial)), reverse=True)
+    confusions = [trial.confusion for trial in scored if trial.confusion]
+    guess = f" (largest class {largest_class(confusions[0])[1]:.2%})" if confusions else ""
+    table = Table(title=f"Best trials by validation {NAMES[metric]}{guess}", title_justify="left")
+    table.caption_justify = "left"
+    shown = list(dict.fromkeys([metric, "accuracy"]))
+    for heading in ("trial", *(NAMES[name] for name in shown), "epochs", "state"):
         table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
     for trial in scored[:number]:
-        table.add_row(trial.plan.title, f"{trial.val_accuracy:.2%}", str(len(trial.epochs)), trial.state)
+        star = ""
+        if trial.finished and trial.nothing_learnt(manifest):
+            star, table.caption = "*", "* has learnt nothing"
+        values = [f"{format_metric(name, trial.metrics[name])}{star}" for name in shown]
+        table.add_row(trial.plan.title, *values, str(len(trial.epochs)), trial.state)
     return table
 
 
@@ -315,17 +333,27 @@ def _baseline_table(rows: Sequence[Row]) -> Table:
     for epoch in range(max(len(row.losses) for row in rows)):
         table.add_row(f"loss of epoch {epoch + 1}", *(f"{row.losses[epoch]:.4f}" for row in rows))
     table.add_row("test accuracy", *(f"{row.test_accuracy:.2%}" for row in rows))
+    table.add_row("share of largest class", *("–" if (s := row.largest_share) is None else f"{s:.2%}" for row in rows))
+    for name in METRICS[1:]:
+        values = [row.metrics.get(name) for row in rows]
+        table.add_row(f"test {NAMES[name]}", *("–" if v is None else format_metric(name, v) for v in values))
     table.add_row("hardest pair", *(row.hardest_pair for row in rows))
+    if any(row.nothing_learnt for row in rows):
+        table.add_row("has learnt nothing", *(row.nothing_learnt or "" for row in rows))
     return table
 
 
-def _outcome(trial: TrialRecord) -> str:
-    """Describe how a trial ended: its state, device time, accuracy and reason."""
+def _outcome(trial: TrialRecord, manifest: Manifest) -> str:
+    """Describe how a trial ended: its state, device time, metric, accuracy and reason, and if it has learnt nothing."""
     outcome = f"{trial.state} after {format_duration(trial.seconds)}"
     if trial.reused_from:
         outcome = f"{trial.state}, as study {trial.reused_from} ran it"
-    if trial.test:
-        outcome += f": test accuracy {trial.test.accuracy:.2%}"
-    elif trial.val_accuracy is not None:
-        outcome += f": validation accuracy {trial.val_accuracy:.2%}"
-    return f"{outcome} ({trial.reason})" if trial.reason not in (None, trial.state) else outcome
+    if trial.confusion:
+        shown = dict.fromkeys([manifest.design.metric, "accuracy"])
+        values = ", ".join(f"{NAMES[name]} {format_metric(name, trial.metrics[name])}" for name in shown)
+        share = largest_class(trial.confusion)[1]
+        outcome += f": {'test' if trial.test else 'validation'} {values} (largest class {share:.2%})"
+    if trial.reason not in (None, trial.state):
+        outcome += f" ({trial.reason})"
+    nothing = trial.nothing_learnt(manifest)
+    return f"{outcome}; has learnt nothing: {nothing}" if nothing else outcome

@@ -16,6 +16,7 @@ from study.errors import StudyError, without_credentials
 from study.models.saved_model import MODEL_DIRECTORY, load_model
 from study.report.render import write_report
 from study.results.ledger import Looks, count_looks
+from study.results.metrics import score
 from study.results.record import Record
 from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
@@ -99,7 +100,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     importances, verdict = record.noted("importances") or {}, stored_verdict(record)
     rows: list[Row] = []
     if record.space:
-        findings = _findings(trials, importances, verdict, classes, find_winner(record))
+        findings = _findings(record, importances, verdict, find_winner(record))
     else:
         rows = compare(trials, classes)
         findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
@@ -125,19 +126,16 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
 
 
 def _findings(
-    trials: Sequence[TrialRecord],
-    importances: Mapping[str, float],
-    verdict: Verdict | None,
-    classes: Sequence[str],
-    winner: TrialRecord | None,
+    record: Record, importances: Mapping[str, float], verdict: Verdict | None, winner: TrialRecord | None
 ) -> _Findings:
     """Return the findings of a search."""
+    trials, classes, metric = record.trials(), record.manifest.classes, record.manifest.design.metric
     complete = [trial.value for trial in trials if trial.value is not None]
     return _Findings(
         complete=bool(complete),
         found=sentence(verdict),
         files=search_files(trials, importances, verdict, classes),
-        metrics=({"best_val_accuracy": max(complete)} if complete else {})
+        metrics=({f"best_val_{metric}": score(metric, max(complete))} if complete else {})
         | (verdict_metrics(verdict) if verdict else {}),
         tags={f"best.{name}": str(value) for name, value in winner.plan.recipe.to_dict().items()} if winner else {},
     )

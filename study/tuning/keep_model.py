@@ -83,6 +83,8 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
         seed=refit.plan.seed,
         classes=list(dataset.classes),
         confusion=refit.test.confusion,
+        test_loss=refit.test.loss,
+        metric=manifest.design.metric,
         data_seed=manifest.seed,
         stored_size=[width, height],
         test_fingerprint=dataset.test.fingerprint,

@@ -18,7 +18,7 @@ from study.config.search_space import SearchSpace
 from study.data.audit import Audit, audit_images, drop_leaks
 from study.data.images import Dataset, Images, fingerprint
 from study.data.sources import find_images, load_dataset
-from study.data.splits import split_validation
+from study.data.splits import check_metric, split_validation
 from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
@@ -167,7 +167,7 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
         labels = dataset.test.labels.tolist()
         next_plans = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
         earlier = earlier_p_values(record)
-        while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier):
+        while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier, metric=design.metric):
             record.add(plans)
             reuse_refits(record, baseline, desk.listeners)
             desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
@@ -199,6 +199,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         if config.leaks == "drop":
             dataset = drop_leaks(dataset, audit)
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
+        measured = {"test": dataset.test} | ({"validation": parts[1]} if design.space else {})
+        check_metric(design.metric, dataset.classes, measured)
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
         observer.on_audit(audit)

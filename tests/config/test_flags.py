@@ -100,6 +100,7 @@ def test_configure_names_a_missing_weights_file(tmp_path):
         (["--reproduce", "one", "--demo", "--data", "x"], "--reproduce: takes no other flags, but got --data, --demo."),
         (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or auto with"),
         (["--baseline", "--as-written", "--fit", "pad"], "--fit: must be crop with --as-written, but got 'pad'"),
+        (["--baseline", "--metric", "macro_f1"], "--metric: needs --search."),
     ],
 )
 def test_fill_in_refuses_what_has_no_meaning(arguments, message):

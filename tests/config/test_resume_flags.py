@@ -37,6 +37,7 @@ def manifest(space):
         ("--image-size", 32, 64),
         ("--fit", "crop", "pad"),
         ("--test-fraction", None, 0.3),
+        ("--metric", "accuracy", "macro_f1"),
         ("--repeats", 3, 4),
         ("--repeats", 3, "auto"),
         ("--rerank", 0, 2),

@@ -67,7 +67,7 @@ def test_shipped_space_comments_show_lines_that_work(name, load):
     examples = re.compile(r"^# (?=\w+ = )", re.MULTILINE)
     searched, rest = text.split("\n[fixed]\n")
     everything = load(examples.sub("", searched) + "\n[fixed]\n" + rest)
-    assert len(everything.domains) == 10
+    assert len(everything.domains) == 11
     assert load(searched + "\n[fixed]\n" + examples.sub("", rest)).resources == Resources(2, 0.5, 4)
 
 

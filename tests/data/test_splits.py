@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.images import indices, numbered
 
-from study.data.splits import split
+from study.data.splits import check_metric, split
 from study.errors import DataError
 
 
@@ -85,3 +85,15 @@ def test_empty_groups_split_as_no_groups() -> None:
     assert indices(split(images, fraction=0.2, seed=0, groups=[""] * 40)[1]) == indices(
         split(images, fraction=0.2, seed=0)[1]
     )
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_metric_over_classes_needs_images_of_each(metric):
+    message = f"--metric {metric}: every class must have test images, but 'dog' has none"
+    with pytest.raises(DataError, match=message):
+        check_metric(metric, ("cat", "dog", "eel"), {"validation": numbered(1, 1, 1), "test": numbered(3, 0, 2)})
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+def test_metric_over_images_needs_no_class(metric):
+    check_metric(metric, ("cat", "dog"), {"test": numbered(3, 0)})

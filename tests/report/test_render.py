@@ -344,7 +344,7 @@ def test_every_trial_shows_every_searched_field(tmp_path, make_recipe):
     record = Record.create(tmp_path / "studies" / "one", manifest)
     record.add([Plan(None, "search", make_recipe(weight_decay=0.123456, optimizer="sgd"), 0)])
     (table,) = section(record, "All trials").tables
-    assert list(table.columns)[9:] == ["device time (s)", "weight decay", "optimizer", "reason"]
+    assert list(table.columns)[14:] == ["weight decay", "optimizer", "reason"]
     assert column(table, "weight decay") == ["0.123"]
     assert column(table, "optimizer") == ["sgd"]
     record.close()
@@ -473,7 +473,7 @@ def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
     )
     right, hardest, training = view.sections
     (table,) = right.tables
-    assert [(row[0], row[2], row[4]) for row in table.rows] == [
+    assert [(row[0], row[2], row[8]) for row in table.rows] == [
         ("one", "75.00%", "30.0"), ("one", "100.00%", "7.5"), ("two", "87.50%", "15.0"),
     ]  # fmt: skip
     assert "over 3 tests: 3 of class cat as <script>alert(1)</script>, 0 of class <script>" in hardest.text
@@ -555,3 +555,31 @@ def test_find_images_downloads_nothing(make_tested, tmp_path, monkeypatch):
     cache = tmp_path / "gone"
     assert find_images(make_tested(({}, {}), source="cifar10", data_dir=str(cache))) is None
     assert not cache.exists()
+
+
+def test_report_gives_precision_and_recall_of_each_class(make_tested):
+    (table,) = section(make_tested(({}, {"wrong": 1})), "Precision and recall by class").tables
+    assert [row[1:] for row in table.rows] == [
+        ("test", "cat", "4", "100.00", "75.00", "85.71"),
+        ("test", CLASSES[1], "4", "80.00", "100.00", "88.89"),
+    ]
+
+
+def test_report_marks_what_has_learnt_nothing(make_tested, dataset):
+    """All images are predicted as the second class."""
+    record = make_tested(({}, {"wrong": 4}))
+    reason = f"learnt nothing: every image is predicted as {CLASSES[1]}"
+    page = describe(record, dataset)
+    assert reason in page.found
+    assert reason in section(record, "Test accuracy").text
+    assert column(section(record, "All trials").tables[0], "reason") == [f"has {reason}"]
+    hardest = section(record, "Most confused classes", dataset)
+    assert (hardest.text[:37], hardest.pictures) == ("No tested trial has learnt anything, ", [])
+
+
+def test_search_is_reported_by_its_own_metric(make_record):
+    record = make_record("search")
+    record.manifest = replace(record.manifest, design=replace(record.manifest.design, metric="macro_f1"))
+    table = section(record, "Search results").tables[0]
+    assert table.columns[-1] == "validation macro F1"
+    assert "--metric macro_f1" in run_command(record)

@@ -283,6 +283,30 @@ def test_importances_find_what_mattered(make_search):
     assert sum(importances.values()) == pytest.approx(1.0)
 
 
+def test_importances_leave_out_a_field_that_never_varied(make_search):
+    record = make_search(trials=30)
+    run_search(record, by_lr)
+    for trial in record.optuna_study.get_trials(deepcopy=False):
+        trial.params["unfreeze_depth"] = 1
+    assert record.importances() == {"lr": pytest.approx(1.0)}
+
+
+def test_importances_of_tied_trials_are_none(make_search):
+    record = make_search(trials=30)
+    run_search(record, lambda plan, epoch: 0.5 + 0.1 * (plan.number % 3 == 0))
+    assert record.importances() == {}
+
+
+def test_log_loss_is_maximised_with_its_sign_turned(make_search):
+    record = make_search(trials=2)
+    record.manifest = replace(record.manifest, design=replace(record.manifest.design, metric="log_loss"))
+    plan = record.next_trial()
+    for number, loss in ((1, 0.5), (2, 0.4)):
+        record.epoch(plan, replace(scored(number, 0.5), val_loss=loss))
+    record.complete(plan)
+    assert (record.trial(plan).value, record.trial(plan).last_score) == (-0.4, -0.4)
+
+
 def test_importances_of_too_little_are_none(make_search):
     record = make_search(trials=1)
     run_search(record, by_lr)

@@ -12,6 +12,7 @@ from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
+from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
 from study.results.verdict import choose, final_seeds, judge, plan_finals, stored_verdict
 from study.results.wording import details, sentence
@@ -131,7 +132,7 @@ def test_choose_takes_the_best_pruned_trial_if_none_is_complete():
         (EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[right, 8 - right], [0, 0]]),) for right in (5, 7)
     ]
     pruned = [
-        replace(trial(number, WINNER, state="pruned", reason="pruned"), epochs=each)
+        replace(trial(number, WINNER, state="pruned", reason="pruned"), epochs=each, last_score=each[0].val_accuracy)
         for number, each in enumerate(epochs, start=1)
     ]
     assert choose([trial(0, BASELINE, state="failed"), *pruned]) == pruned[1]
@@ -410,6 +411,14 @@ def test_sentence_names_the_gain_that_would_have_been_found():
     )
 
 
+def test_sentence_says_plainly_that_nothing_was_gained():
+    tests = [errs_on(range(60))] * 3
+    assert sentence(verdict_on(finals(tests, tests))) == (
+        "Not shown to be better than the baseline: the search's best recipe (depth 2, lr 0.00031) changes the test "
+        "accuracy by 0 percentage points, the same with every seed and every image (3 seeds)."
+    )
+
+
 def test_sentence_says_worse():
     verdict = verdict_on(finals([errs_on(range(30))] * 3, [errs_on(range(90))] * 3))
     assert sentence(verdict).startswith("Worse than the baseline: the search's best recipe (depth 2, lr 0.00031) ")
@@ -423,10 +432,10 @@ def test_sentence_of_a_search_without_a_candidate():
 def test_details_give_both_sides_and_what_is_missing():
     lines = details(verdict_on(finals([errs_on(range(90))] * 2 + ["lost."], [errs_on(range(30))] * 3)))
     assert lines[:2] == [
-        ("baseline", "test accuracy 70.00 % ± 0.00; by seed: 70.00, 70.00"),
-        ("winner", "test accuracy 90.00 % ± 0.00; by seed: 90.00, 90.00"),
+        ("baseline", "test accuracy 70.00 % ± 0.00; by seed: 70.00, 70.00; largest class 33.33%"),
+        ("winner", "test accuracy 90.00 % ± 0.00; by seed: 90.00, 90.00; largest class 33.33%"),
     ]
-    optimism = "5.0 percentage points: validation accuracy in the search (95.00 %, trial 7) minus mean test accuracy"
+    optimism = "5.0 percentage points: validation accuracy in the search (95.00%, trial 7) minus mean test accuracy"
     assert ("optimism", optimism) in lines
     assert lines[-1] == ("missing", "#final-24 baseline: lost.")
 
@@ -437,5 +446,63 @@ def test_stored_verdict_of_an_old_record_is_read():
     difference = verdict["comparison"].pop("difference")
     assert difference == {**noted["comparison"].pop("difference"), "p": None, "detectable": None}
     winner = noted.pop("comparison")["winner"]
-    assert verdict["comparison"]["winner"] == winner
+    assert verdict["comparison"]["winner"] == {**winner, "values": []}
+    assert verdict["baseline"] == {**noted.pop("baseline"), "values": []}
     assert {key: verdict[key] for key in noted} == noted
+
+
+def test_choose_breaks_ties_by_validation_loss():
+    def tied(number, loss):
+        epoch = EpochResult(1, 2.0, 3.0, 10.0, val_loss=loss, val_confusion=[[5, 3], [0, 0]])
+        return replace(trial(number, WINNER, value=0.7), epochs=(epoch,))
+
+    trials = [tied(0, 0.9), tied(1, 0.5), tied(2, 0.5)]
+    assert choose(trials) == trials[1]
+
+
+def on_metric(metric, baseline, winner):
+    return judge(
+        finals(baseline, winner),
+        labels=LABELS,
+        baseline=BASELINE,
+        winner=trial(7, WINNER, value=0.95),
+        classes=CLASSES,
+        metric=metric,
+    )
+
+
+def test_judge_compares_by_the_metric_of_the_study():
+    verdict = on_metric("macro_f1", [errs_on(range(90))] * 3, [errs_on(range(30))] * 3)
+    assert verdict.decision == "better"
+    sides = verdict.baseline, verdict.comparison.winner
+    assert [side.values for side in sides] == [pytest.approx([0.7] * 3), pytest.approx([0.9] * 3)]
+    assert "raises the test macro F1 by 20.0 percentage points" in sentence(verdict)
+
+
+def test_judge_counts_a_lower_log_loss_as_better():
+    tests = [[replace(errs_on(range(9)), loss=loss, losses=[loss] * 300)] * 3 for loss in (0.9, 0.4)]
+    verdict = on_metric("log_loss", *tests)
+    assert verdict.decision == "better"
+    assert "changes the test log loss by -0.5 (95 % interval -0.5 to -0.5" in sentence(verdict)
+
+
+def test_verdict_marks_a_winner_that_has_learnt_nothing():
+    only_cats = Evaluation(1.0, [[100, 0, 0]] * 3, [0] * 300)
+    verdict = verdict_on(finals([errs_on(range(150))] * 3, [only_cats] * 3))
+    assert verdict.comparison.hardest_after is None
+    assert sentence(verdict).endswith("But the winner has learnt nothing: every image is predicted as cat.")
+    assert ("winner", "has learnt nothing: every image is predicted as cat") in details(verdict)
+
+
+def test_sentence_never_prints_a_bound_as_zero():
+    verdict = better()
+    bounds = replace(verdict.comparison, difference=Difference(0.0123, -0.0001, 0.03))
+    assert "95 % interval -0.01 to 3.00" in sentence(replace(verdict, decision="no better", comparison=bounds))
+
+
+def test_sentence_warns_of_a_baseline_that_has_learnt_nothing():
+    only_cats = Evaluation(1.0, [[100, 0, 0]] * 3, [0] * 300)
+    verdict = verdict_on(finals([only_cats] * 3, [only_cats] * 3)[::2], winner=trial(0, BASELINE, value=0.4))
+    assert sentence(verdict).endswith("But the baseline has learnt nothing: every image is predicted as cat.")
+    both = verdict_on(finals([only_cats] * 3, [only_cats] * 3))
+    assert sentence(both).endswith("But both recipes have learnt nothing: every image is predicted as cat.")

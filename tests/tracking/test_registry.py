@@ -104,6 +104,16 @@ def test_the_first_model_of_its_name_becomes_champion(one_model):
             False,
             "version 1 stays champion: it was tested on other images",
         ),
+        (
+            {"confusion": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "metric": "macro_f1"},
+            False,
+            "version 1 stays champion: accuracy decided its study, not macro F1",
+        ),
+        (
+            {"confusion": [[4, 0, 0], [4, 0, 0], [4, 0, 0]]},
+            False,
+            "not champion: it has learnt nothing, since every image is predicted as cat",
+        ),
     ],
 )
 def test_champion_changes_only_for_a_better_model(store, changes, champion, note):
@@ -112,6 +122,23 @@ def test_champion_changes_only_for_a_better_model(store, changes, champion, note
     assert note in registration.note
     holder = client.get_registered_model(NAME).aliases["champion"]
     assert (registration.version, str(holder)) == ("2", "2" if champion else "1")
+
+
+@pytest.mark.slow
+def test_first_model_is_no_champion_if_it_has_learnt_nothing(store):
+    registration, client = register(store, uid="another", data="birds", confusion=[[4, 0, 0]] * 3)
+    assert (registration.version, registration.champion) == ("1", False)
+    assert client.get_registered_model("birds-mobilenet_v3_small").aliases == {}
+
+
+@pytest.mark.slow
+def test_champion_of_a_log_loss_has_the_lower_one(store):
+    losses = {"data": "birds", "metric": "log_loss"}
+    notes = [register(store, uid=str(loss), test_loss=loss, **losses)[0].note for loss in (0.5, 0.4, 0.6)]
+    assert notes[1:] == [
+        "beats version 1: test log loss 0.4000 against 0.5000 on the same images",
+        "version 2 stays champion: test log loss 0.6000 against 0.4000 on the same images",
+    ]
 
 
 def test_a_model_that_was_registered_before_is_not_registered_again(store):

@@ -14,7 +14,7 @@ from support.mlflow_runs import SilentServer, runs_of
 from support.results import TEST
 
 from study.config.plan import Plan
-from study.results.metrics import EpochResult
+from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
@@ -80,6 +80,20 @@ def test_tracker_tags_tell_study_stage_device_versions_and_fingerprints(client, 
         "version.torch": "2", "mlflow.source.git.commit": "abc",
     }  # fmt: skip
     assert expected.items() <= tags.items()
+
+
+def test_tracker_sends_every_metric_and_marks_nothing_learnt(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    plan = record.next_trial()
+    record.tested(plan, Evaluation(1.0, [[6, 0], [2, 0]], [0] * 8))
+    record.complete(plan)
+    tracker.on_change(plan)
+    tracker.finish("FINISHED", {}, {})
+    run = runs_of(client)[1]["0"]
+    sent = {name: run.data.metrics[f"test_{name}"] for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
+    assert sent == pytest.approx({"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 3 / 7, "loss": 1.0})
+    assert run.data.tags["study.learnt_nothing"] == "every image is predicted as cat"
+    assert run.data.tags["study.largest_class"] == "cat (75.00%)"
 
 
 def test_tracker_writes_the_artifacts_of_a_trial(client, record, tmp_path):

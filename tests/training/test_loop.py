@@ -5,14 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
+from study.data.images import Images
 from study.errors import TrialError
 from study.models.classifier import build
+from study.results.metrics import class_scores
 from study.training import loop
 from study.training.feature_store import FeatureStore
 from study.training.gpu_cache import device_memory
 from study.training.hardware import Hardware
-from study.training.loop import batch_sizes, evaluate, train
+from study.training.loop import batch_sizes, class_weights, evaluate, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 GPU_TOLERANCE = 0.01
@@ -220,6 +223,55 @@ def test_train_matches_a_plain_loop(make_recipe, make_images):
             total += loss.item() * len(batch)
         expected.append(total / 40)
     assert losses(results) == pytest.approx(expected, rel=1e-4)
+
+
+def test_class_weights_agree_with_scikit_learn(make_recipe):
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    weights = class_weights(make_recipe(class_weights="balanced"), labels, 3)
+    assert weights.numpy() == pytest.approx(expected)
+
+
+def test_no_class_weights_by_default(make_recipe):
+    assert class_weights(make_recipe(), np.arange(3), 3) is None
+
+
+def test_balanced_weights_change_nothing_for_balanced_classes(make_recipe, make_images):
+    plain, balanced = (
+        fit(make_recipe(class_weights=kind, batch_size=48), make_images(48))[1] for kind in ("none", "balanced")
+    )
+    assert losses(balanced) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_balanced_weights_find_the_rare_class(make_recipe):
+    """Classes that noise hides: without weights, the frequent class is the better guess."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(120) % 8 == 0).astype(np.int64)
+    pixels = np.clip(generator.normal(120 + 30 * labels[:, None, None, None], 60, (120, 3, 32, 32)), 0, 255)
+    images = Images(pixels.astype(np.uint8), labels)
+    recalls = []
+    for kind in ("none", "balanced"):
+        recipe = make_recipe(class_weights=kind, augmentation="none", lr=1e-3, epochs=3, unfreeze_depth=0)
+        classifier, _ = fit(recipe, images)
+        recalls.append(class_scores(evaluate(classifier, recipe, images, classes=3, hardware=CPU).confusion)[1].recall)
+    assert recalls[1] > recalls[0]
+
+
+def test_balanced_weights_work_with_the_store(make_recipe, make_images, tmp_path):
+    images, recipe = make_images(40), make_recipe(class_weights="balanced")
+    images = images.take(np.flatnonzero((images.labels > 0) | (np.arange(40) < 20)))
+    _, plain = fit(recipe, images)
+    classifier = build(recipe.model, classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    store = FeatureStore(tmp_path, 10**9)
+    shared = train(classifier, recipe, images, classes=3, seed=0, hardware=CPU, features=store)
+    assert losses(shared) == losses(plain)
+
+
+def test_evaluate_gives_the_loss_of_each_image(make_recipe, make_images):
+    classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+    result = evaluate(classifier, make_recipe(), make_images(20), classes=3, hardware=CPU)
+    assert len(result.losses) == 20
+    assert np.mean(result.losses) == pytest.approx(result.loss)
 
 
 def test_evaluate_counts_each_image_once(make_recipe, make_images):

@@ -10,7 +10,7 @@ from support.images import make_images
 from support.manifests import make_manifest, make_space
 
 from study.config.manifest import Found
-from study.config.plan import Plan
+from study.config.plan import Design, Plan
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
 from study.models.pretrained import Pretrained
@@ -56,8 +56,10 @@ def fixed(tmp_path, make_recipe):
 
 
 def epoch(number, right=None, **values):
-    """One of 60 images a second for 2 s; `right` of ten validation images are."""
-    confusion = None if right is None else [[right, 10 - right], [0, 0]]
+    """One of 60 images a second for 2 s; `right` of ten validation images are, the six of the first class first."""
+    confusion = (
+        None if right is None else [[min(right, 6), 6 - min(right, 6)], [4 - max(right - 6, 0), max(right - 6, 0)]]
+    )
     return EpochResult(number, 1.5 / number, 2.0, 60.0, val_confusion=confusion, **values)
 
 
@@ -169,7 +171,8 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
         "  60.0 images/s  2s left",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 2/2  train loss 0.7500  val accuracy 70.0 %"
         "  60.0 images/s  0s left",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%",
+        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%"
+        " (largest class 60.00%)",
     ]
 
 
@@ -243,6 +246,7 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
     screen = open_screen(file=io.StringIO(), width=80)
     Console("none", screen).on_data(dataset, make_manifest(space=make_space(), found=found))
     assert screen.file.getvalue().splitlines()[1:] == [
+        "classes  the largest, cat, has 50.00% of the test images",
         "layout   train/, val/ and test/; the search validates on val",
         "left out 3 no image (.txt), 1,200 broken",
         "16 bit   grey values 12 to 4,000 become 0 to 255, in predictions too",
@@ -310,4 +314,44 @@ def test_tested_trial_says_its_test_accuracy_at_its_end(fixed):
     fixed.tested(plan, Evaluation(1.0, np.eye(2, dtype=int).tolist(), [0, 1]))
     fixed.complete(plan)
     console.on_change(plan)
-    assert output.getvalue().endswith("complete after 4s: test accuracy 100.00%\n")
+    assert output.getvalue().endswith("complete after 4s: test accuracy 100.00% (largest class 50.00%)\n")
+
+
+def test_trial_that_predicts_one_class_is_marked(record):
+    console, output = pipe()
+    console.on_record(record)
+    run(record, 3, 6, console=console)
+    marked = "accuracy 60.00% (largest class 60.00%); has learnt nothing: every image is predicted as cat\n"
+    assert output.getvalue().endswith(marked)
+
+
+def test_close_trials_are_named_with_their_images(record, space):
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    for right in (8, 9, 5):
+        run(record, 3, right)
+    console.print_result(ended(record))
+    assert "close    #1 and #0 differ by 1 of 10 validation images\n" in output.getvalue()
+
+
+def test_table_of_the_best_shows_the_metric_that_decides(tmp_path, space):
+    design = Design("search", (space.base,), space, 1, metric="macro_f1")
+    record = Record.create(tmp_path / "two", make_manifest(design))
+    record.add([Plan(None, "search", space.base, 0)])
+    console, output = pipe()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    run(record, 3, 8)
+    console.print_result(ended(record))
+    record.close()
+    assert "Best trials by validation macro F1 (largest class 60.00%)" in output.getvalue()
+    assert re.search(r"│ +76\.19% │ +80\.00% │", output.getvalue())
+
+
+def test_data_is_announced_with_its_largest_class(make_images):
+    console, output = pipe()
+    images = make_images(8, classes=2)
+    images = images.take(np.flatnonzero((images.labels == 0) | (np.arange(8) < 4)))
+    console.on_data(Dataset("pets", ("cat", "dog"), images, images, 1.0), make_manifest())
+    assert "classes  the largest, cat, has 66.67% of the test images\n" in output.getvalue()
