@@ -18,13 +18,14 @@ class _Unbreakable:
     It leaves out the credentials of every URI, whichever library prints it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, is_error: bool) -> None:
         self._stream = stream
+        self._is_error = is_error
 
     def write(self, text: str) -> int:
         text = without_credentials(text)
         try:
-            self._stream.write(text)
+            self._current().write(text)
         except UnicodeEncodeError:  # a screen in Latin-1 or ASCII
             encoding = self._stream.encoding or "ascii"
             self.write(text.encode(encoding, "replace").decode(encoding))
@@ -42,6 +43,15 @@ class _Unbreakable:
         except (OSError, ValueError):
             self._give_up()
 
+    def _current(self) -> TextIO:
+        """Return the stream to write to: for standard error, that of a live display, if one is shown now.
+
+        A live display takes the place of `sys.stderr`, but a library's log handler may still hold this stream, and
+        would write into the display.
+        """
+        shown = sys.stderr
+        return shown if self._is_error and not isinstance(shown, _Unbreakable) else self._stream
+
     def _give_up(self) -> None:
         """Send everything from now on to the null device, also what other libraries and the interpreter's end print."""
         with contextlib.suppress(OSError, ValueError):
@@ -58,7 +68,8 @@ def unbreakable_output() -> Iterator[None]:
     """Let no error of standard output or standard error reach the code inside; a missing stream swallows all lines."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as null:
-        sys.stdout, sys.stderr = (_Unbreakable(stream or null) for stream in before)
+        sys.stdout = _Unbreakable(before[0] or null, is_error=False)
+        sys.stderr = _Unbreakable(before[1] or null, is_error=True)
         try:
             yield
         finally:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console as RichConsole
+from rich.live import Live
 
 from study.output import unbreakable_output
 
@@ -53,6 +55,16 @@ def test_closed_pipe_keeps_the_exit_code():
     command = f'{sys.executable} -c "$CODE" | head -n 1; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n7\n", "")
+
+
+def test_log_handler_writes_above_a_live_display(monkeypatch):
+    with unbreakable_output():
+        handler = logging.StreamHandler(sys.stderr)
+        screen = RichConsole(file=io.StringIO(), force_terminal=True, width=60)
+        with Live("live lines", console=screen, auto_refresh=False):
+            handler.emit(logging.makeLogRecord({"msg": "a library's line"}))
+    shown = screen.file.getvalue()
+    assert shown.index("a library's line") < shown.rindex("live lines")
 
 
 def test_no_library_prints_credentials(capsys):
