@@ -42,6 +42,8 @@ class Found:
     """Share of a typical (median) image that is cut off to make it fill a square, in [0, 1)."""
     leaks_dropped: Count | None = None
     """Training images that were dropped since they have a copy among the test images; None if such images are kept."""
+    sizes: str = ""
+    """Sizes of the image files in pixels, in words; "" for a source known by name."""
 
     def describe(self, *, searched: bool) -> list[tuple[str, str]]:
         """Return what a user must know, as short names and texts; `searched` tells whether the study is a search."""
@@ -59,7 +61,13 @@ class Found:
             grey = f"grey values {low:,} to {high:,} become 0 to 255, in predictions too"
         if self.cropped > CROP_LIMIT:
             cut = f"a typical image loses {self.cropped:.0%} to become a square; --fit pad and squash keep all of it"
-        lines = [("layout", "; ".join(layout)), ("left out", ", ".join(left_out)), ("16 bit", grey), ("cropping", cut)]
+        lines = [
+            ("layout", "; ".join(layout)),
+            ("sizes", self.sizes),
+            ("left out", ", ".join(left_out)),
+            ("16 bit", grey),
+            ("cropping", cut),
+        ]
         return [(name, text) for name, text in lines if text]
 
 

@@ -92,8 +92,9 @@ class Audit:
         if leaks := self.leaks:
             tests = len(self.leaked_test)
             yield (
-                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {_are(tests)} also among the training"
-                f" images, for example {self._example(leaks[0])}. --leaks drop leaves the copies out of training"
+                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {_are(tests)} also among the"
+                f" {'training or validation' if 'val' in self.counts else 'training'} images, for example"
+                f" {self._example(leaks[0])}. --leaks drop leaves the copies out of training"
             )
         if wrong := self.contradictions:
             images = sum(len(group.members) for group in wrong)

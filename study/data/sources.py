@@ -212,6 +212,7 @@ def _load_files(
         skip_broken=skip_broken,
         grey_range=None if grey_range == FULL_GREY else [*grey_range],
         cropped=median(1 - min(size) / max(size) for size in sizes) if fit == "crop" else 0.0,
+        sizes=_describe_sizes(sizes),
     )
     name = source.resolve().name if source.is_dir() else f"{source.resolve().parent.name}-{source.stem}"
     return Dataset(
@@ -261,6 +262,17 @@ def _refuse_broken(errors: Sequence[DataError]) -> NoReturn:
     files = "1 file is broken. Mend it" if len(errors) == 1 else f"{len(errors):,} files are broken. Mend them"
     lines.append(f"{files}, or leave what is broken out with --skip-broken.")
     raise DataError("\n".join(lines))
+
+
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Describe the (width, height) of image files: the smallest, the most frequent and the largest, by area."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    (usual, count), *others = Counter(sizes).most_common()
+    text = f"{usual[0]:,}×{usual[1]:,} px"
+    if not others:
+        return f"all {text}"
+    (width, height), (most_width, most_height) = ordered[0], ordered[-1]
+    return f"{width:,}×{height:,} to {most_width:,}×{most_height:,} px; {count / len(sizes):.0%} are {text}"
 
 
 def find_images(record: "Record") -> "Dataset | None":

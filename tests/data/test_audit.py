@@ -72,7 +72,7 @@ def test_near_copies_are_found(change):
 def test_leaks_are_test_images_seen_in_training():
     audit = audit_images(dataset(pictures(0, 1, 2), pictures(7, 1, 9, 4), pictures(4, 5)))
     assert audit.leaked_test == [1, 3]
-    assert "2 test images of 4 are also among the training images" in next(audit.warnings())
+    assert "2 test images of 4 are also among the training or validation images" in next(audit.warnings())
 
 
 def test_copies_within_the_training_images_are_no_leak():

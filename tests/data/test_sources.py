@@ -434,3 +434,9 @@ def test_folder_names_a_decompression_bomb(limit: int, tmp_path: Path, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(DataError, match=r"train/a/bomb\.png: .* decompression bomb"):
         load(root)
+
+
+def test_sizes_of_files_are_described(image_folder):
+    assert load(image_folder).found.sizes == "all 32×32 px"
+    Image.new("RGB", (400, 300)).save(image_folder / "train" / "cat" / "0.png")
+    assert load(image_folder).found.sizes == "32×32 to 400×300 px; 96% are 32×32 px"
