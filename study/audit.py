@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from study.command_line import Parser
 from study.config.flags import images_of
 from study.config.paths import absolute, cache_directory
 from study.exit_codes import run_command
@@ -24,12 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _audit(options))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.audit`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.audit",
         description="Count images, and find copies, test images among the training images, and copies of two classes.",
-        allow_abbrev=False,
     )
     parser.add_argument("data", metavar="DATA", help="folder or CSV file of images, cifar10 or digits")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="directory for downloaded images")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from study.command_line import Parser
 from study.config.paths import find_study
 from study.data.image_files import list_files, read_image, try_to
 from study.errors import ConfigError, DataError
@@ -82,11 +83,9 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.predict`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m study.predict", description="Classify images with a study's winner.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m study.predict", description="Classify images with a study's winner.")
     parser.add_argument(
         "images",
         nargs="+",
@@ -129,10 +128,9 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
             return load_model(folder)
     if tracking_uri is not None:
         raise ConfigError(f"--tracking-uri: needs a registered model, {REGISTERED}…, but got {name!r}.")
-    study = find_study(name, mlruns)
-
     from study.models.saved_model import MODEL_DIRECTORY, load_model
 
+    study = find_study(name, mlruns, needs=MODEL_DIRECTORY)
     directory = study / MODEL_DIRECTORY
     if not directory.is_dir():
         raise ConfigError(f"--model {name}: must be a search that has its verdict, but {directory} is missing.")

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from study.command_line import overview
 from study.config.flags import (
     build_parser,
     change_budget,
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code; without arguments, show all commands."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        print(overview())
+        return 0
     options = build_parser().parse_args(arguments)
     return run_command(lambda: _run_options(options))
 
@@ -154,7 +158,7 @@ def _list_models() -> int:
 
 
 def _reproduce(name: str) -> int:
-    directory = find_study(name, Path("mlruns").absolute())
+    directory = find_study(name, Path("mlruns").absolute(), needs="model")
     warnings.filterwarnings("ignore")
     from study.tuning.reproduce import describe, reproduce
 

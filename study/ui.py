@@ -4,7 +4,6 @@ Exit codes: 0 a server already serves the UI, 1 the UI does not start, 2 wrong u
 Needs a store that has a run. Knows no record: the UI shows only MLflow's data.
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from study.command_line import Parser
 from study.errors import ConfigError, StudyError
 from study.exit_codes import run_command
 from study.tracking.client import HOST, PORT, existing_store
@@ -36,11 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _show(options.tracking_uri, options.port), interrupted="")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.ui`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m study.ui", description="Open MLflow's UI on the studies of this directory.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m study.ui", description="Open MLflow's UI on the studies of this directory.")
     parser.add_argument("--tracking-uri", metavar="URI", help="URI of MLflow's store (default: mlruns/mlflow.db)")
     parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port on {HOST} (default: {PORT})")
     return parser

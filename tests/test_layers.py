@@ -12,7 +12,7 @@ import pytest
 import study
 
 ROOT = Path(study.__file__).parent
-GROUND = ["errors", "seeding", "formatting", "files", "environment", "output", "exit_codes"]
+GROUND = ["errors", "seeding", "formatting", "files", "environment", "command_line", "output", "exit_codes"]
 PACKAGES = {
     "config": [
         "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",
@@ -40,7 +40,7 @@ PACKAGES = {
     "bench": ["training", "orchestration", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
-COMMANDS = ["run", "predict", "audit", "ui"]
+COMMANDS = ["run", "predict", "audit", "ui", "__main__"]
 """Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {

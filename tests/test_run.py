@@ -259,7 +259,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set, folder or file 'no/such/folder'"),
         (["--baselin"], "--baseline"),
-        ([], "one of --baseline, --search, --resume, --reproduce and --models must be given"),
+        (["--verbose"], "one of --baseline, --search, --resume, --reproduce and --models must be given"),
     ],
 )
 def test_usage_error_exits_2_and_leaves_nothing(study, arguments, message):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from study.bench.training import Figure, measure_augmentation, measure_training
+from study.command_line import Parser
 from study.config.load_toml import load_baseline
 from study.files import scratch_directory
 from study.training.hardware import Hardware, choose_hardware
@@ -77,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.bench`."""
-    parser = argparse.ArgumentParser(prog="python -m study.bench", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m study.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="parts 1 and 4 for ResNet18: two minutes on two cores")
     parser.add_argument(
         "--parts", type=_parts, default=(1, 2, 3, 4, 5), metavar="1,2,…", help="parts to measure (default: all five)"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from study.command_line import Parser
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
 from study.config.plan import METRICS, Repeats, StudyConfig
@@ -31,12 +32,11 @@ DEMO = {"data": "digits", "weights": "none", "image_size": 64}
 """Values that --demo gives to flags, unless they are given."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.run`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.run",
         description="Run a transfer learning study: train models with a fixed recipe, or search for a better recipe.",
-        allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

@@ -4,13 +4,13 @@ This module reads records and, if they still exist, the images; `report_sections
 Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
-import argparse
 import logging
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from study.command_line import Parser
 from study.config.paths import find_study
 from study.exit_codes import run_command
 
@@ -25,12 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of `python -m study.report`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.report",
         description="Write the report of a study, or compare several studies on one page.",
-        allow_abbrev=False,
     )
     parser.add_argument("studies", nargs="+", metavar="NAME", help="name of a study, or 'latest' for the last one")
     return parser
