@@ -32,6 +32,8 @@ CHAMPION = "champion"
 """Alias of the best version so far."""
 FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
 """Tags by which the versions of a model are compared, if accuracy decided both studies."""
+CLASSES = "study.classes"
+"""Tag with a digest of the class names; versions of 0.1.0 lack it."""
 METRIC, VALUE = "study.metric", "study.test_value"
 """Tags of the metric that decided a version's study, and of its value; versions that lack them mean accuracy."""
 LEARNT_NOTHING = "study.learnt_nothing"
@@ -96,6 +98,7 @@ def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: N
     """
     name = registered_name(saved.card)
     try:
+        name = _distinct_name(client, name, saved.card)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description=f"{saved.card.recipe.model} for {saved.card.data}")
         versions = client.search_model_versions(f"name = '{name}'")
@@ -261,15 +264,26 @@ def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model
         shutil.copyfile(saved.directory / file, directory / file)
 
 
+def _distinct_name(client: "MlflowClient", name: str, card: ModelCard) -> str:
+    """Return the name, with a digest of the class names if it belongs to a data set of other classes already."""
+    taken = [version.tags.get(CLASSES) for version in client.search_model_versions(f"name = '{name}'")]
+    mine = _digest_classes(card)
+    return f"{name}-{mine}" if taken and mine not in taken and None not in taken else name
+
+
+def _digest_classes(card: ModelCard) -> str:
+    return hashlib.sha256(json.dumps(card.classes).encode()).hexdigest()[:8]
+
+
 def _tags(card: ModelCard) -> dict[str, str]:
-    tags = _identity(card) | {METRIC: card.metric, VALUE: repr(card.test_value)}
+    tags = _identity(card) | {"study.name": card.study, CLASSES: _digest_classes(card)}
+    tags |= {METRIC: card.metric, VALUE: repr(card.test_value)}
     return tags | ({LEARNT_NOTHING: card.nothing_learnt} if card.nothing_learnt else {})
 
 
 def _identity(card: ModelCard) -> dict[str, str]:
-    """Return the tags by which a version is known again; all versions of `study` set them."""
+    """Return the tags by which a version is known again, also if its study was renamed."""
     return {
-        "study.name": card.study,
         "study.uid": card.uid,
         "study.trial": card.trial,
         FINGERPRINT: card.test_fingerprint,

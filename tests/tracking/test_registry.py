@@ -70,10 +70,22 @@ def pixels(count):
     return torch.nn.functional.interpolate(squares, (32, 36)).to(torch.uint8)
 
 
+def test_data_set_of_other_classes_gets_another_name(store):
+    registration, _ = register(store, study="two", uid="v" * 32, classes=["ant", "bee", "wasp"])
+    assert registration.name.startswith(f"{NAME}-")
+    again, _ = register(store, study="three", uid="w" * 32, classes=["ant", "bee", "wasp"])
+    assert (again.name, again.version) == (registration.name, "2")
+
+
+def test_renamed_study_is_not_registered_again(store):
+    registration, _ = register(store, study="renamed")
+    assert (registration.name, registration.version) == (NAME, "1")
+
+
 def test_full_temporary_directory_is_named(store, small_disk, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
     with pytest.raises(TrackingError, match=rf"temporary directory {small_disk} must have \d+ MB free, but has 0\."):
-        register(store, study="two")
+        register(store, study="two", uid="v" * 32)
 
 
 @pytest.mark.slow
