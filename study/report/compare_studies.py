@@ -16,7 +16,7 @@ from study.report.trial_sections import (
 from study.results.metrics import largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.results.trial_table import compare, faster
+from study.verdict.trial_table import compare, faster
 
 
 def compare_studies(records: Sequence[Record]) -> View:

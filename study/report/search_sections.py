@@ -14,8 +14,9 @@ from study.report.elements import Picture, Section, Table, draw_picture
 from study.report.trial_sections import warn_of_nothing
 from study.results.metrics import MINIMISED, NAMES, format_metric
 from study.results.record import Record
-from study.results.verdict import rank, stored_verdict
-from study.results.wording import describe_closeness, details, sentence
+from study.verdict.judge import rank
+from study.verdict.verdict import stored_verdict
+from study.verdict.wording import describe_closeness, details, sentence
 
 MOST_PLOTTED = 500
 """Largest number of trials for which Optuna's plots are readable."""

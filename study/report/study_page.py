@@ -22,11 +22,11 @@ from study.report.trial_sections import class_table, hardest, results, starred, 
 from study.results.ledger import count_looks
 from study.results.metrics import largest_class
 from study.results.record import Record
-from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
-from study.results.trial_table import compare, faster
-from study.results.verdict import stored_verdict
-from study.results.wording import sentence
+from study.verdict.rerank import find_winner
+from study.verdict.trial_table import compare, faster
+from study.verdict.verdict import stored_verdict
+from study.verdict.wording import sentence
 
 
 def describe(record: Record, dataset: Dataset | None) -> View:

@@ -17,8 +17,8 @@ from study.report import figures
 from study.report.elements import Picture, Section, Table, draw_picture
 from study.results.metrics import class_scores, format_metric, largest_class
 from study.results.record import Record
-from study.results.statistics import ClassPair, accuracy_interval, hardest_pair
 from study.results.trial_record import TrialRecord
+from study.verdict.statistics import ClassPair, accuracy_interval, hardest_pair
 
 
 def tested_trials(record: Record) -> list[TrialRecord]:

@@ -13,9 +13,9 @@ from study.config.plan import METRICS
 from study.report import figures
 from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
-from study.results.trial_table import Row
-from study.results.verdict import Verdict
-from study.results.wording import sentence
+from study.verdict.trial_table import Row
+from study.verdict.verdict import Verdict
+from study.verdict.wording import sentence
 
 
 def trial_files(trial: TrialRecord, classes: Sequence[str]) -> dict[str, bytes]:

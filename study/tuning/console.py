@@ -23,14 +23,14 @@ from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
 from study.results.metrics import NAMES, EpochResult, Progress, format_metric, largest_class
 from study.results.record import Record
-from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
-from study.results.trial_table import Row, faster
-from study.results.verdict import rank
-from study.results.wording import describe_closeness, details, sentence
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
+from study.verdict.judge import rank
+from study.verdict.rerank import find_winner
+from study.verdict.trial_table import Row, faster
+from study.verdict.wording import describe_closeness, details, sentence
 
 PREDICT = "python -m study.predict IMAGE … --model {}"
 

@@ -18,14 +18,14 @@ from study.report.render import write_report
 from study.results.ledger import Looks, count_looks
 from study.results.metrics import score
 from study.results.record import Record
-from study.results.rerank import find_winner
 from study.results.trial_record import TrialRecord
-from study.results.trial_table import Row, compare, faster
-from study.results.verdict import Verdict, stored_verdict, verdict_metrics
-from study.results.wording import sentence
 from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.registry import Registration, log_model
 from study.tracking.tracker import Tracker
+from study.verdict.rerank import find_winner
+from study.verdict.trial_table import Row, compare, faster
+from study.verdict.verdict import Verdict, stored_verdict, verdict_metrics
+from study.verdict.wording import sentence
 
 _logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import MODEL_DIRECTORY, ModelCard, save_model
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.results.verdict import Verdict
 from study.training.run_trial import open_checkpoint
+from study.verdict.verdict import Verdict
 
 
 def recipe_to_keep(record: Record, verdict: Verdict, *, winner: Recipe, baseline: Recipe) -> Recipe:

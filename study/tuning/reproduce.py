@@ -19,10 +19,10 @@ from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import EpochResult, Evaluation
-from study.results.statistics import CONFIDENCE, accuracy_interval
 from study.training.hardware import choose_hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.cluster import TRIAL_ENVIRONMENT
+from study.verdict.statistics import CONFIDENCE, accuracy_interval
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ from study.report.copies import draw_copies
 from study.report.sample_batch import draw_batch
 from study.results.ledger import earlier_p_values
 from study.results.record import Record
-from study.results.rerank import find_winner, plan_reranks, rank_candidates
-from study.results.verdict import plan_finals, reach_verdict
 from study.tracking.client import SQLITE, connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
@@ -37,6 +35,8 @@ from study.tuning.finish_study import StudyResult, conclude, has_ended
 from study.tuning.keep_model import keep_model, recipe_to_keep
 from study.tuning.ray_adapters import Listener, run_trials
 from study.tuning.reuse_refits import reuse_refits
+from study.verdict.judge import plan_finals, reach_verdict
+from study.verdict.rerank import find_winner, plan_reranks, rank_candidates
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient

@@ -28,7 +28,7 @@ from study.report.search_sections import MOST_PLOTTED
 from study.report.study_page import describe, run_command
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.results.verdict import choose, reach_verdict
+from study.verdict.judge import choose, reach_verdict
 
 CLASSES = ("cat", "<script>alert(1)</script>")
 

@@ -16,11 +16,11 @@ from study.data.images import Dataset
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
-from study.results.trial_table import Row
 from study.tracking.client import local_uri
 from study.tuning.cluster import Allotment
 from study.tuning.console import Console, open_screen
 from study.tuning.run_study import StudyResult
+from study.verdict.trial_table import Row
 
 FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
 

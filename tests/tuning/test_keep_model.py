@@ -15,9 +15,9 @@ from study.models.pretrained import Pretrained
 from study.models.saved_model import load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
-from study.results.verdict import Verdict
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
 from study.tuning.keep_model import keep_model, recipe_to_keep
+from study.verdict.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from study.formatting import format_bounds, format_points, format_value
 from study.results.metrics import MINIMISED, NAMES, format_metric, largest_class, score
-from study.results.statistics import CONFIDENCE
 from study.results.trial_record import TrialRecord
-from study.results.verdict import Side, Value, Verdict, count_seeds, rank
+from study.verdict.judge import rank
+from study.verdict.statistics import CONFIDENCE
+from study.verdict.verdict import Side, Value, Verdict, count_seeds
 
 SHORT = {"unfreeze_depth": "depth", "batch_size": "batch"}
 """Shorter names of recipe fields for sentences."""

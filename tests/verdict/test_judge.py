@@ -12,10 +12,11 @@ from study.config.load_toml import baseline_recipe
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
-from study.results.statistics import Difference
 from study.results.trial_record import TrialRecord
-from study.results.verdict import choose, final_seeds, judge, plan_finals, stored_verdict
-from study.results.wording import details, sentence
+from study.verdict.judge import choose, final_seeds, judge, plan_finals
+from study.verdict.statistics import Difference
+from study.verdict.verdict import stored_verdict
+from study.verdict.wording import details, sentence
 
 RECORDS = Path(__file__).parents[1] / "records"
 BASELINE = baseline_recipe("resnet18")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from study.results.metrics import Evaluation, score
-from study.results.statistics import CONFIDENCE, POWER, Difference
 from study.seeding import derive_seed
+from study.verdict.statistics import CONFIDENCE, POWER, Difference
 
 BATCH_CELLS = 2_000_000
 """Counts of images that are drawn at once, 16 MB."""

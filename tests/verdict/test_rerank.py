@@ -9,7 +9,7 @@ from support.manifests import make_manifest, make_space, small_recipe
 from study.config.plan import Design, Plan
 from study.results.metrics import EpochResult
 from study.results.record import Record
-from study.results.rerank import find_candidates, find_winner, plan_reranks, rank_candidates
+from study.verdict.rerank import find_candidates, find_winner, plan_reranks, rank_candidates
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.results.statistics import (
+from study.verdict.statistics import (
     LOOKS,
     Difference,
     accuracy_interval,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from study.results.metrics import largest_class, nothing_learnt
-from study.results.statistics import hardest_pair
 from study.results.trial_record import TrialRecord
+from study.verdict.statistics import hardest_pair
 
 
 @dataclass(frozen=True)

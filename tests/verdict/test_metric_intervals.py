@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from study.results.metric_intervals import metric_difference
 from study.results.metrics import Evaluation
-from study.results.statistics import Difference
+from study.verdict.metric_intervals import metric_difference
+from study.verdict.statistics import Difference
 
 SHARES = np.array([0.6, 0.3, 0.1])
 SPREAD = 1.5

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from study.config.plan import Plan
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.results.verdict import Candidate, choose
 from study.seeding import derive_seed
+from study.verdict.judge import choose
+from study.verdict.verdict import Candidate
 
 REFITS = 2
 """Refits of each candidate. Each has a seed of its own, from which its split of the training images is drawn too."""

@@ -1,0 +1,1 @@
+"""Say what results mean: which recipe won, and whether it beats the baseline."""
