@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -229,13 +230,17 @@ class RecordStopper(Stopper):
     """Say which trials wait for CPU cores or GPUs, and end a search whose time is up while all its trials wait."""
 
     def __init__(
-        self, record: Record, searcher: RecordSearcher, listeners: Sequence[Listener], resources: Allotment
+        self,
+        record: Record,
+        searcher: RecordSearcher,
+        listeners: Sequence[Listener],
+        shortage: Callable[[], str | None],
     ) -> None:
-        """Watch the trials of `searcher`, each of which needs `resources`."""
+        """Watch the trials of `searcher`; `shortage` describes what keeps a trial from starting now, if anything."""
         self._record = record
         self._searcher = searcher
         self._listeners = listeners
-        self._resources = resources
+        self._shortage = shortage
         self._since = time.monotonic()
         self._told: set[str] = set()
 
@@ -251,20 +256,20 @@ class RecordStopper(Stopper):
             self._since = time.monotonic()
             return False
         self._record.beat()
+        if time.monotonic() - self._since < WAIT_S:
+            return False
+        self._since = time.monotonic()
+        shortage = self._shortage()
+        if shortage is None:  # the trial's process is starting
+            return False
         if self._record.time_is_up() and not self._record.judging:
             return True
-        if time.monotonic() - self._since >= WAIT_S:
-            self._since = time.monotonic()
-            self._tell(waiting)
+        for plan in waiting:
+            if plan.key not in self._told:
+                self._told.add(plan.key)
+                for listener in self._listeners:
+                    listener.on_wait(plan, shortage)
         return False
-
-    def _tell(self, waiting: Sequence[Plan]) -> None:
-        if shortage := describe_shortage(self._resources):
-            for plan in waiting:
-                if plan.key not in self._told:
-                    self._told.add(plan.key)
-                    for listener in self._listeners:
-                        listener.on_wait(plan, shortage)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep all state out of Ray Tune's pickles, which nobody reads."""
@@ -331,7 +336,7 @@ def _run_until_tune_gives_up(
         run_config=tune.RunConfig(
             name=record.name,
             storage_path=tempfile.mkdtemp(dir=scratch),
-            stop=RecordStopper(record, searcher, listeners, resources),
+            stop=RecordStopper(record, searcher, listeners, partial(describe_shortage, resources)),
             verbose=0,
         ),
     )

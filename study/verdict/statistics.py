@@ -1,6 +1,6 @@
 """Compute the verdict's paired statistics: intervals and p-values from which test images were classified correctly.
 
-This module knows no model, file or recipe. `judge.py` gives it the predictions and `wording.py` explains the numbers to users.
+This module knows no model, file or recipe. `judge.py` gives it the predictions, and `wording.py` explains the numbers.
 """
 
 import math

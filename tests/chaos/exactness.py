@@ -13,6 +13,7 @@ from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import STATUS
+from study.verdict.judge import choose
 
 METRICS = ("train_loss", "val_loss", "val_accuracy", "epoch_s", "images_per_s")
 """Metrics of each epoch, as MLflow names them."""
@@ -57,7 +58,8 @@ def _faults_of_journal(record: Record, *, trials: int, repeats: int) -> Iterator
     if record.noted("verdict") is None:
         yield "journal: there is no verdict"
     found = record.trials()
-    best = max((trial for trial in found if trial.state == "complete"), key=lambda trial: trial.value)
+    best = choose(found)
+    assert best
     refitted = 1 if best.plan.recipe == found[0].plan.recipe else 2  # the baseline itself may be the best
     path = record.directory / "journal.log"
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))

@@ -117,8 +117,8 @@ def journal_of(room: Path, name: str) -> list[object]:
             return {key: strip(item) for key, item in value.items() if key not in TIMES and not key.startswith(MOMENTS)}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
-    lines = (room / "mlruns" / "studies" / name / "journal.log").read_text().replace(f'"{name}', '"study').splitlines()
-    stripped = [strip(json.loads(line)) for line in lines]
+    text = (room / "mlruns" / "studies" / name / "journal.log").read_text().replace(str(room), "")
+    stripped = [strip(json.loads(line)) for line in text.splitlines()]
     return [line for line in stripped if line.get("user_attr") != {}]  # what noted a moment alone
 
 

@@ -18,10 +18,8 @@ from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
-from study.tuning.cluster import Allotment
 from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper
 
-TWO_CORES = Allotment(2, 0, 1)
 BUSY_CLUSTER = """
 import json
 from pathlib import Path
@@ -216,18 +214,20 @@ def test_trials_of_lost_processes_start_again(tune):
 
 
 @pytest.fixture
-def search(tmp_path):
+def search(tmp_path, monkeypatch):
     """Return a function that makes a search whose time budget is `time_s`, with its stopper and a waiting trial."""
+    monkeypatch.setattr("study.tuning.ray_adapters.WAIT_S", 0.0)
     made = []
 
-    def make(time_s):
+    def make(time_s, shortage="waiting for cores"):
         space = make_space(budget=Budget(3, time_s))
         record = Record.create(tmp_path / "two", make_manifest(space=space))
         made.append(record)
         record.add([Plan(None, "search", space.base, 0)])
         searcher = RecordSearcher(record, [])
         searcher.suggest("a")
-        return SimpleNamespace(record=record, searcher=searcher, stopper=RecordStopper(record, searcher, [], TWO_CORES))
+        stopper = RecordStopper(record, searcher, [], lambda: shortage)
+        return SimpleNamespace(record=record, searcher=searcher, stopper=stopper)
 
     yield make
     for record in made:
@@ -240,6 +240,10 @@ def test_search_ends_when_its_time_is_up_and_all_wait(search):
 
 def test_search_waits_while_its_time_lasts(search):
     assert not search(60.0).stopper.stop_all()
+
+
+def test_search_does_not_end_while_a_process_starts(search):
+    assert not search(1e-9, shortage=None).stopper.stop_all()
 
 
 def test_search_does_not_end_while_a_trial_reports(search):
