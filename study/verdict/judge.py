@@ -165,7 +165,8 @@ def judge(
     seeds = [*before]
     sides = [_side([*tests.values()], metric) for tests in (before, after)] if seeds else None
     decision: Decision | None = None
-    reason = comparison = None
+    reason: str | None = None
+    comparison: Comparison | None = None
     if recipe == baseline:
         decision, better = "no better", "lower" if metric in MINIMISED else "higher"
         reason = f"no other completed recipe of the search reached a {better} validation {NAMES[metric]}"
@@ -173,20 +174,8 @@ def judge(
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
         level = level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE
-        right = [_correct(tests, labels) for tests in (before, after)]
-        difference = _compare(before, after, labels, metric, level)
-        decision = decide(difference, earlier)
-        confusions = [np.array(side.confusion) for side in sides]
-        comparison = Comparison(
-            winner=sides[1],
-            difference=difference,
-            mcnemar_p=[mcnemar_exact(*pair) for pair in zip(*right, strict=True)],
-            confusion_difference=(confusions[1] - confusions[0]).tolist(),
-            hardest_before=_hard_pair(confusions[0], *sides, classes=classes, metric=metric),
-            hardest_after=_hard_pair(confusions[1], *sides, classes=classes, metric=metric),
-            corrected_p=None if difference.p is None else holm(difference.p, earlier),
-            earlier_verdicts=len(earlier),
-        )
+        comparison = _compare_sides(before, after, sides, labels, classes, metric, level, earlier)
+        decision = decide(comparison.difference, earlier)
     reached = winner.score
     assert reached is not None
     return Verdict(
@@ -216,6 +205,31 @@ def judge(
             for name, side in zip(("baseline", "winner")[: 1 if comparison is None else 2], sides or [], strict=False)
             if (why := nothing_learnt(side.confusion, classes, metric))
         },
+    )
+
+
+def _compare_sides(
+    before: Mapping[int, Evaluation],
+    after: Mapping[int, Evaluation],
+    sides: Sequence[Side],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    metric: str,
+    level: float,
+    earlier: Sequence[float],
+) -> Comparison:
+    right = [_correct(tests, labels) for tests in (before, after)]
+    difference = _compare(before, after, labels, metric, level)
+    confusions = [np.array(side.confusion) for side in sides]
+    return Comparison(
+        winner=sides[1],
+        difference=difference,
+        mcnemar_p=[mcnemar_exact(*pair) for pair in zip(*right, strict=True)],
+        confusion_difference=(confusions[1] - confusions[0]).tolist(),
+        hardest_before=_hard_pair(confusions[0], *sides, classes=classes, metric=metric),
+        hardest_after=_hard_pair(confusions[1], *sides, classes=classes, metric=metric),
+        corrected_p=None if difference.p is None else holm(difference.p, earlier),
+        earlier_verdicts=len(earlier),
     )
 
 
