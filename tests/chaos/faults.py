@@ -157,10 +157,10 @@ def resume_twice(room: Path, generator: random.Random, reference: Reference) -> 
 def change_surroundings(room: Path, generator: random.Random, reference: Reference) -> Outcome:
     """Send SIGHUP, close the terminal, move the directory, and let the machine sleep, in a random order.
 
-    A short study meets two of these faults. Sleep comes last, because it ends no session. The study ends where it is
+    A short study meets one of these faults. Sleep comes last, because it ends no session. The study ends where it is
     moved to, and is moved back at last.
     """
-    kinds = generator.sample(SURROUNDINGS, min(len(SURROUNDINGS), 1 + reference.size.kills))
+    kinds = generator.sample(SURROUNDINGS, min(len(SURROUNDINGS), reference.size.kills))
     kinds.sort(key=lambda kind: kind == "slept")
     parts = sorted(generator.uniform(0, 0.7) for _ in kinds)
     strikes: list[str] = []

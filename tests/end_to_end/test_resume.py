@@ -152,16 +152,6 @@ def test_study_goes_on_after_all_of_it_has_moved(room, finished, tmp_path, monke
     assert parent.info.run_name == "renamed"
 
 
-def test_copy_of_a_study_has_runs_of_its_own(room):
-    studies = room / "mlruns" / "studies"
-    shutil.copytree(studies / "one", studies / "two")
-    assert run(room, "--resume", "two").returncode == 0
-    assert run(room, "--resume", "one").returncode == 0
-    runs = [runs_of(open_store(room), study) for study in ("one", "two")]
-    ids = {run.info.run_id for parent, trials in runs for run in (parent, *trials.values())}
-    assert len(ids) == 2 * (1 + len(results(room)))
-
-
 def test_ended_study_is_rebuilt_from_its_journal_alone(room, finished):
     shutil.rmtree(room / "mlruns" / "artifacts")
     (room / "mlruns" / "mlflow.db").unlink()

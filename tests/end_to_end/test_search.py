@@ -142,7 +142,7 @@ def test_searches_of_one_seed_write_the_same_journal(room):
 
 @pytest.mark.slow
 def test_two_searches_run_at_once_in_one_directory(room):
-    arguments = [*FLAGS, "--epochs", "2", "--trials", "2", "--repeats", "1", "--seed"]
+    arguments = [*FLAGS, "--epochs", "1", "--trials", "1", "--repeats", "1", "--seed"]
     run_at_once([[*arguments, "0", "--name", "one"], [*arguments, "1", "--name", "two"]], [room, room])
     client = open_store(room)
     assert [runs_of(client, name)[0].info.status for name in ("one", "two")] == ["FINISHED"] * 2

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -555,6 +557,24 @@ def test_journal_of_a_newer_optuna_is_refused_with_both_versions(record, tmp_pat
         journal.write('{"op_code": 77, "worker_id": "x"}\n')
     with pytest.raises(RecordError, match=rf"begun with Optuna 99.1, and Optuna {optuna.__version__} is installed"):
         Record.read(tmp_path / "two")
+
+
+def test_copy_of_a_study_has_an_id_of_its_own(record):
+    record.close()
+    copy = Record.open(Path(shutil.copytree(record.directory, record.directory.with_name("copy"))))
+    assert copy.uid != record.uid
+    assert copy.manifest == record.manifest
+    again = reopen(copy)
+    assert again.uid == copy.uid
+    again.close()
+
+
+def test_renamed_study_keeps_its_id_and_its_trials(record, make_recipe):
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
+    record.close()
+    renamed = Record.open(record.directory.rename(record.directory.with_name("renamed")))
+    assert (renamed.uid, len(renamed.trials())) == (record.uid, 1)
+    renamed.close()
 
 
 def test_a_trial_that_ends_leaves_no_weights_behind(record, make_recipe):

@@ -15,7 +15,7 @@ from support.results import TEST
 
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
-from study.results.record import Record
+from study.results.record import COPY, Record
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 
@@ -230,6 +230,17 @@ def test_tracker_completes_a_run_that_a_crash_left_without_params(client, record
     tracker.on_change(plan)
     tracker.finish("FINISHED", {}, {})
     assert runs_of(client)[1]["0"].data.params["model"] == "resnet18"
+
+
+def test_copy_of_a_study_gets_runs_of_its_own(client, record, tmp_path):
+    first = track(client, record, tmp_path)
+    run_a_trial(record, first)
+    first.finish("FINISHED", {}, {})
+    record.note(COPY, "c" * 32)
+    second = track(client, record, tmp_path)
+    second.on_change(record.trials()[0].plan)
+    second.finish("FINISHED", {}, {})
+    assert first.parent != second.parent
 
 
 def test_tracker_makes_no_directory_where_the_store_was_before(client, record, tmp_path):
