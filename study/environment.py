@@ -40,8 +40,9 @@ def remarks(
         recorded: versions of the packages with which a resumed study began; None for a new study.
     """
     get = os.environ.get
-    for package, now in installed_versions().items():
-        if recorded and (before := recorded.get(package, now)) != now:
+    installed = installed_versions() if recorded else {}
+    for package, before in (recorded or {}).items():
+        if (now := installed.get(package, before)) != before:
             yield f"the study began with {package} {before}, and goes on with {now}: results may differ slightly"
     if get(TRACKING_URI) and recorded is not None and tracking_uri is None:
         yield f"{TRACKING_URI} has no effect: the study began with the local store. --tracking-uri changes that"

@@ -45,6 +45,11 @@ class Found:
     sizes: str = ""
     """Sizes of the image files in pixels, in words; "" for a source known by name."""
 
+    @property
+    def leaks(self) -> str:
+        """What happens to training images that have a copy among the test images: keep or drop."""
+        return "keep" if self.leaks_dropped is None else "drop"
+
     def describe(self, *, searched: bool) -> list[tuple[str, str]]:
         """Return what a user must know, as short names and texts; `searched` tells whether the study is a search."""
         layout = [self.layout]

@@ -28,7 +28,7 @@ def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig)
         tracking_uri=options.tracking_uri or manifest.tracking_uri,
         test_fraction=manifest.found.test_fraction,
         skip_broken=manifest.found.skip_broken,
-        leaks=_recorded_leaks(manifest),
+        leaks=manifest.found.leaks,
     )
 
 
@@ -57,7 +57,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "fit": recipe.fit,
         "test_fraction": manifest.found.test_fraction,
         "skip_broken": manifest.found.skip_broken,
-        "leaks": _recorded_leaks(manifest),
+        "leaks": manifest.found.leaks,
         "metric": manifest.design.metric,
         "repeats": manifest.design.repeats,
         "rerank": manifest.design.rerank,
@@ -76,10 +76,6 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
     if options.baseline:
         models = " ".join(dict.fromkeys(options.baseline))
         _check_same("--baseline", " ".join(manifest.design.models), models)
-
-
-def _recorded_leaks(manifest: Manifest) -> str:
-    return "keep" if manifest.found.leaks_dropped is None else "drop"
 
 
 def check_space(space: SearchSpace, manifest: Manifest) -> None:

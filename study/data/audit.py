@@ -5,7 +5,7 @@ nothing and changes nothing; `drop_leaks` returns another data set.
 """
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,8 +16,10 @@ import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from study.data.images import Dataset, Images
+from study.data.images import Dataset
 
 SIDE = 32
 """Side in pixels of the thumbnails that are compared; also that of the perceptual hash."""
@@ -42,7 +44,7 @@ class Group:
     """Images that are copies of each other."""
 
     members: tuple[int, ...]
-    """Positions of the images, counted through training, validation and test images."""
+    """Positions of the images in ascending order, counted through training, validation and test images."""
     exact: bool
     """Whether all pixels are equal, as stored; else they only look the same."""
 
@@ -69,8 +71,7 @@ class Audit:
     @property
     def leaks(self) -> list[Group]:
         """Groups with test images and other images: what is tested was seen in training."""
-        first = self.first_test
-        return [group for group in self.groups if min(group.members) < first <= max(group.members)]
+        return [*filter(self._leaks, self.groups)]
 
     @property
     def leaked_test(self) -> list[int]:
@@ -80,7 +81,7 @@ class Audit:
     @property
     def contradictions(self) -> list[Group]:
         """Groups whose images have several labels."""
-        return [group for group in self.groups if len({int(self.labels[at]) for at in group.members}) > 1]
+        return [*filter(self._contradicts, self.groups)]
 
     @property
     def extra_copies(self) -> int:
@@ -116,10 +117,10 @@ class Audit:
                     "images": [self.describe(at) for at in group.members[:10]],
                     "members": list(group.members[:10]),
                     "exact": group.exact,
-                    "leak": group in self.leaks,
-                    "contradiction": group in self.contradictions,
+                    "leak": self._leaks(group),
+                    "contradiction": self._contradicts(group),
                 }
-                for group in self._worst_first()[:MAX_GROUPS]
+                for group in self.worst_groups(MAX_GROUPS)
             ],
         }
 
@@ -137,9 +138,16 @@ class Audit:
         """Return the name of an image, and its class."""
         return f"{self.names[position]} ({self.classes[self.labels[position]]})"
 
-    def _worst_first(self) -> list[Group]:
-        leaks, wrong = self.leaks, self.contradictions
-        return sorted(self.groups, key=lambda group: (group not in wrong, group not in leaks, group.members))
+    def worst_groups(self, number: int) -> list[Group]:
+        """Return the groups that do most harm: those of several classes first, then those that leak."""
+        by_harm = sorted(self.groups, key=lambda one: (not self._contradicts(one), not self._leaks(one), one.members))
+        return by_harm[:number]
+
+    def _leaks(self, group: Group) -> bool:
+        return group.members[0] < self.first_test <= group.members[-1]
+
+    def _contradicts(self, group: Group) -> bool:
+        return len({int(self.labels[at]) for at in group.members}) > 1
 
     def _example(self, group: Group) -> str:
         first, last = group.members[0], group.members[-1]
@@ -148,7 +156,7 @@ class Audit:
 
 def audit_images(dataset: Dataset) -> Audit:
     """Audit all images of a data set; about 0.4 s for 1,000 images on one core."""
-    splits = _splits(dataset)
+    splits = dataset.splits
     pixels = [image for images in splits.values() for image in images.pixels]
     classes = len(dataset.classes)
     if dataset.rows:
@@ -171,7 +179,7 @@ def drop_leaks(dataset: Dataset, audit: Audit) -> Dataset:
     """Return the data set without the training and validation images that have a copy among the test images."""
     leaked = {at for group in audit.leaks for at in group.members if at < audit.first_test}
     kept, first = {}, 0
-    for split, images in _splits(dataset).items():
+    for split, images in dataset.splits.items():
         kept[split] = np.array([at for at in range(len(images)) if first + at not in leaked], np.int64)
         first += len(images)
     return replace(
@@ -183,39 +191,26 @@ def drop_leaks(dataset: Dataset, audit: Audit) -> Dataset:
     )
 
 
-def _splits(dataset: Dataset) -> dict[str, Images]:
-    given = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
-    return {split: images for split, images in given.items() if images is not None}
-
-
 def _groups(pixels: Sequence[NDArray[np.uint8]]) -> Iterator[Group]:
     """Yield groups of copies, by their first image: exact copies, joined where their pictures look the same."""
     same: dict[bytes, list[int]] = defaultdict(list)
     for at, image in enumerate(pixels):
         same[blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()].append(at)
-    firsts = [members[0] for members in same.values()]
-    copies = {members[0]: members for members in same.values()}
-    leader = {first: first for first in firsts}
-
-    def lead(at: int) -> int:
-        while leader[at] != at:
-            at = leader[at]
-        return at
-
-    for one, other in _near_pairs(pixels, firsts):
-        low, high = sorted((lead(one), lead(other)))
-        leader[high] = low
-    joined: dict[int, list[int]] = defaultdict(list)
-    for first in firsts:
-        joined[lead(first)] += copies[first]
-    sources = Counter(map(lead, firsts))
-    for first, members in sorted(joined.items()):
+    copies = [*same.values()]
+    pairs = np.array([*_near_pairs(pixels, [members[0] for members in copies])], np.int64).reshape(-1, 2)
+    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(copies), len(copies)))
+    _, joined = connected_components(links, directed=False)
+    groups: dict[int, list[list[int]]] = defaultdict(list)
+    for group, members in zip(joined.tolist(), copies, strict=True):
+        groups[group].append(members)
+    for parts in groups.values():
+        members = sorted(at for part in parts for at in part)
         if len(members) > 1:
-            yield Group(tuple(sorted(members)), exact=sources[first] == 1)
+            yield Group(tuple(members), exact=len(parts) == 1)
 
 
 def _near_pairs(pixels: Sequence[NDArray[np.uint8]], chosen: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of the chosen images that look the same (perceptual hash: Zauner 2010, by DCT)."""
+    """Yield pairs of the chosen images, by their places among them, that look the same (hash: Zauner 2010, by DCT)."""
 
     def hash_of(at: int) -> int:
         return int(str(imagehash.phash(_thumbnail(pixels[at]))), 16)
@@ -233,7 +228,7 @@ def _near_pairs(pixels: Sequence[NDArray[np.uint8]], chosen: Sequence[int]) -> I
                 seen.add((int(alike[one]), int(alike[other])))
     for one, other in sorted(seen):
         if _correlation(pixels[chosen[one]], pixels[chosen[other]]) >= LEAST_CORRELATION:
-            yield chosen[one], chosen[other]
+            yield one, other
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> Image.Image:

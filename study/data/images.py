@@ -71,6 +71,12 @@ class Dataset:
     found: Found = field(default_factory=Found)
     """What was found in the source, and what was left out."""
 
+    @property
+    def splits(self) -> dict[str, Images]:
+        """Images of each split that there is, in this order: train, val (if the source gives it), test."""
+        given = {"train": self.train, "val": self.validation, "test": self.test}
+        return {split: images for split, images in given.items() if images is not None}
+
     def groups(self, split: str) -> Sequence[str] | None:
         """Return the group of each image of a split, "" for none; None for a source without files."""
         return [row.group for row in self.rows if row.split == split] or None

@@ -275,26 +275,43 @@ def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return f"{width:,}×{height:,} to {most_width:,}×{most_height:,} px; {count / len(sizes):.0%} are {text}"
 
 
+def load_again(
+    source: str, *, found: Found, fraction: float, seed: int, image_size: int, data_dir: Path, fit: str
+) -> Dataset:
+    """Load a data set as a study used it: with the test images, broken files and leaks handled as it `found` them.
+
+    The other arguments and the errors are those of `load_dataset`.
+    """
+    dataset = load_dataset(
+        source,
+        fraction=fraction,
+        seed=seed,
+        image_size=image_size,
+        data_dir=data_dir,
+        fit=fit,
+        test_fraction=found.test_fraction,
+        skip_broken=found.skip_broken,
+    )
+    return drop_leaks(dataset, audit_images(dataset)) if found.leaks == "drop" else dataset
+
+
 def find_images(record: "Record") -> "Dataset | None":
     """Return the images of a study; None if they are missing or have changed since. Download nothing."""
     manifest = record.manifest
     if manifest.source == "cifar10" and not _has_cifar10(Path(manifest.data_dir)):
         return None
     try:
-        dataset = load_dataset(
+        dataset = load_again(
             manifest.source,
             fraction=manifest.fraction,
             seed=manifest.seed,
             image_size=manifest.image_size,
             data_dir=Path(manifest.data_dir),
             fit=manifest.design.fit,
-            test_fraction=manifest.found.test_fraction,
-            skip_broken=manifest.found.skip_broken,
+            found=manifest.found,
         )
     except StudyError:
         return None
-    if manifest.found.leaks_dropped is not None:
-        dataset = drop_leaks(dataset, audit_images(dataset))
     return dataset if dataset.has_fingerprint(manifest.data_fingerprint) else None
 
 

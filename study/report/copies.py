@@ -1,6 +1,5 @@
 """Draw images beside their copies, and build the report's section on the images of a study."""
 
-import base64
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from study.config.manifest import Manifest
 from study.data.audit import Audit
 from study.data.images import Dataset
 from study.report import figures
-from study.report.elements import Picture, Section, Table
+from study.report.elements import Section, Table, embed_picture
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 
@@ -26,10 +25,10 @@ def draw_copies(audit: Audit, dataset: Dataset) -> bytes | None:
         audit: audit of `dataset`.
         dataset: all images, before any are dropped.
     """
-    pairs = [(group["members"][0], group["members"][-1]) for group in audit.summary()["groups"][:MAX_PAIRS]]
+    pairs = [(group.members[0], group.members[-1]) for group in audit.worst_groups(MAX_PAIRS)]
     if not pairs:
         return None
-    splits = [images for images in (dataset.train, dataset.validation, dataset.test) if images is not None]
+    splits = [*dataset.splits.values()]
     starts = np.cumsum([0, *map(len, splits)])
     colours, names = [], []
     for position in (position for pair in pairs for position in pair):
@@ -53,8 +52,7 @@ def images_section(record: Record, tested: list[TrialRecord]) -> Section | None:
         tables.append(_copies(audit))
     pictures = []
     if record.copies.is_file():
-        shown = base64.b64encode(record.copies.read_bytes()).decode()
-        pictures.append(Picture("images beside their copies", shown))
+        pictures.append(embed_picture("images beside their copies", record.copies.read_bytes()))
     return Section("Images", _text(audit, manifest), tables, pictures)
 
 
@@ -97,11 +95,11 @@ def _without_leaks(audit: dict[str, Any], tested: list[TrialRecord]) -> Table:
     for trial in tested:
         assert trial.test
         images = sum(map(sum, trial.test.confusion))
-        right = sum(counts[label] for label, counts in enumerate(trial.test.confusion))
+        right = int(np.trace(trial.test.confusion))
         right_leaked = sum(trial.test.predictions[index] == label for index, label in leaked)
         rest = images - len(leaked)
         without = f"{(right - right_leaked) / rest:.2%}" if rest else "–"
-        rows.append((trial.plan.title, f"{right / images:.2%}", without))
+        rows.append((trial.plan.title, f"{trial.test.accuracy:.2%}", without))
     columns = ("trial", "test accuracy", "without test images that have a copy elsewhere")
     return Table(columns, rows)
 

@@ -68,4 +68,9 @@ class View:
 
 def draw_picture(title: str, figure: Figure) -> Picture:
     """Return a figure as a picture of the page; `title` becomes its alternative text."""
-    return Picture(title, base64.b64encode(figures.png(figure)).decode())
+    return embed_picture(title, figures.png(figure))
+
+
+def embed_picture(title: str, png: bytes) -> Picture:
+    """Return a PNG file as a picture of the page; `title` becomes its alternative text."""
+    return Picture(title, base64.b64encode(png).decode())

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from study.config.plan import Plan
-from study.data.audit import audit_images, drop_leaks
 from study.data.images import Dataset
-from study.data.sources import load_dataset
+from study.data.sources import load_again
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
@@ -76,18 +75,15 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
         StudyError: images or weights cannot be read, or the training fails.
     """
     card = ModelCard.read(study / MODEL_DIRECTORY / CARD_FILE)
-    dataset = load_dataset(
+    dataset = load_again(
         card.source,
         fraction=card.fraction,
         seed=card.data_seed,
         image_size=card.image_size,
         data_dir=Path(card.data_dir),
         fit=card.recipe.fit,
-        test_fraction=card.found.test_fraction,
-        skip_broken=card.found.skip_broken,
+        found=card.found,
     )
-    if card.found.leaks_dropped is not None:
-        dataset = drop_leaks(dataset, audit_images(dataset))
     if not dataset.has_fingerprint(card.data_fingerprint):
         _check_same("data_fingerprint", card.data_fingerprint, dataset.fingerprint)
     pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))

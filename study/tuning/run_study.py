@@ -195,7 +195,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             skip_broken=config.skip_broken,
         )
         audit = audit_images(dataset)
-        copies = draw_copies(audit, dataset)
+        copies = draw_copies(audit, dataset) if record is None else None  # before any image is dropped
         if config.leaks == "drop":
             dataset = drop_leaks(dataset, audit)
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
