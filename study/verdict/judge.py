@@ -23,6 +23,7 @@ from study.verdict.statistics import (
     Decision,
     Difference,
     Flags,
+    Outcomes,
     compare_recipes,
     decide,
     hardest_pair,
@@ -130,6 +131,8 @@ def _compare(
     if metric == "accuracy":
         return compare_recipes(_correct(before, labels), _correct(after, labels), level=level)
     first, second = [*before.values()], [*after.values()]
+    if metric == "log_loss":
+        return compare_recipes(_negative_losses(first), _negative_losses(second), level=level)
     return metric_difference(metric, first, second, labels, seed=next(iter(before)), level=level)
 
 
@@ -312,3 +315,8 @@ def _hard_pair(
         return None
     confused = [side.confusion[first][second] + side.confusion[second][first] for side in (before, after)]
     return HardPair([classes[first], classes[second]], *confused)
+
+
+def _negative_losses(tests: Sequence[Evaluation]) -> Outcomes:
+    """Return each image's loss with each seed, (seeds, images), with the sign by which more is better."""
+    return -np.array([test.losses for test in tests], dtype=float)

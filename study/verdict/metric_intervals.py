@@ -1,6 +1,6 @@
-"""Compute the verdict's interval for metrics that are no means of right and wrong images, from predictions.
+"""Compute the verdict's interval for metrics that are no means over images, from predictions.
 
-`statistics.py` does the same for accuracy. This module knows no recipe and no record.
+`statistics.py` does the same for accuracy and log loss. This module knows no recipe and no record.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from study.results.metrics import Evaluation, score
+from study.results.metrics import Evaluation
 from study.seeding import derive_seed
 from study.verdict.statistics import CONFIDENCE, POWER, Difference
 
@@ -42,19 +42,16 @@ def metric_difference(
     Simulated with known truth (`docs/verdict.md` has the table), the interval covers it in 93 % of cases or more.
 
     Args:
-        metric: balanced_accuracy, macro_f1 or log_loss.
-        before: tests of the first recipe, by seed; for log_loss, with the loss of each image.
+        metric: balanced_accuracy or macro_f1.
+        before: tests of the first recipe, by seed.
         after: tests of the second recipe with the same seeds and images, in the same order.
         labels: true class of each image, in the order of the predictions.
         seed: seed of the resampling.
         level: error probability of the interval, in (0, 1).
         resamples: number of resamples.
-
-    Returns:
-        The gain with the sign by which more is better: of a log loss, how much lower it is.
     """
-    counts, gains = _loss_gains(before, after) if metric == "log_loss" else _class_gains(metric, before, after, labels)
-    measured = [[score(metric, test.metrics[metric]) for test in tests] for tests in (before, after)]
+    counts, gains = _class_gains(metric, before, after, labels)
+    measured = [[test.metrics[metric] for test in tests] for tests in (before, after)]
     by_seed = np.subtract(measured[1], measured[0])
     seeds, images, mean = len(by_seed), int(counts.sum()), float(by_seed.mean())
     stretched = (_stretch(seeds) - 1) * (by_seed - mean)
@@ -77,14 +74,6 @@ def metric_difference(
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
         detectable=margin + float(stats.norm.ppf(POWER)) * spread,
     )
-
-
-def _loss_gains(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> tuple[NDArray[np.int64], Gains]:
-    """Return each image as a kind of its own, and the gains in mean loss."""
-    losses = [np.array([test.losses for test in tests], dtype=float) for tests in (before, after)]
-    gained = losses[0] - losses[1]
-    images = gained.shape[1]
-    return np.ones(images, dtype=np.int64), lambda drawn: drawn @ gained.T / images
 
 
 def _class_gains(

@@ -1,4 +1,4 @@
-"""Compute the verdict's paired statistics: intervals and p-values from which test images were classified correctly.
+"""Compute the verdict's paired statistics: intervals and p-values from what each test image contributes to a metric.
 
 This module knows no model, file or recipe. `judge.py` gives it the predictions, and `wording.py` explains the numbers.
 """
@@ -14,6 +14,8 @@ from scipy import stats
 
 Flags = NDArray[np.bool_]
 """Whether each test image was classified correctly."""
+Outcomes = Flags | NDArray[np.float64]
+"""What each test image contributes to a metric that is a mean over images: more is better."""
 Decision = Literal["better", "worse", "no better"]
 
 CONFIDENCE = 0.95
@@ -29,7 +31,7 @@ little. In simulations that also stop once the gain is not above 0, 2.8 to 3.0 %
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy after minus test accuracy before, in [-1, 1], with the bounds of its 95 % interval."""
+    """A metric after minus the same metric before, such that more is better, with the bounds of its 95 % interval."""
 
     mean: float
     low: float
@@ -77,8 +79,8 @@ def mcnemar_exact(before_correct: Flags, after_correct: Flags) -> float:
     return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
-def compare_recipes(before: Flags, after: Flags, *, level: float = 1 - CONFIDENCE) -> Difference:
-    """Estimate the difference of two recipes' accuracies, for new test images and for new seeds.
+def compare_recipes(before: Outcomes, after: Outcomes, *, level: float = 1 - CONFIDENCE) -> Difference:
+    """Estimate the difference of two recipes' accuracies or log losses, for new test images and for new seeds.
 
     This is the multi-reader multi-case analysis of Hillis (doi:10.1002/sim.2024, other designs: doi:10.1002/sim.5926)
     with seeds as readers, nested in recipes, and images as cases. With S seeds and n images,
@@ -92,24 +94,24 @@ def compare_recipes(before: Flags, after: Flags, *, level: float = 1 - CONFIDENC
     compares two trained classifiers, not two recipes.
 
     Args:
-        before: correctness of each test image for each seed, (seeds, images) bool.
+        before: correctness or negative loss of each test image for each seed, (seeds, images).
         after: the same for the second recipe, with the same images in the same order.
         level: two-sided significance level of this look at the data; below 0.05 if there may be several looks, which
             together then have a level of 0.05. The interval and the p-value allow for it.
     """
     assert before.ndim == 2 and before.shape == after.shape
     seeds, images = before.shape
-    right = np.stack([before, after]).astype(float)
-    accuracies, by_image = right.mean(axis=2), right.mean(axis=1)
-    means = accuracies.mean(axis=1)
+    outcomes = np.stack([before, after]).astype(float)
+    by_seed, by_image = outcomes.mean(axis=2), outcomes.mean(axis=1)
+    means = by_seed.mean(axis=1)
     gains = by_image[1] - by_image[0]
     difference = float(means[1] - means[0])
     # In two recipes, half of a gain's deviation belongs to each, hence the 2 below.
     ms_images = seeds * float(np.sum((gains - difference) ** 2)) / 2 / max(images - 1, 1)
     ms_seeds, ms_error = np.zeros(2), 0.0
     if seeds > 1:
-        ms_seeds = right.sum(axis=2).var(axis=1, ddof=1) / images  # of whole numbers: exactly 0 for equal seeds
-        rest = right - accuracies[:, :, None] - by_image[:, None, :] + means[:, None, None]
+        ms_seeds = images * by_seed.var(axis=1, ddof=1) * (np.ptp(by_seed, axis=1) > 0)  # exactly 0 for equal seeds
+        rest = outcomes - by_seed[:, :, None] - by_image[:, None, :] + means[:, None, None]
         ms_error = float(np.sum(rest**2)) / (2 * (seeds - 1) * max(images - 1, 1))
     total = float(ms_seeds.sum())
     if seeds == 2:  # one degree of freedom each: often far below MS_error, which is the least that is to be expected

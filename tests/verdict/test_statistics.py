@@ -123,6 +123,25 @@ def test_compare_recipes_of_one_seed_is_the_paired_t_test():
     assert (ours.low, ours.high, ours.p) == pytest.approx((low, high, reference.pvalue))
 
 
+@pytest.mark.parametrize("shift", [0.0, -0.1])
+def test_compare_recipes_of_losses_covers_the_truth(shift):
+    """Losses are log-normal, exp(m + s²/2) on average; with no true gain, at most 3 % of the intervals lie above 0."""
+    generator = np.random.default_rng(0)
+    true_gain = np.exp(-1 + (0.8**2 + 0.1**2 + 0.3**2) / 2) * (1 - np.exp(shift))
+    held = above = 0
+    for _ in range(1000):
+        common = generator.normal(-1, 0.8, 200)
+        before, after = (
+            -np.exp(common + side + generator.normal(0, 0.1, (3, 1)) + generator.normal(0, 0.3, (3, 200)))
+            for side in (0.0, shift)
+        )
+        found = compare_recipes(before, after)
+        held += found.low <= true_gain <= found.high
+        above += found.low > 0
+    assert held >= 930
+    assert shift or above <= 30
+
+
 def test_compare_recipes_of_equal_seeds_covers_images_only():
     before, after = equal_recipes(np.random.default_rng(0), 1, 500, 0.0)
     assert compare_recipes(np.repeat(before, 3, 0), np.repeat(after, 3, 0)) == compare_recipes(before, after)
