@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +33,9 @@ CHAMPION = "champion"
 """Alias of the best version so far."""
 FINGERPRINT, ACCURACY = "study.test_fingerprint", "study.test_accuracy"
 """Tags by which the versions of a model are compared, if accuracy decided both studies."""
-CLASSES = "study.classes"
-"""Tag with a digest of the class names; versions of 0.1.0 lack it."""
+CLASSES, SOURCE, IMAGES = "study.classes", "study.source", "study.data_fingerprint"
+"""Tags that identify a version's data set: digests of the class names, of the images' place and of the images. A tag
+that a version lacks, as those of 0.1.0 lack all, counts as equal."""
 METRIC, VALUE = "study.metric", "study.test_value"
 """Tags of the metric that decided a version's study, and of its value; versions that lack them mean accuracy."""
 LEARNT_NOTHING = "study.learnt_nothing"
@@ -76,7 +78,7 @@ def registered_name(card: ModelCard) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", data).strip("-")
     if plain != data:
         plain = f"{plain}-{hashlib.sha256(data.encode(errors='surrogateescape')).hexdigest()[:8]}".strip("-")
-    return f"{plain}-{card.recipe.model}"
+    return f"{plain}-{card.recipe.model.replace('/', '-')}"
 
 
 def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: NDArray[np.uint8]) -> Registration:
@@ -265,18 +267,35 @@ def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model
 
 
 def _distinct_name(client: "MlflowClient", name: str, card: ModelCard) -> str:
-    """Return the name, with a digest of the class names if it belongs to a data set of other classes already."""
-    taken = [version.tags.get(CLASSES) for version in client.search_model_versions(f"name = '{name}'")]
-    mine = _digest_classes(card)
-    return f"{name}-{mine}" if taken and mine not in taken and None not in taken else name
+    """Return the name, or one with a digest if the name belongs to another data set already.
+
+    Data sets of one name are the same if they have the same classes, and the same images or the same place.
+    """
+    mine = _data_tags(card)
+    for digest in (_digest(card.classes), _digest([card.classes, card.source])):
+        taken = [version.tags for version in client.search_model_versions(f"name = '{name}'")]
+        if not taken or any(_same_data(mine, tags) for tags in taken):
+            return name
+        name = f"{registered_name(card)}-{digest}"
+    return name
 
 
-def _digest_classes(card: ModelCard) -> str:
-    return hashlib.sha256(json.dumps(card.classes).encode()).hexdigest()[:8]
+def _same_data(mine: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    """Return whether two versions were trained on one data set, as far as their tags say."""
+    equal = {tag: theirs.get(tag, mine[tag]) == mine[tag] for tag in mine}
+    return equal[CLASSES] and (equal[SOURCE] or equal[IMAGES])
+
+
+def _data_tags(card: ModelCard) -> dict[str, str]:
+    return {CLASSES: _digest(card.classes), SOURCE: _digest(card.source), IMAGES: card.data_fingerprint}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
 def _tags(card: ModelCard) -> dict[str, str]:
-    tags = _identity(card) | {"study.name": card.study, CLASSES: _digest_classes(card)}
+    tags = _identity(card) | _data_tags(card) | {"study.name": card.study}
     tags |= {METRIC: card.metric, VALUE: repr(card.test_value)}
     return tags | ({LEARNT_NOTHING: card.nothing_learnt} if card.nothing_learnt else {})
 

@@ -77,6 +77,17 @@ def test_data_set_of_other_classes_gets_another_name(store):
     assert (again.name, again.version) == (registration.name, "2")
 
 
+def test_other_images_of_equal_classes_get_another_name(store):
+    elsewhere, _ = register(store, study="two", uid="v" * 32, source="/other/pets", data_fingerprint="e" * 16)
+    assert elsewhere.name.startswith(f"{NAME}-")
+
+
+def test_moved_or_grown_data_set_keeps_its_name(store):
+    moved, _ = register(store, study="two", uid="v" * 32, source="/other/pets")
+    grown, _ = register(store, study="three", uid="w" * 32, data_fingerprint="e" * 16)
+    assert (moved.name, moved.version, grown.name, grown.version) == (NAME, "2", NAME, "3")
+
+
 def test_renamed_study_is_not_registered_again(store):
     registration, _ = register(store, study="renamed")
     assert (registration.name, registration.version) == (NAME, "1")
