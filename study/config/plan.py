@@ -51,6 +51,13 @@ class Plan:
         return f"{self.key}.safetensors"
 
     @property
+    def short_title(self) -> str:
+        """Label for narrow columns: number and model, without the source and the variant of the weights."""
+        model = self.recipe.model.rpartition("/")[2].partition(".")[0]
+        refit = f" · seed {self.seed}" if self.stage in {"rerank", "final"} else ""
+        return f"#{self.key} {model}{refit}"
+
+    @property
     def title(self) -> str:
         """Label that distinguishes the trial from the others of its study."""
         recipe = self.recipe

@@ -4,14 +4,17 @@ Knows no study.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shlex
 import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -31,6 +34,11 @@ HOST = "127.0.0.1"
 PORT = 5000
 """Default port of the MLflow UI."""
 
+VIEW = "study"
+"""Key under which an experiment keeps the columns of its table of runs, for links (`mlflow.sharedViewState.<key>`)."""
+
+MOST_COMPARED = 50
+"""Largest number of runs in a link: browsers and servers may refuse much longer addresses."""
 
 LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -95,6 +103,35 @@ def server_command(port: int) -> list[str]:
     """Return the command that serves MLflow's UI, only to browsers on this machine; it lacks the store's URI."""
     options = ["--host", HOST, "--port", str(port), "--allowed-hosts", f"localhost:{port},{HOST}:{port}"]
     return [sys.executable, "-m", "mlflow", "ui", *options]
+
+
+def table_url(uri: str, experiment: str) -> str:
+    """Return the address of an experiment's table of runs, with the columns that `Tracker` chose for it.
+
+    Args:
+        uri: URI of the store; for a local one, the address is that of the UI on the default port.
+        experiment: id of the experiment.
+    """
+    return f"{_ui_address(uri)}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+
+
+def comparison_url(uri: str, experiment: str, runs: Sequence[str]) -> str:
+    """Return the address at which MLflow's UI compares runs: parallel coordinates, parameters and metrics.
+
+    Args:
+        uri: URI of the store; for a local one, the address is that of the UI on the default port.
+        experiment: id of the experiment of the runs.
+        runs: ids of the runs, the most important first; at most MOST_COMPARED of them are compared.
+    """
+    chosen, of = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (runs[:MOST_COMPARED], [experiment]))
+    return f"{_ui_address(uri)}/#/compare-runs?runs={chosen}&experiments={of}"
+
+
+def _ui_address(uri: str) -> str:
+    """Return where a browser finds the UI of the store at `uri`, without a trailing slash and without credentials."""
+    if uri.startswith(("http://", "https://")):
+        return without_credentials(uri).rstrip("/")
+    return f"http://{HOST}:{PORT}"
 
 
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":

@@ -8,7 +8,7 @@ registered models (`registry.py`), and the record holds nothing of MLflow: runs 
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,28 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
 
 from study.tracking.artifacts import epoch_metrics, extra_metrics, trial_files
+from study.tracking.client import VIEW, comparison_url, table_url
 
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 RETRY_S = 5.0
 """Seconds between a failed send and the next try."""
 
+COLUMNS = (
+    "metrics.val_accuracy", "metrics.test_accuracy", "metrics.train_loss", "metrics.val_loss",
+    "params.unfreeze_depth", "params.lr", "params.batch_size", "tags.study.state", "metrics.device_s",
+)  # fmt: skip
+"""Columns of an experiment's table of runs, beside those that MLflow always shows: name, creation and duration."""
+
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # the UI opens a table of runs, not of traces
+    # The UI has no setting for the columns of an experiment, but a link may name a view that a tag describes.
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {"selectedColumns": [f"{kind}.`{name}`" for kind, _, name in (column.partition(".") for column in COLUMNS)]}
+    ),
     "mlflow.note.content": "Each study is a parent run, each trial a child run. Select the trials of a study and press "
     "Compare to see parallel coordinates of recipe and accuracy, and the learning curves side by side. "
-    "Under Models, the alias champion of `<data>-<model>` marks the best model so far.",
+    "Under Models, the alias champion marks the best model so far of a data set and a network.",
 }
 
 PARENT_NOTE = (
@@ -133,6 +144,19 @@ class Tracker:
     def parent(self) -> str | None:
         """Id of the study's parent run; None before the first contact with MLflow."""
         return self._runs.get("parent")
+
+    def table_url(self) -> str | None:
+        """Return the address of the experiment's table of runs in MLflow's UI; None before the first contact."""
+        return table_url(self.client.tracking_uri, self._experiment) if self._experiment else None
+
+    def comparison_url(self, plans: Sequence[Plan]) -> str | None:
+        """Return the address at which MLflow's UI compares trials; None unless at least two have a run.
+
+        Args:
+            plans: trials, the most important first; an address has room for `MOST_COMPARED`.
+        """
+        runs = [self._runs[plan.key] for plan in plans if plan.key in self._runs]
+        return comparison_url(self.client.tracking_uri, self._experiment, runs) if len(runs) > 1 else None
 
     def _work(self) -> None:
         """Send changed trials until closed; while the store does not answer, try again every RETRY_S seconds."""
@@ -271,7 +295,7 @@ class Tracker:
         plan = trial.plan
         if plan.key not in self._runs:
             tags = {"mlflow.parentRunId": parent, "study.trial": plan.key, "study.stage": plan.stage}
-            self._create_run(plan.key, plan.title, trial.started_ms, tags)
+            self._create_run(plan.key, plan.short_title, trial.started_ms, tags)
         return self._runs[plan.key]
 
     def _create_run(self, key: str, name: str, started_ms: int | None, tags: Mapping[str, str]) -> None:
@@ -289,6 +313,8 @@ class Tracker:
         if experiment := self.client.get_experiment_by_name(name):
             if experiment.lifecycle_stage == "deleted":  # MLflow reserves the name until the experiment is purged
                 self.client.restore_experiment(experiment.experiment_id)
+            for key in EXPERIMENT_TAGS.keys() - experiment.tags.keys():  # made by an earlier version, or by somebody
+                self.client.set_experiment_tag(experiment.experiment_id, key, EXPERIMENT_TAGS[key])
             return str(experiment.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
         return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))

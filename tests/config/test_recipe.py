@@ -98,6 +98,11 @@ def test_plan_title_tells_what_differs(make_recipe, stage, title):
     assert plan.title == title
 
 
+@pytest.mark.parametrize(("stage", "title"), [("search", "#7 resnet18"), ("final", "#final-7 resnet18 · seed 5")])
+def test_plan_short_title_tells_number_model_and_seed(make_recipe, stage, title):
+    assert Plan(7, stage, make_recipe(), 5).short_title == title
+
+
 def test_check_new_says_what_the_record_would_say(tmp_path):
     check_new(tmp_path / "one")
     Record.create(tmp_path / "one", make_manifest()).close()

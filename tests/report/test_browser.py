@@ -320,10 +320,16 @@ def click(browser, selector: str, text: str = "") -> None:
     wait_for(browser, attempt)
 
 
+def test_mlflows_table_has_the_columns_of_the_link(browser, ui, record):
+    browser.get(f"{ui}?viewStateShareKey=study")
+    wait_for(browser, shows(record.name, "Duration", "train_loss", "device_s"))
+    assert "Source" not in browser.find_element("css selector", ".ag-header").text
+
+
 def test_mlflows_ui_compares_trials_and_shows_a_confusion_matrix(browser, ui, record, tmp_path):
     """The way of somebody who only ever clicks."""
     browser.get(ui)
-    titles = [trial.plan.title for trial in record.trials()]
+    titles = [trial.plan.short_title for trial in record.trials()]
 
     wait_for(browser, shows(record.name))
     click(browser, ".ag-row button[class*=icon-only]")  # unfolds the study

@@ -1,6 +1,7 @@
 """A store is opened, made whole, and found again where its directory is now."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import mlflow
 import pytest
@@ -22,7 +24,15 @@ from support.mlflow_runs import SilentServer
 
 from study.environment import keep_loopback_direct
 from study.errors import TrackingError
-from study.tracking.client import connect, existing_store, local_uri, ui_command
+from study.tracking.client import (
+    MOST_COMPARED,
+    comparison_url,
+    connect,
+    existing_store,
+    local_uri,
+    table_url,
+    ui_command,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 
@@ -61,6 +71,24 @@ def test_environment_names_the_store_if_no_flag_does(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert existing_store(None, tmp_path) == "http://host:5000"
     assert existing_store("http://flag:5000", tmp_path) == "http://flag:5000"
+
+
+def test_comparison_url_names_runs_and_experiment_as_json():
+    address, _, query = comparison_url("sqlite:////a/mlflow.db", "7", ["a1", "b2"]).partition("?")
+    assert address == "http://127.0.0.1:5000/#/compare-runs"
+    assert parse_qs(query) == {"runs": ['["a1","b2"]'], "experiments": ['["7"]']}
+
+
+def test_comparison_url_has_room_for_the_first_runs_only():
+    url = comparison_url("http://host:5000/", "7", [f"{number:032x}" for number in range(200)])
+    assert url.startswith("http://host:5000/#/compare-runs?")
+    assert len(json.loads(parse_qs(url.partition("?")[2])["runs"][0])) == MOST_COMPARED
+
+
+def test_table_url_tells_no_password():
+    url = table_url("http://user:secret@host:5000", "7")
+    assert "secret" not in url
+    assert url.endswith("/#/experiments/7/runs?viewStateShareKey=study")
 
 
 def test_registry_is_the_store_of_the_runs(tmp_path, monkeypatch, empty_store):

@@ -61,12 +61,41 @@ def test_tracker_projects_a_trial_with_recipe_epochs_and_test(client, record, tm
     _, children = runs_of(client)
     run = children["0"]
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == plan.title
+    assert run.info.run_name == plan.short_title
     assert run.data.params == {key: str(value) for key, value in plan.recipe.to_dict().items()} | {"seed": "0"}
     assert run.data.metrics["test_accuracy"] == 7 / 8
     history = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
     assert {"images_per_s", "epoch_s"} <= run.data.metrics.keys()
+
+
+def test_experiment_names_the_columns_of_its_table(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    view = json.loads(client.get_experiment_by_name("pets").tags["mlflow.sharedViewState.study"])
+    assert {"metrics.`val_accuracy`", "params.`lr`", "tags.`study.state`"} <= {*view["selectedColumns"]}
+    assert tracker.table_url().endswith("/runs?viewStateShareKey=study")
+
+
+def test_older_experiment_gets_the_columns_of_its_table(client, record, tmp_path):
+    experiment = client.create_experiment("pets", tags={"mlflow.note.content": "mine"})
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    tags = client.get_experiment(experiment).tags
+    assert "mlflow.sharedViewState.study" in tags
+    assert tags["mlflow.note.content"] == "mine"
+
+
+def test_tracker_links_the_comparison_of_trials(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    plans = [run_a_trial(record, tracker) for _ in range(2)]
+    tracker.finish("FINISHED", {}, {})
+    _, children = runs_of(client)
+    url = tracker.comparison_url(plans[::-1])
+    assert url.index(children["1"].info.run_id) < url.index(children["0"].info.run_id)
+    assert tracker.comparison_url(plans[:1]) is None
 
 
 def test_tracker_tags_tell_study_stage_device_versions_and_fingerprints(client, record, tmp_path):
