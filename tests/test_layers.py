@@ -12,7 +12,7 @@ import pytest
 import study
 
 ROOT = Path(study.__file__).parent
-GROUND = ["errors", "seeding", "formatting", "files", "environment", "command_line", "output", "exit_codes"]
+GROUND = ["errors", "seeding", "formatting", "files", "environment", "command_line", "output", "limits", "exit_codes"]
 PACKAGES = {
     "config": [
         "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",

@@ -18,6 +18,7 @@ from typing import Any
 from study.errors import ConfigError, StudyError
 from study.exit_codes import SIGNALS
 from study.files import scratch_directory
+from study.limits import make_processes_allowed
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +48,8 @@ PLAIN_ENVIRONMENT = {key: TRIAL_ENVIRONMENT[key] for key in ("CUBLAS_WORKSPACE_C
 
 MAX_TEMPORARY_PATH_BYTES = 28
 """Longest temporary directory below which Ray's sockets fit: the rest of their path takes 79 bytes, of 107."""
+MIN_PROCESSES = 250
+"""Processes and threads that a local Ray and one trial need: 218 were counted with Ray 2.60 on two cores."""
 MAX_CAUSE = 400
 """Characters of Ray's own message in an error."""
 
@@ -85,6 +88,8 @@ def ray_session(
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     if address is None:
+        if lack := make_processes_allowed(MIN_PROCESSES):  # Ray itself would start its processes again for ever
+            raise StudyError(f"local Ray: needs {MIN_PROCESSES} processes and threads, but {lack}. Raise that limit.")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # reads the environment when imported
 

@@ -1,0 +1,48 @@
+"""The limits on processes of the user and of the container are found, and named where they are too low."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study import limits
+
+
+@pytest.fixture
+def container(tmp_path, monkeypatch):
+    """Let the container's limits be files in a directory of the test."""
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    (tmp_path / "pids").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("group", [".", "pids"], ids=["version-2", "version-1"])
+def test_containers_limit_is_named(container, group):
+    (container / group / "pids.max").write_text("300\n")
+    (container / group / "pids.current").write_text("51\n")
+    assert limits.make_processes_allowed(250) == "the container allows 300 (pids.max, --pids-limit), and 51 run"
+    assert limits.make_processes_allowed(249) is None
+
+
+def test_unlimited_container_allows_any_number(container):
+    (container / "pids.max").write_text("max\n")
+    (container / "pids.current").write_text("51\n")
+    assert limits.make_processes_allowed(10**9) is None
+
+
+def test_threads_of_this_process_are_counted():
+    (threads,) = re.findall(r"^Threads:\t(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert limits._threads_of(os.getuid()) >= int(threads)
+
+
+def test_own_limit_is_raised_as_far_as_allowed():
+    code = "import resource; from study import limits; limits.make_processes_allowed(1)"
+    code += "; print(*resource.getrlimit(resource.RLIMIT_NPROC))"
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    lower = ["prlimit", f"--nproc=100000:{hard}"] if hard in (-1, resource.RLIM_INFINITY) or hard > 100000 else []
+    done = subprocess.run([*lower, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(hard)] * 2
