@@ -41,8 +41,14 @@ def build_parser() -> Parser:
 
 def _audit(options: argparse.Namespace) -> int:
     source = images_of(options.data)
+    from rich.console import Console
+
     from study.data.audit import audit_images
+    from study.data.pixel_store import PixelStore, default_directory
     from study.data.sources import load_dataset
+    from study.progress import WorkScreen
+
+    screen = WorkScreen(Console(highlight=False, markup=False, emoji=False))
 
     dataset = load_dataset(
         source,
@@ -52,12 +58,14 @@ def _audit(options: argparse.Namespace) -> int:
         data_dir=absolute(options.data_dir or cache_directory() / "data"),
         test_fraction=options.test_fraction,
         skip_broken=options.skip_broken,
+        store=PixelStore(default_directory()),
+        watch=screen,
     )
     height, width = dataset.train.pixels.shape[2:]
     print(f"data     {dataset.name}: read at {width}×{height} px")
     for name, text in dataset.found.describe(searched=True):
         print(f"{name:<8} {text}")
-    audit = audit_images(dataset)
+    audit = audit_images(dataset, screen)
     print("\n".join(["", *audit.tables(), ""]))
     for warning in audit.warnings():
         print(f"audit    {warning}")

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +68,30 @@ def new_directory(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         shutil.rmtree(draft.parent, ignore_errors=True)
+
+
+def make_room(
+    entries: Iterable[tuple[int, int, Path]], size: int, limit_bytes: int, remove: Callable[[Path], bool]
+) -> int:
+    """Remove the least recently used entries of a bounded directory until `size` more bytes fit.
+
+    Args:
+        entries: time of the last use, size in bytes and path of each entry.
+        size: bytes to make room for.
+        limit_bytes: bound on the size of everything together.
+        remove: function that removes an entry; it returns False if the entry is in use.
+
+    Returns:
+        The bytes that are still lacking; 0 if there is room.
+    """
+    known = sorted(entries)
+    total = size + sum(entry_bytes for _, entry_bytes, _ in known)
+    for _, entry_bytes, path in known:
+        if total <= limit_bytes:
+            break
+        if remove(path):
+            total -= entry_bytes
+    return max(0, total - limit_bytes)
 
 
 def flush(path: Path) -> None:

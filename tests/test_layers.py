@@ -12,7 +12,10 @@ import pytest
 import study
 
 ROOT = Path(study.__file__).parent
-GROUND = ["errors", "seeding", "formatting", "files", "environment", "command_line", "output", "limits", "exit_codes"]
+GROUND = [
+    "errors", "seeding", "formatting", "files", "environment", "command_line", "output", "limits", "exit_codes",
+    "progress",
+]  # fmt: skip
 PACKAGES = {
     "config": [
         "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",
@@ -22,7 +25,10 @@ PACKAGES = {
         "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger",
     ],
     "verdict": ["statistics", "metric_intervals", "verdict", "judge", "rerank", "wording", "trial_table"],
-    "data": ["images", "audit", "splits", "image_files", "layouts", "augment", "sources"],
+    "data": [
+        "stored_pixels", "images", "splits", "image_files", "layouts", "augment", "pixel_store", "decoding", "audit",
+        "sources",
+    ],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "loop",

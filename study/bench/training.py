@@ -192,12 +192,12 @@ def _build(recipe: Recipe) -> Classifier:
 
 def _augment_one_by_one(images: Images, asked: Asked) -> float:
     transform = v2.Compose([v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomHorizontalFlip()])
-    pixels = torch.from_numpy(images.pixels)
+    pixels = torch.from_numpy(images.pixels[:])
     return len(images) / _seconds(lambda: [transform(image) for image in pixels])
 
 
 def _augment_at_once(images: Images, asked: Asked) -> float:
-    pixels = torch.from_numpy(images.pixels)
+    pixels = torch.from_numpy(images.pixels[:])
 
     def epoch() -> None:
         draws = draw(len(images), seed=0, epoch=1)

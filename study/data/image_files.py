@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from study.environment import find_version
 from study.errors import DataError
 
 EXTENSIONS = (
@@ -76,6 +78,9 @@ HIDDEN, SPECIAL = "hidden or system file", "pipe, socket or device"
 
 FULL_GREY = (0, 65535)
 """16-bit grey values that become 0 and 255 if the images use most of their 16 bits."""
+
+READER = f"1, Pillow {PIL.__version__}, JPEG {features.version('jpg')}, HEIF {find_version('pillow-heif')}"
+"""Everything installed that decides how a file is decoded; the number changes with this module."""
 
 PROGRESSIVE_FACTOR = 4
 """A progressive JPEG is held whole in memory, at 3 to 6 bytes a pixel, so it may have so many times Pillow's limit."""

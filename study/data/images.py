@@ -1,11 +1,11 @@
-"""Define labelled images in memory, their fingerprint, and the files that they were read from.
+"""Define labelled images in memory or in a file, their fingerprint, and the files that they were read from.
 
-Reads no file and knows no model.
+Reads no image file and knows no model.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study.config.manifest import Found
+from study.data.stored_pixels import StoredPixels, windows
+
+Pixels = NDArray[np.uint8] | StoredPixels
+"""Images (n, 3, height, width), as an array or in a file; both are indexed in the same way."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled images of one size."""
 
-    pixels: NDArray[np.uint8]
-    """(n, 3, height, width) uint8, RGB, C-contiguous."""
+    pixels: Pixels
+    """(n, 3, height, width) uint8, RGB; an array is C-contiguous."""
     labels: NDArray[np.int64]
     """(n,) int64, indices into the data set's classes."""
 
@@ -35,8 +39,14 @@ class Images:
         return fingerprint(self)
 
     def take(self, indices: NDArray[np.int64]) -> "Images":
-        """Return a copy of the images at `indices`, in the order of `indices`."""
-        return Images(self.pixels[indices], self.labels[indices])
+        """Return the images at `indices`, in the order of `indices`: a copy of an array, or other rows of a file."""
+        pixels = self.pixels.take(indices) if isinstance(self.pixels, StoredPixels) else self.pixels[indices]
+        return Images(pixels, self.labels[indices])
+
+    def windows(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield all images in their order, in parts of bounded size."""
+        for part in windows(len(self), self.pixels.nbytes // max(1, len(self))):
+            yield self.pixels[part]
 
 
 @dataclass(frozen=True)
@@ -94,13 +104,22 @@ class Dataset:
 def fingerprint(*parts: Images, classes: Sequence[str] = ()) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of shape, labels, pixels, and class names if they are given.
 
-    Equal images have equal fingerprints.
+    Equal images have equal fingerprints, whether they are in memory or in a file. That of images in a file is computed
+    once.
     """
-    digest = hashlib.sha256()
-    if classes:
-        digest.update(json.dumps(classes).encode())
-    for images in parts:
-        digest.update(repr(images.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(images.labels).data)
-        digest.update(np.ascontiguousarray(images.pixels).data)
-    return digest.hexdigest()[:16]
+
+    def compute() -> str:
+        digest = hashlib.sha256(named)
+        for images in parts:
+            digest.update(repr(images.pixels.shape).encode())
+            digest.update(np.ascontiguousarray(images.labels).data)
+            for window in images.windows():
+                digest.update(np.ascontiguousarray(window).data)
+        return digest.hexdigest()[:16]
+
+    named = json.dumps(classes).encode() if classes else b""
+    stored = [images.pixels for images in parts if isinstance(images.pixels, StoredPixels)]
+    if len(stored) < len(parts) or len({pixels.mark for pixels in stored}) > 1:
+        return compute()
+    details = [part for images, pixels in zip(parts, stored, strict=True) for part in (pixels.rows, images.labels)]
+    return stored[0].recall([b"fingerprint", named, *(detail.tobytes() for detail in details)], compute)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,10 +21,13 @@ from PIL import Image
 
 from study.config.manifest import Found
 from study.data.audit import audit_images, drop_leaks
-from study.data.image_files import FULL_GREY, Header, decode, grey_range_of, read_header, stored_size, try_to
-from study.data.images import Dataset, Images, Row
+from study.data.decoding import Form, Unwatched, Watch, decode_files, identify_files, read_headers
+from study.data.image_files import FULL_GREY, Header, grey_range_of, stored_size
+from study.data.images import Dataset, Images, Pixels, Row
 from study.data.layouts import SHOWN, is_table, list_source
+from study.data.pixel_store import PixelStore
 from study.data.splits import draw_held_out, split, subset
+from study.data.stored_pixels import StoredPixels
 from study.errors import ConfigError, DataError, StudyError
 from study.seeding import derive_seed
 
@@ -54,6 +56,8 @@ def load_dataset(
     fit: str = "crop",
     test_fraction: float | None = None,
     skip_broken: bool = False,
+    store: PixelStore | None = None,
+    watch: Watch | None = None,
 ) -> Dataset:
     """Load `cifar10`, `digits`, a folder or a CSV file, and keep a stratified fraction of the images of each split.
 
@@ -67,6 +71,8 @@ def load_dataset(
         test_fraction: share of each class to hold out as test images, in (0, 1); None for TEST_FRACTION, and for a
             source that has test images.
         skip_broken: leave broken files out, instead of raising an error.
+        store: store of the decoded images of a folder or a CSV file, unless they are few; None for images in memory.
+        watch: receiver of the cost and the progress of decoding; None for nobody.
 
     Raises:
         ConfigError: the fraction is out of range, or the source has test images and gets a test fraction.
@@ -93,6 +99,8 @@ def load_dataset(
         fit=fit,
         test_fraction=test_fraction,
         skip_broken=skip_broken,
+        store=store,
+        watch=watch or Unwatched(),
     )
 
 
@@ -161,6 +169,8 @@ def _load_files(
     fit: str,
     test_fraction: float | None,
     skip_broken: bool,
+    store: PixelStore | None,
+    watch: Watch,
 ) -> Dataset:
     """Choose files by name, then decode the chosen ones to one size for all splits."""
     listing = list_source(source)
@@ -179,22 +189,22 @@ def _load_files(
             chosen += [replace(rows[index], split=part) for index in kept]
     left_out = Counter(listing.left_out)
     with ThreadPoolExecutor() as pool:
-        headers = [*pool.map(partial(try_to, read_header), [row.path for row in chosen])]
-        broken = [error for error in headers if isinstance(error, DataError)]
-        readable = [(row, header) for row, header in zip(chosen, headers, strict=True) if isinstance(header, Header)]
+        files = identify_files(source, [row.path for row in chosen], pool)
+        headers = read_headers(files, pool, store)
+        broken = [header for header in headers if isinstance(header, DataError)]
+        readable = [(at, header) for at, header in enumerate(headers) if isinstance(header, Header)]
         if not readable:
             _refuse_broken(broken)
-        deep = [row.path for row, header in readable if header.deep_grey and row.split == "train"]
+        deep = [chosen[at].path for at, header in readable if header.deep_grey and chosen[at].split == "train"]
         grey_range = grey_range_of(deep, pool) if deep else FULL_GREY
         sizes = [header.size for _, header in readable]
-        size = stored_size(set(sizes), image_size, fit)
-        rows = [row for row, _ in readable]
-        pixels, errors = decode([row.path for row in rows], size, pool, fit, grey_range)
+        form = Form(stored_size(set(sizes), image_size, fit), fit, grey_range)
+        rows = [chosen[at] for at, _ in readable]
+        pixels, errors = decode_files(files.take([at for at, _ in readable]), form, pool, store=store, watch=watch)
     broken += errors.values()
     if broken and not skip_broken:
         _refuse_broken(broken)
     rows = [row for index, row in enumerate(rows) if index not in errors]
-    pixels = np.delete(pixels, [*errors], axis=0) if errors else pixels
     left_out["broken"] = len(broken)
     parts = {}
     for part in PARTS:
@@ -203,7 +213,7 @@ def _load_files(
             labels = _labels([rows[index] for index in places], classes)
             if empty := [name for label, name in enumerate(classes) if label not in labels]:
                 raise DataError(f"{source}: every class must have a whole image in {part}, but {empty[0]!r} has none.")
-            parts[part] = Images(pixels[places[0] : places[-1] + 1], labels)
+            parts[part] = Images(_cut(pixels, places[0], places[-1] + 1), labels)
     found = Found(
         layout=listing.layout,
         validation="val" in parts,
@@ -225,6 +235,11 @@ def _load_files(
         rows=tuple(rows),
         found=found,
     )
+
+
+def _cut(pixels: Pixels, start: int, stop: int) -> Pixels:
+    """Return the images from `start` up to `stop` without reading or copying any."""
+    return pixels.take(np.arange(start, stop)) if isinstance(pixels, StoredPixels) else pixels[start:stop]
 
 
 def _draw_test(rows: list[Row], classes: tuple[str, ...], *, fraction: float, seed: int) -> dict[str, list[Row]]:
@@ -276,7 +291,16 @@ def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def load_again(
-    source: str, *, found: Found, fraction: float, seed: int, image_size: int, data_dir: Path, fit: str
+    source: str,
+    *,
+    found: Found,
+    fraction: float,
+    seed: int,
+    image_size: int,
+    data_dir: Path,
+    fit: str,
+    store: PixelStore | None = None,
+    watch: Watch | None = None,
 ) -> Dataset:
     """Load a data set as a study used it: with the test images, broken files and leaks handled as it `found` them.
 
@@ -291,11 +315,13 @@ def load_again(
         fit=fit,
         test_fraction=found.test_fraction,
         skip_broken=found.skip_broken,
+        store=store,
+        watch=watch,
     )
-    return drop_leaks(dataset, audit_images(dataset)) if found.leaks == "drop" else dataset
+    return drop_leaks(dataset, audit_images(dataset, watch)) if found.leaks == "drop" else dataset
 
 
-def find_images(record: "Record") -> "Dataset | None":
+def find_images(record: "Record", store: PixelStore | None = None) -> "Dataset | None":
     """Return the images of a study; None if they are missing or have changed since. Download nothing."""
     manifest = record.manifest
     if manifest.source == "cifar10" and not _has_cifar10(Path(manifest.data_dir)):
@@ -309,6 +335,7 @@ def find_images(record: "Record") -> "Dataset | None":
             data_dir=Path(manifest.data_dir),
             fit=manifest.design.fit,
             found=manifest.found,
+            store=store,
         )
     except StudyError:
         return None

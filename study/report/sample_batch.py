@@ -22,7 +22,7 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
         inputs, order = _written_batch(plan, dataset)
     else:
         order = _first_images(plan, dataset)
-        pixels = torch.from_numpy(dataset.train.take(order.numpy()).pixels)
+        pixels = torch.from_numpy(dataset.train.pixels[order.numpy()])
         if recipe.augmentation == "autoaugment":
             pixels = augment(pixels, draw(len(dataset.train), seed=plan.seed, epoch=1).take(order))
         inputs = preprocessing(recipe.model, recipe.image_size, recipe.fit)(pixels)
@@ -33,10 +33,10 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
 
 def draw_originals(plan: Plan, dataset: Dataset) -> Figure:
     """Draw the images of the first training batch as they are stored."""
-    chosen = dataset.train.take(_first_images(plan, dataset).numpy())
-    colours = chosen.pixels.astype(np.float32) / 255
+    chosen = _first_images(plan, dataset).numpy()
+    colours = dataset.train.pixels[chosen].astype(np.float32) / 255
     title = f"{plan.recipe.model}: first training batch, stored images"
-    return figures.samples(colours, chosen.labels, dataset.classes, title)
+    return figures.samples(colours, dataset.train.labels[chosen], dataset.classes, title)
 
 
 def _first_images(plan: Plan, dataset: Dataset) -> torch.Tensor:

@@ -129,10 +129,9 @@ def hardest(tested: Sequence[TrialRecord], manifest: Manifest, dataset: Dataset 
         worst = np.argsort(-errors, kind="stable")[:16]
         worst = worst[errors[worst] > 0]
         if len(worst):
-            chosen = dataset.test.take(worst)
-            labels = [manifest.classes[label] for label in chosen.labels]
+            labels = [manifest.classes[label] for label in dataset.test.labels[worst]]
             names = [f"{name} ({times}×)" for name, times in zip(labels, errors[worst], strict=True)]
-            colours = chosen.pixels.astype(np.float32) / 255
+            colours = dataset.test.pixels[worst].astype(np.float32) / 255
             title = "Images of these classes that are confused most often: true class (number of errors)"
             drawn = figures.samples(colours, range(len(worst)), names, title)
             pictures.append(draw_picture("test images that are confused most often", drawn))

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from study.config.paths import cache_directory
-from study.files import replace_file
+from study.files import make_room, replace_file
 from study.training.feature_file import HEADER_BYTES, Key, Loaded, Span, Unreadable, read_segment, write_segment
 
 SEGMENT = 256
@@ -243,21 +243,15 @@ class FeatureStore:
         """
         with FileLock(self.directory / "room.lock", timeout=self._patience_s):
             entries = []
-            total = size
+            unfinished = 0
             for path in self.directory.iterdir():
                 with suppress(FileNotFoundError):  # renamed or evicted just now
                     stat = path.stat()
                     if path.suffix == ".safetensors":
                         entries.append((stat.st_mtime_ns, stat.st_size, path))
-                        total += stat.st_size
                     elif path.suffix == ".partial" and not self._remove_if_abandoned(path):
-                        total += stat.st_size
-            for _, entry_bytes, path in sorted(entries):
-                if total <= self.limit_bytes:
-                    break
-                path.unlink(missing_ok=True)  # a process that has mapped the file keeps its contents
-                total -= entry_bytes
-            if total > self.limit_bytes:
+                        unfinished += stat.st_size
+            if make_room(entries, size + unfinished, self.limit_bytes, _evict):
                 raise _NoRoom
             with open(draft, "xb") as file:
                 file.truncate(size)
@@ -277,6 +271,11 @@ class FeatureStore:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         self.failure = f"{self.directory}: must be writable and have room, but got {reason!r}."
         warnings.warn(f"{self.failure} Features are now computed without the store.", RuntimeWarning, stacklevel=2)
+
+
+def _evict(segment: Path) -> bool:
+    segment.unlink(missing_ok=True)  # a process that has mapped the file keeps its contents
+    return True
 
 
 def default_directory() -> Path:

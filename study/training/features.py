@@ -7,8 +7,10 @@ trial has stored. This module does not know how the suffix is trained.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from study.config.recipe import DEPTHS, Recipe
 from study.data.augment import Draws, augment, draw
 from study.data.images import Images
+from study.data.stored_pixels import StoredPixels
 from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
 from study.training.feature_file import Key
@@ -26,9 +29,12 @@ from study.training.hardware import Hardware
 CHUNK = 64
 """Images per forward pass of the prefix."""
 
-WINDOW = 2048
-"""Images augmented at once: enough for large groups that get the same operation, and at most a few hundred MB for
-images of 256 px."""
+WINDOW, WINDOW_BYTES = 2048, 2**27
+"""Most images that are gathered and augmented at once, and most bytes: enough for large groups that get the same
+operation. An image of more than 256 px is augmented alone on a CPU, whatever the window."""
+
+HostPixels = Tensor | StoredPixels
+"""Images (n, 3, height, width) uint8: in host or device memory, or in a file."""
 
 
 def epoch_outputs(
@@ -101,14 +107,13 @@ def epoch_outputs(
     return memory.watch(key, chunks, rows=len(order))
 
 
-def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Tensor:
-    """Return the pixels (n, 3, height, width) uint8, on the device if they fit in its cache, else in host memory."""
-    pixels = torch.from_numpy(images.pixels)
-    if device.type == "cpu" or pixels.nbytes > memory.limit_bytes:
-        return pixels
+def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> HostPixels:
+    """Return the pixels on the device if they fit in its cache, else in host memory or in their file."""
+    if device.type == "cpu" or images.pixels.nbytes > memory.limit_bytes:
+        return images.pixels if isinstance(images.pixels, StoredPixels) else torch.from_numpy(images.pixels)
     kept = memory.get(images.fingerprint)
     if kept is None:
-        kept = [pixels.to(device)]
+        kept = [torch.cat([torch.from_numpy(window).to(device) for window in images.windows()])]
         memory.keep(images.fingerprint, kept)
     return kept[0]
 
@@ -118,7 +123,7 @@ def prefix_outputs(
     order: Tensor,
     *,
     preprocess: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: HostPixels,
     draws: Draws | None,
     hardware: Hardware,
 ) -> Iterator[Tensor]:
@@ -128,14 +133,14 @@ def prefix_outputs(
         prefix: blocks on the device, frozen and in evaluation mode.
         order: indices into `images`, (m,) int64.
         preprocess: transforms that belong to the weights, from uint8 (n, 3, height, width) to normalised float.
-        images: images (n, 3, height, width) uint8, in host or device memory.
+        images: images (n, 3, height, width) uint8, in host or device memory, or in a file.
         draws: augmentation of all n images in this epoch; None for no augmentation.
         hardware: device and precision of the prefix.
     """
 
     def prepared() -> Iterator[Tensor]:
-        for window in order.split(WINDOW):
-            selected = images[window.to(images.device)].to(hardware.device, non_blocking=True)
+        for window, gathered in gather(images, order):
+            selected = gathered.to(hardware.device, non_blocking=True)
             if draws is not None:
                 selected = augment(selected, draws.take(window))
             for chunk in selected.split(CHUNK):
@@ -143,6 +148,29 @@ def prefix_outputs(
                 yield preprocess(chunk.contiguous(memory_format=torch.channels_last))
 
     return run_blocks(prefix, prepared(), hardware)
+
+
+def gather(images: HostPixels, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield parts of `order`, each with its images (m, 3, height, width); from a file, a thread reads one part ahead.
+
+    An epoch is never whole in memory: at most two parts of it are.
+    """
+    size = images.shape[1] * images.shape[2] * images.shape[3]
+    parts = order.split(min(WINDOW, max(CHUNK, WINDOW_BYTES // size // CHUNK * CHUNK)))
+    if isinstance(images, Tensor):
+        for part in parts:
+            yield part, images[part.to(images.device)]
+        return
+    reader = ThreadPoolExecutor(1, "gather")
+    try:
+        ahead = reader.submit(images.__getitem__, parts[0].numpy())
+        for part, following in zip_longest(parts, parts[1:]):
+            gathered = ahead.result()
+            if following is not None:
+                ahead = reader.submit(images.__getitem__, following.numpy())
+            yield part, torch.from_numpy(gathered)
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def run_blocks(blocks: nn.Sequential, chunks: Iterable[Tensor], hardware: Hardware) -> Iterator[Tensor]:

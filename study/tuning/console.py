@@ -21,6 +21,7 @@ from study.data.audit import Audit
 from study.data.images import Dataset
 from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
+from study.progress import WorkScreen
 from study.results.metrics import NAMES, EpochResult, Progress, format_metric, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
@@ -52,6 +53,7 @@ class Console:
         """
         self._weights = weights
         self._out = screen or open_screen()
+        self._work = WorkScreen(self._out)
         self._live = Live(console=self._out, auto_refresh=False, transient=True)
         self._record: Record | None = None
         self._space: SearchSpace | None = None
@@ -65,6 +67,14 @@ class Console:
         """Print what is special about the surroundings of this study, one line each."""
         for remark in remarks:
             self._print(f"note     {remark}")
+
+    def on_remark(self, name: str, text: str) -> None:
+        """Print a sentence on the images, such as what decoding them costs."""
+        self._work.on_remark(name, text)
+
+    def on_work(self, name: str, done: int, of: int) -> None:
+        """Show the progress of work on many images."""
+        self._work.on_work(name, done, of)
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Print the data set's name, its number of images and classes, its split, and what was left out."""
@@ -159,6 +169,7 @@ class Console:
 
     def close(self) -> None:
         """Remove the live lines; safe to call twice."""
+        self._work.close()
         self._live.stop()
 
     def print_result(self, result: StudyResult) -> None:

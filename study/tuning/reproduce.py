@@ -13,6 +13,7 @@ import torch
 
 from study.config.plan import Plan
 from study.data.images import Dataset
+from study.data.pixel_store import PixelStore, default_directory
 from study.data.sources import load_again
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
@@ -83,6 +84,7 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction
         data_dir=Path(card.data_dir),
         fit=card.recipe.fit,
         found=card.found,
+        store=PixelStore(default_directory()),
     )
     if not dataset.has_fingerprint(card.data_fingerprint):
         _check_same("data_fingerprint", card.data_fingerprint, dataset.fingerprint)

@@ -16,7 +16,9 @@ from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
 from study.data.audit import Audit, audit_images, drop_leaks
+from study.data.decoding import Watch
 from study.data.images import Dataset, Images, fingerprint
+from study.data.pixel_store import PixelStore, default_directory
 from study.data.sources import find_images, load_dataset
 from study.data.splits import check_metric, split_validation
 from study.environment import installed_versions
@@ -45,7 +47,7 @@ VALIDATION_FRACTION = 0.1
 """Fraction of the training images that a search holds out to measure its objective."""
 
 
-class Observer(Listener, Protocol):
+class Observer(Listener, Watch, Protocol):
     """Callbacks for a study's setup, besides those for its trials."""
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
@@ -142,7 +144,7 @@ def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyRe
     with closing(record):
         client = connect(_store(config), verbose=config.verbose)
         observer.on_record(record)
-        dataset = find_images(record)
+        dataset = find_images(record, _pixel_store(config))
         with _tracking(config, record, dataset, client) as tracker:
             return conclude(record, tracker, dataset)
 
@@ -193,8 +195,10 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             fit=design.fit,
             test_fraction=config.test_fraction,
             skip_broken=config.skip_broken,
+            store=_pixel_store(config),
+            watch=observer,
         )
-        audit = audit_images(dataset)
+        audit = audit_images(dataset, observer)
         copies = draw_copies(audit, dataset) if record is None else None  # before any image is dropped
         if config.leaks == "drop":
             dataset = drop_leaks(dataset, audit)
@@ -252,6 +256,10 @@ def _tracking(
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
         raise
+
+
+def _pixel_store(config: StudyConfig) -> PixelStore | None:
+    return None if config.cache_gb == 0 else PixelStore(default_directory())
 
 
 def _store(config: StudyConfig) -> str:

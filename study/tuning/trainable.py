@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from study.errors import RecordError, StudyError
+from study.errors import DataError, RecordError, StudyError
 from study.results.metrics import Progress
 from study.training.gpu_cache import release_memory
 from study.training.run_trial import Failure, Inputs, Report, describe_failure, run_trial
@@ -47,6 +47,8 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
         return
     except RecordError as error:
         failure = Failure(f"{error} Free disk space, then use --resume.", stops_study=True)
+    except DataError as error:  # the store's images are gone: every trial would fail
+        failure = Failure(f"{error} Use --resume.", stops_study=True)
     except StudyError as error:
         failure = Failure(str(error))
     except Exception as error:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from study.data.images import Images
+from study.data.stored_pixels import StoredPixels, new_header, read_header
 
 
 def make_images(count: int, classes: int = 3, side: int = 32, seed: int = 0) -> Images:
@@ -46,3 +47,12 @@ def numbered(*sizes: int) -> Images:
 def indices(images: Images) -> list[int]:
     """Return the indices that the pixels of `numbered` images tell."""
     return (images.pixels[:, 0, 0, 0].astype(int) * 256 + images.pixels[:, 1, 0, 0]).tolist()
+
+
+def store_images(images: Images, file: Path) -> Images:
+    """Write images into a file, and return them as they are in the file."""
+    pixels = images.pixels[:]
+    file.write_bytes(new_header({}) + pixels.tobytes())
+    with open(file, "rb") as opened:
+        mark = read_header(opened.fileno())["mark"]
+    return Images(StoredPixels(file, mark, pixels.shape[2:], np.arange(len(images))), images.labels)

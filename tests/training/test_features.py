@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.images import store_images
 
 from study.data.augment import draw
 from study.models.classifier import build
@@ -83,6 +84,20 @@ def test_prefix_outputs_leave_autograd_on_between_chunks(make_images):
     next(stream)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("augmentation", ["none", "autoaugment"])
+def test_training_is_the_same_from_a_file(make_images, make_recipe, tmp_path, monkeypatch, augmentation):
+    """Bit for bit, with several parts of an epoch read ahead."""
+    monkeypatch.setattr("study.training.features.WINDOW", CHUNK)
+    images, recipe = make_images(2 * CHUNK + 6), make_recipe(batch_size=48, augmentation=augmentation)
+
+    def fit(some):
+        classifier = build("resnet18", classes=3, unfreeze_depth=1, pretrained=None, seed=0)
+        results = train(classifier, recipe, some, classes=3, seed=0, hardware=CPU, validation=some)
+        return [(result.train_loss, result.val_loss) for result in results]
+
+    assert fit(store_images(images, tmp_path / "pixels")) == fit(images)
 
 
 def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_recipe, tmp_path):
