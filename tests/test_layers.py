@@ -40,8 +40,8 @@ PACKAGES = {
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
     "tuning": [
-        "cluster", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study", "console", "run_study",
-        "reproduce",
+        "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study", "console",
+        "run_study", "reproduce",
     ],
     "bench": ["training", "orchestration", "__main__"],
 }  # fmt: skip

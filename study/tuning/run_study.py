@@ -35,6 +35,7 @@ from study.training.run_trial import Inputs
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.tuning.finish_study import StudyResult, conclude, has_ended
 from study.tuning.keep_model import keep_model, recipe_to_keep
+from study.tuning.node_images import serve_images
 from study.tuning.ray_adapters import Listener, run_trials
 from study.tuning.reuse_refits import reuse_refits
 from study.verdict.judge import plan_finals, reach_verdict
@@ -105,6 +106,8 @@ class _Desk:
             study=self.record.manifest.uid,
             checkpoints=self.record.checkpoints,
         )
+        # The handles keep the servers alive until the trials have ended.
+        servers = serve_images((train, validation, test)) if self.config.ray_address else []
         run_trials(
             self.record,
             inputs,
@@ -112,6 +115,7 @@ class _Desk:
             resources=self.resources,
             scratch=self.scratch,
         )
+        del servers
 
 
 def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:

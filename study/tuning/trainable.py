@@ -13,6 +13,7 @@ from study.errors import DataError, RecordError, StudyError
 from study.results.metrics import Progress
 from study.training.gpu_cache import release_memory
 from study.training.run_trial import Failure, Inputs, Report, describe_failure, run_trial
+from study.tuning.node_images import with_local_images
 
 PROGRESS_S = 2.0
 """Minimum seconds between two progress reports within an epoch."""
@@ -42,7 +43,7 @@ def trainable(config: dict[str, Any], *, inputs: Inputs) -> None:
     # Ray's arrays are read-only and nothing here writes to them, so torch's warning does not apply.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     try:
-        for report in run_trial(config["plan"], inputs, watch):
+        for report in run_trial(config["plan"], with_local_images(inputs), watch):
             send(report)
         return
     except RecordError as error:
