@@ -134,3 +134,32 @@ def test_budget_flags_are_named_in_every_mistake():
 def test_budget_flags_leave_the_rest_of_the_budget():
     assert change_budget(parse("--trials", "3"), Budget(20, 60.0)) == Budget(3, 60.0)
     assert change_budget(parse("--time-budget", "30m"), Budget(20, 60.0)) == Budget(20, 1800.0)
+
+
+def filled(*arguments):
+    options = parse(*arguments)
+    fill_in(options)
+    return options
+
+
+def test_demo_trains_on_small_digits_that_no_flip_mirrors():
+    options = filled("--baseline", "--demo")
+    recipe = change_recipe(options, baseline_recipe("resnet18"))
+    assert (options.data, options.weights, options.baseline) == ("digits", "none", ["resnet18"])
+    assert (recipe.image_size, recipe.augmentation) == (32, "none")
+
+
+def test_demo_changes_nothing_that_a_flag_sets():
+    options = filled("--baseline", "vgg16", "--demo", "--image-size", "64")
+    assert options.baseline == ["vgg16"]
+    assert change_recipe(options, baseline_recipe("vgg16")).image_size == 64
+
+
+def test_demo_search_is_short_unless_resumed():
+    assert filled("--search", "resnet18", "--demo").trials == 9
+    assert filled("--search", "resnet18", "--demo", "--resume", "one").trials is None
+
+
+def test_demo_leaves_the_assignments_own_augmentation():
+    recipe = change_recipe(filled("--baseline", "--as-written", "--demo"), baseline_recipe("resnet18"))
+    assert recipe.augmentation == "autoaugment"
