@@ -31,8 +31,8 @@ PACKAGES = {
     ],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
-        "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "loop",
-        "run_trial",
+        "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "updates",
+        "loop", "run_trial",
     ],
     "report": [
         "figures", "elements", "copies", "sample_batch", "trial_sections", "search_sections", "study_page",

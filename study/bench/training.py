@@ -32,7 +32,8 @@ from study.training.feature_store import FeatureStore
 from study.training.features import WINDOW, epoch_outputs, rebatch
 from study.training.gpu_cache import release_memory
 from study.training.hardware import choose_hardware
-from study.training.loop import batch_sizes, build_optimizer, train
+from study.training.loop import batch_sizes, train
+from study.training.updates import build_optimizer
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 
 ROUNDS = 3

@@ -47,8 +47,8 @@ def _read_recipe(table: dict[str, Any]) -> dict[str, Any]:
     """Check the baseline's table [recipe], which holds every field of a recipe but the model."""
     if "model" in table:
         raise ConfigError(f"model: {unknown_name('key', 'model', FIELDS)}")
-    values = Recipe(model=next(iter(ARCHITECTURES)), **table).to_dict()
-    return {field: values[field] for field in FIELDS}
+    recipe = Recipe(model=next(iter(ARCHITECTURES)), **table)
+    return {field: getattr(recipe, field) for field in FIELDS}
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]

@@ -4,7 +4,8 @@ Needs no torch, Ray, Optuna or MLflow, so that a mistake is reported before anyt
 """
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -64,7 +65,39 @@ class Recipe:
     """What happens to images that are not square: crop, pad (with black) or squash; the same for a study's trials."""
     class_weights: Annotated[str, one_of("choice", CLASS_WEIGHTS)] = "none"
     """Weights of the classes in the training loss: none, or balanced, in inverse proportion to their images."""
+    head_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the head as a multiple of `lr`, above 0."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor in (0, 1] by which each trained block learns more slowly than the one after it; 1 for one rate for all."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of all steps in which the learning rate rises to its peak, in [0, 1)."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of a step's gradients; 0 for no limit."""
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """Return the fields as plain values, in the order of their definition."""
-        return dataclasses.asdict(self)
+        """Return the fields as plain values, in the order of their definition.
+
+        A field that switches something on is left out while that is off: records and tables show what is in use, and
+        earlier versions can read them.
+        """
+        fields: dict[str, str | int | float] = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in OFF or value != OFF[name]}
+
+    def changes_from(self, other: "Recipe") -> dict[str, Any]:
+        """Return the fields whose values differ from those of another recipe, with the values of this one."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(other, name)}
+
+
+_ALWAYS_SHOWN = {"fit", "class_weights"}
+OFF = {
+    field.name: field.default
+    for field in dataclasses.fields(Recipe)
+    if field.default is not dataclasses.MISSING and field.name not in _ALWAYS_SHOWN
+}
+"""Fields that switch something on, each with the value that leaves it off."""
+
+
+def shown_fields(recipes: Iterable[Recipe]) -> list[str]:
+    """Return the names of the fields that a table of these recipes shows, in the order of their definition."""
+    shown = set().union(*(recipe.to_dict() for recipe in recipes))
+    return [field.name for field in dataclasses.fields(Recipe) if field.name in shown]

@@ -41,6 +41,12 @@ class Classifier:
         """Return the frozen blocks of a classifier with a larger unfreeze depth."""
         return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
 
+    def parameters_from_head(self) -> list[list[nn.Parameter]]:
+        """Return the suffix's parameters from the head backwards: those of the head, then those of each block."""
+        blocks = max(0, len(DEPTHS) - 1 - len(self.prefix))
+        parts = [self.suffix[blocks:], *reversed(self.suffix[:blocks])]
+        return [[*part.parameters()] for part in parts]
+
     def trainable_parameters(self) -> int:
         """Return the number of parameters that are trained."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)

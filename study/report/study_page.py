@@ -11,7 +11,7 @@ from pathlib import Path
 
 from study.config.manifest import Manifest
 from study.config.paths import search_spaces_directory
-from study.config.recipe import Recipe
+from study.config.recipe import Recipe, shown_fields
 from study.data.images import Dataset
 from study.formatting import format_value
 from study.report.copies import doubts, images_section
@@ -169,10 +169,11 @@ def _again(record: Record) -> Section:
             f"python -m study.predict IMAGE … --model {record.name}",
         ]
     title, recipes = "Recipes and commands", _recipes(record)
-    fields = [recipe.to_dict() for recipe in recipes.values()]
-    table = Table(
-        ("field", *recipes), [(name, *(format_value(values[name]) for values in fields)) for name in fields[0]]
-    )
+    rows = [
+        (name, *(format_value(getattr(recipe, name)) for recipe in recipes.values()))
+        for name in shown_fields(recipes.values())
+    ]
+    table = Table(("field", *recipes), rows)
     return Section(title, "", [table], [], "\n".join(commands))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from study.config.plan import METRICS
+from study.config.recipe import shown_fields
 from study.report import figures
 from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
@@ -93,7 +94,7 @@ def search_files(
     trials: Sequence[TrialRecord], importances: Mapping[str, float], verdict: Verdict | None, classes: Sequence[str]
 ) -> dict[str, bytes]:
     """Return the trials of a search as a table, and its verdict as text, JSON and pictures, by file name."""
-    recipe_fields = list(trials[0].plan.recipe.to_dict())
+    recipe_fields = shown_fields(trial.plan.recipe for trial in trials)
     measured = [f"val_{name}" for name in METRICS]
     columns = ["trial", "state", *measured, "epochs", "seconds", "saved_s", *recipe_fields]
     lines = [
@@ -104,7 +105,7 @@ def search_files(
             len(trial.epochs),
             round(trial.seconds, 3),
             round(trial.saved_s, 3),
-            *trial.plan.recipe.to_dict().values(),
+            *(getattr(trial.plan.recipe, name) for name in recipe_fields),
         ]
         for trial in trials
     ]

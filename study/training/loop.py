@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from study.config.recipe import Recipe
@@ -25,6 +25,7 @@ from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore, Source
 from study.training.features import epoch_outputs, rebatch
 from study.training.hardware import Hardware
+from study.training.updates import Updates, build_updates
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
@@ -43,32 +44,6 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
     """Return the order (images,) int64 of an epoch's images; each batch is a consecutive part of it."""
     return torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
-
-
-def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer. The fused version takes the same steps with fewer passes over memory."""
-    match recipe.optimizer:
-        case "adam":
-            return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        case "adamw":  # Loshchilov & Hutter, arXiv:1711.05101
-            return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        case _:
-            return torch.optim.SGD(
-                parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-            )
-
-
-def build_lr_schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build the recipe's learning-rate schedule for a whole trial of `steps` optimizer steps."""
-    match recipe.lr_schedule:
-        case "cosine":  # decays to zero without restarts: arXiv:1608.03983
-            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        case "one-cycle":  # arXiv:1708.07120, with torch's default proportions
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
-        case _:
-            return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> Tensor | None:
@@ -107,13 +82,11 @@ def train(
         TrialError: a training or validation loss is not finite.
     """
     classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
-    parameters = [parameter for parameter in classifier.suffix.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(recipe, parameters)
     sizes = batch_sizes(len(images), recipe.batch_size)
-    schedule = build_lr_schedule(recipe, optimizer, len(sizes) * recipe.epochs)
+    updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)
     weights = class_weights(recipe, images.labels, classes)
     weights = None if weights is None else weights.to(hardware.device)
-    done_epochs = checkpoint.restore(classifier, optimizer, schedule) if checkpoint else 0
+    done_epochs = checkpoint.restore(classifier, updates.optimizer, updates.schedule) if checkpoint else 0
     tally = Counter(features.tally) if features else Counter()
     begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
     upcoming = begin(done_epochs + 1)
@@ -128,7 +101,7 @@ def train(
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
 
         train_loss, train_accuracy = _train_epoch(
-            classifier, recipe, rebatch(chunks, sizes), targets, weights, optimizer, schedule, hardware, on_batch
+            classifier, recipe, rebatch(chunks, sizes), targets, weights, updates, hardware, on_batch
         )
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
@@ -143,7 +116,7 @@ def train(
             upcoming = begin(epoch + 1)  # the store reads ahead while the caller uses the result
         yield result
         if checkpoint and epoch < recipe.epochs:
-            checkpoint.save_if_due(epoch, classifier, optimizer, schedule)
+            checkpoint.save_if_due(epoch, classifier, updates.optimizer, updates.schedule)
 
 
 def _begin_epoch(
@@ -172,8 +145,7 @@ def _train_epoch(
     batches: Iterable[Tensor],
     targets: Tensor,
     weights: Tensor | None,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    updates: Updates,
     hardware: Hardware,
     on_batch: Callable[[int], None],
 ) -> tuple[float, float]:
@@ -187,8 +159,7 @@ def _train_epoch(
         batches: the prefix's outputs, one tensor for each step.
         targets: labels of the epoch's images in their order, (n,) int64 on the device.
         weights: weight of each class in the loss, (classes,) on the device; None if all count the same.
-        optimizer: optimizer of the suffix.
-        schedule: learning-rate schedule, advanced by each step.
+        updates: steps of the suffix's weights.
         hardware: device and precision.
         on_batch: called after each step with the number of images so far.
     """
@@ -200,10 +171,7 @@ def _train_epoch(
         with hardware.autocast():
             logits = classifier.suffix(batch).float()
             loss = cross_entropy(logits, target, weights, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        updates.step(loss)
         total += loss.detach() * len(batch)
         right += (logits.detach().argmax(dim=1) == target).sum()
         done += len(batch)

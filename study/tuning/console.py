@@ -262,11 +262,9 @@ def _describe_epoch(result: EpochResult) -> str:
 
 def _differences(recipe: Recipe, baseline: Recipe) -> str:
     """Describe each field in which a recipe differs from the baseline's."""
-    before = baseline.to_dict()
     changes = [
-        f"{field} {format_value(value)} instead of {format_value(before[field])}"
-        for field, value in recipe.to_dict().items()
-        if value != before[field]
+        f"{field} {format_value(value)} instead of {format_value(getattr(baseline, field))}"
+        for field, value in recipe.changes_from(baseline).items()
     ]
     return ", ".join(changes) or "the baseline's recipe"
 

@@ -185,7 +185,7 @@ def judge(
         decision=decision,
         reason=reason,
         winner_trial=winner.number,
-        changes={name: value for name, value in recipe.to_dict().items() if value != getattr(baseline, name)},
+        changes=recipe.changes_from(baseline),
         val_accuracy=reached if winner.val_accuracy is None else winner.val_accuracy,
         optimism=reached - _mean_score(sides[1], metric) if sides else None,
         seeds=seeds,

@@ -9,7 +9,7 @@ from support.manifests import make_manifest
 from study.config.load_toml import baseline_recipe
 from study.config.paths import check_new
 from study.config.plan import Plan, StudyConfig
-from study.config.recipe import Recipe
+from study.config.recipe import Recipe, shown_fields
 from study.errors import ConfigError, RecordError
 from study.results.record import Record
 
@@ -42,6 +42,10 @@ def make_config(room: Path, **changes) -> StudyConfig:
         ({"optimizer": "adamm"}, r"optimizer: unknown choice 'adamm'. Did you mean 'adam"),
         ({"lr_schedule": "cosin"}, r"lr_schedule: unknown choice 'cosin'. Did you mean 'cosine'\?"),
         ({"augmentation": "mixup"}, r"augmentation: unknown choice 'mixup'. .*Known: autoaugment, none\."),
+        ({"head_lr_factor": 0.0}, r"head_lr_factor: must be above 0, but got 0\.0\."),
+        ({"layer_decay": 1.1}, r"layer_decay: must be at most 1, but got 1\.1\."),
+        ({"warmup": 1.0}, r"warmup: must be below 1, but got 1\.0\."),
+        ({"clip_norm": -1.0}, r"clip_norm: must be at least 0, but got -1\.0\."),
         ({"lerning_rate": 0.1}, r"unknown key 'lerning_rate'"),
     ],
 )
@@ -71,6 +75,25 @@ def test_recipe_can_be_pickled(make_recipe):
 def test_recipe_survives_the_way_through_plain_values(make_recipe):
     recipe = make_recipe(lr=3e-4)
     assert Recipe(**recipe.to_dict()) == recipe
+
+
+def test_recipe_leaves_out_what_is_off(make_recipe):
+    plain, warmed = make_recipe().to_dict(), make_recipe(warmup=0.1).to_dict()
+    assert {name: warmed[name] for name in warmed if name not in plain} == {"warmup": 0.1}
+
+
+def test_recipe_that_uses_a_new_field_survives_plain_values(make_recipe):
+    recipe = make_recipe(layer_decay=0.7)
+    assert Recipe(**recipe.to_dict()) == recipe
+
+
+def test_shown_fields_are_those_that_any_recipe_uses(make_recipe):
+    plain = make_recipe()
+    assert shown_fields([plain, make_recipe(clip_norm=1.0)]) == [*plain.to_dict(), "clip_norm"]
+
+
+def test_changes_from_name_what_only_the_other_recipe_uses(make_recipe):
+    assert make_recipe().changes_from(make_recipe(warmup=0.1)) == {"warmup": 0.0}
 
 
 def test_recipe_takes_a_whole_number_for_a_float(make_recipe):

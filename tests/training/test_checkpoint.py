@@ -14,8 +14,9 @@ from study.models.classifier import build
 from study.results.record import Record
 from study.training.checkpoint import Checkpoint
 from study.training.hardware import Hardware
-from study.training.loop import build_lr_schedule, build_optimizer, train
+from study.training.loop import train
 from study.training.run_trial import open_checkpoint
+from study.training.updates import build_lr_schedule, build_optimizer
 
 RECORDS = Path(__file__).parents[1] / "records"
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -41,6 +42,7 @@ def make_training(make_images):
         {"optimizer": "sgd", "lr_schedule": "cosine", "unfreeze_depth": 2},
         {"optimizer": "adamw", "weight_decay": 0.1, "unfreeze_depth": 0},
         {"model": "mobilenet_v3_small", "lr_schedule": "constant"},
+        {"warmup": 0.3, "lr_schedule": "cosine", "layer_decay": 0.5, "clip_norm": 1.0, "unfreeze_depth": 2},
     ],
 )
 def test_checkpoint_goes_on_bit_for_bit(make_training, make_recipe, tmp_path, changes):

@@ -11,7 +11,6 @@ from study.data.images import Images
 from study.errors import TrialError
 from study.models.classifier import build
 from study.results.metrics import class_scores
-from study.training import loop
 from study.training.feature_store import FeatureStore
 from study.training.gpu_cache import device_memory
 from study.training.hardware import Hardware
@@ -177,19 +176,6 @@ def test_train_runs_every_optimizer_with_every_schedule(make_recipe, make_images
     recipe = make_recipe(optimizer=optimizer, lr_schedule=lr_schedule, epochs=1, unfreeze_depth=0)
     _, results = fit(recipe, make_images(32))
     assert np.isfinite(results[0].train_loss)
-
-
-def test_build_lr_schedule_cosine_ends_at_zero(make_recipe):
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = loop.build_optimizer(make_recipe(lr_schedule="cosine"), [parameter])
-    schedule = loop.build_lr_schedule(make_recipe(lr_schedule="cosine"), optimizer, 10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(1e-3)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_train_matches_a_plain_loop(make_recipe, make_images):
