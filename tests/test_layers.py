@@ -43,6 +43,7 @@ PACKAGES = {
         "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study", "console",
         "run_study", "reproduce",
     ],
+    "api": ["planning", "session"],
     "bench": ["training", "orchestration", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
@@ -53,7 +54,7 @@ ADAPTERS = {
     "torch": {"data", "models", "training", "report", "tracking", "tuning", "bench", "predict"},
     "mlflow": {"tracking", "bench"},
     "ray": {"tuning", "bench"},
-    "optuna": {"results", "report", "bench", "run"},
+    "optuna": {"results", "report", "bench", "api"},
 }
 """Libraries, and the packages and commands that may import them."""
 

@@ -15,10 +15,8 @@ from support.commands import study_command
 from support.images import write_image_folder
 from support.mlflow_runs import open_store, runs_of
 
-from study.config.plan import STUDY_NAME
 from study.models.classifier import build
 from study.results.record import Record
-from study.run import _default_name
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, which reads the runs back
 
@@ -379,12 +377,3 @@ def test_models_lists_what_can_be_studied(run_here, tmp_path):
     done = run_here(tmp_path, "--models")
     assert done.returncode == 0, done.stderr
     assert "resnet18" in done.stdout and "224 px" in done.stdout
-
-
-def test_default_names_never_collide():
-    assert len({_default_name("baseline") for _ in range(1000)}) == 1000
-
-
-@pytest.mark.parametrize("space", ["my space", "поиск", "x" * 100, "..", "a/b"])
-def test_default_name_is_allowed_for_every_space(space):
-    assert STUDY_NAME.fullmatch(_default_name(space))
