@@ -31,7 +31,7 @@ PACKAGES = {
     ],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
     "training": [
-        "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "checkpoint", "updates",
+        "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",
         "loop", "run_trial",
     ],
     "report": [

@@ -73,6 +73,10 @@ class Recipe:
     """Fraction of all steps in which the learning rate rises to its peak, in [0, 1)."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of a step's gradients; 0 for no limit."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the average of the weights that is evaluated and kept, in [0, 1); 0 for the weights alone."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of epochs with an order and augmentation of their own, which later epochs repeat; 0 for all epochs."""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition.

@@ -21,6 +21,7 @@ from torch import Tensor
 from study.errors import RecordError
 from study.files import replace_file
 from study.models.classifier import Classifier
+from study.training.updates import Updates
 
 SAVE_EVERY_S = 60.0
 """Minimum seconds between two saves. Repeating less training than that is cheaper than writing a file."""
@@ -39,15 +40,10 @@ class Checkpoint:
     """Minimum seconds between two saves."""
     _since: float = field(default_factory=time.monotonic)
 
-    def restore(
-        self,
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer | None = None,
-        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
-    ) -> int:
+    def restore(self, classifier: Classifier, updates: Updates | None = None) -> int:
         """Load the last saved state and return its epoch, or 0 if there is no valid file of this owner.
 
-        Weights that were saved without an optimizer, after the last epoch, leave optimizer and schedule unchanged.
+        Weights that were saved without updates, after the last epoch, leave the updates unchanged.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -58,10 +54,12 @@ class Checkpoint:
         if not self._owns(metadata["owner"]):
             return 0
         classifier.suffix.load_state_dict(_below("suffix.", tensors))
-        if optimizer and schedule and metadata["optimizer"]:
-            state = _nest(_below("optimizer.", tensors), _parameters(optimizer))
-            optimizer.load_state_dict({**metadata["optimizer"], "state": state})
-            schedule.load_state_dict(metadata["schedule"])
+        if updates and metadata["optimizer"]:
+            state = _nest(_below("optimizer.", tensors), _parameters(updates.optimizer))
+            updates.optimizer.load_state_dict({**metadata["optimizer"], "state": state})
+            updates.schedule.load_state_dict(metadata["schedule"])
+            if updates.average:
+                updates.average.load_state_dict(_below("average.", tensors), metadata["averaged_steps"])
         epoch: int = metadata["epoch"]
         return epoch
 
@@ -69,29 +67,17 @@ class Checkpoint:
         former = self.former_owner is not None and self.former_owner.fullmatch(owner) is not None
         return owner == self.owner or former
 
-    def save_if_due(
-        self,
-        epoch: int,
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-    ) -> None:
+    def save_if_due(self, epoch: int, classifier: Classifier, updates: Updates) -> None:
         """Save the state after `epoch` if the last save was `every_s` or more ago. A failed save causes a warning."""
         if time.monotonic() - self._since < self.every_s:
             return
         try:
-            self.save(epoch, classifier, optimizer, schedule)
+            self.save(epoch, classifier, updates)
         except RecordError as error:
             warnings.warn(f"{error} Training continues.", stacklevel=2)
 
-    def save(
-        self,
-        epoch: int,
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer | None = None,
-        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
-    ) -> None:
-        """Save the state after `epoch`; without an optimizer, save the weights alone.
+    def save(self, epoch: int, classifier: Classifier, updates: Updates | None = None) -> None:
+        """Save the state after `epoch`; without updates, save the weights alone.
 
         A path that cannot be written causes only a warning: on another machine the directory may not exist.
 
@@ -100,11 +86,14 @@ class Checkpoint:
         """
         tensors = {f"suffix.{name}": tensor for name, tensor in classifier.suffix.state_dict().items()}
         metadata: dict[str, Any] = {"owner": self.owner, "epoch": epoch, "optimizer": None, "schedule": None}
-        if optimizer and schedule:
-            state = optimizer.state_dict()
+        if updates:
+            state = updates.optimizer.state_dict()
             for index, values in state.pop("state").items():
                 tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
-            metadata |= {"optimizer": state, "schedule": schedule.state_dict()}
+            metadata |= {"optimizer": state, "schedule": updates.schedule.state_dict()}
+            if updates.average:
+                tensors |= {f"average.{name}": tensor for name, tensor in updates.average.state_dict().items()}
+                metadata["averaged_steps"] = updates.average.steps
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.path) as draft:

@@ -76,7 +76,8 @@ def train(
     Every random choice is a function of (seed, purpose, epoch), so the order and the augmentation of an epoch are the
     same for all recipes. With `features`, trials share the prefix's outputs through that store; the results stay the
     same. With `checkpoint`, training continues after the last saved epoch, as if training had never stopped. An epoch
-    is saved only after the caller has taken its result.
+    is saved only after the caller has taken its result. With averaged weights, those are validated, and left in
+    `classifier` after the last epoch; the training loss and accuracy are those of the weights that are trained.
 
     Raises:
         TrialError: a training or validation loss is not finite.
@@ -86,7 +87,7 @@ def train(
     updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)
     weights = class_weights(recipe, images.labels, classes)
     weights = None if weights is None else weights.to(hardware.device)
-    done_epochs = checkpoint.restore(classifier, updates.optimizer, updates.schedule) if checkpoint else 0
+    done_epochs = checkpoint.restore(classifier, updates) if checkpoint else 0
     tally = Counter(features.tally) if features else Counter()
     begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
     upcoming = begin(done_epochs + 1)
@@ -106,6 +107,8 @@ def train(
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
         result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=train_accuracy)
+        if updates.average:
+            updates.average.exchange()
         if validation is not None:
             held_out = evaluate(classifier, recipe, validation, classes=classes, hardware=hardware, features=features)
             result = _add_validation(result, held_out)
@@ -113,10 +116,12 @@ def train(
             result = _add_sources(result, features, tally)
             tally = Counter(features.tally)
         if epoch < recipe.epochs:
+            if updates.average:
+                updates.average.exchange()
             upcoming = begin(epoch + 1)  # the store reads ahead while the caller uses the result
         yield result
         if checkpoint and epoch < recipe.epochs:
-            checkpoint.save_if_due(epoch, classifier, updates.optimizer, updates.schedule)
+            checkpoint.save_if_due(epoch, classifier, updates)
 
 
 def _begin_epoch(
@@ -131,9 +136,10 @@ def _begin_epoch(
 ) -> tuple[Tensor, Iterator[Tensor], float]:
     """Let the store read ahead; return an epoch's targets, its prefix outputs and the seconds of this call."""
     started = time.perf_counter()
-    order = epoch_order(len(images), seed=seed, epoch=epoch)
+    view = (epoch - 1) % recipe.views + 1 if recipe.views else epoch
+    order = epoch_order(len(images), seed=seed, epoch=view)  # stored outputs have the order of their epoch
     chunks = epoch_outputs(
-        classifier, recipe, images, order, augmentation=(seed, epoch), hardware=hardware, store=features
+        classifier, recipe, images, order, augmentation=(seed, view), hardware=hardware, store=features
     )
     targets = torch.from_numpy(images.labels)[order].to(hardware.device)
     return targets, chunks, time.perf_counter() - started

@@ -1,10 +1,10 @@
-"""Turn a batch's loss into a step of the trained weights: optimizer, learning rates and their schedule, clipping.
+"""Turn a batch's loss into a step of the trained weights: optimizer, learning rates, clipping, average.
 
 Knows no images and no epochs.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,6 +79,49 @@ def _warmed(step: int, *, rising: int, steps: int, decays: bool) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) if decays else 1.0
 
 
+class Average:
+    """Exponential moving average of a module's parameters and buffers, BatchNorm's statistics among them.
+
+    After step t, from 1, the decay is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten, as
+    in TensorFlow's `ExponentialMovingAverage` and timm's `ModelEmaV3`; torch's `AveragedModel` has no such start and
+    waits for the device at each step. Whole numbers are not averaged but copied.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        """Begin with the module's present values; its tensors must stay the same objects."""
+        self.steps = 0
+        self._decay = decay
+        self._live: dict[str, Tensor] = module.state_dict(keep_vars=True)
+        self._kept = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the module's values after a step into the average."""
+        self.steps += 1
+        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
+        pairs = [(self._kept[name], tensor.detach()) for name, tensor in self._live.items()]
+        means = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([kept for kept, _ in means], [live for _, live in means], 1 - decay)
+        for kept, live in pairs:
+            if not kept.is_floating_point():
+                kept.copy_(live)
+
+    def exchange(self) -> None:
+        """Exchange the module's values and the average; a second call exchanges them back. Nothing is copied."""
+        for name, tensor in self._live.items():
+            tensor.data, self._kept[name] = self._kept[name], tensor.data
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the average by the names of the module's tensors."""
+        return self._kept
+
+    def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from an average after `steps` steps."""
+        self.steps = steps
+        for name, kept in self._kept.items():
+            kept.copy_(state[name])
+
+
 @dataclass(frozen=True)
 class Updates:
     """Steps of a trial's trained weights."""
@@ -88,6 +131,8 @@ class Updates:
     """Learning-rate schedule, advanced by each step."""
     clip_norm: float = 0.0
     """Largest norm of all gradients together; 0 for no limit."""
+    average: Average | None = None
+    """Average of the weights over the steps, if one is kept."""
 
     def step(self, loss: Tensor) -> None:
         """Take the step against the gradients of a batch's loss."""
@@ -98,9 +143,12 @@ class Updates:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        if self.average:
+            self.average.update()
 
 
 def build_updates(classifier: Classifier, recipe: Recipe, steps: int) -> Updates:
     """Build what a trial of `steps` steps updates the classifier's suffix with."""
     optimizer = build_optimizer(recipe, parameter_groups(classifier, recipe))
-    return Updates(optimizer, build_lr_schedule(recipe, optimizer, steps), recipe.clip_norm)
+    average = Average(classifier.suffix, recipe.ema_decay) if recipe.ema_decay else None
+    return Updates(optimizer, build_lr_schedule(recipe, optimizer, steps), recipe.clip_norm, average)

@@ -46,6 +46,8 @@ def make_config(room: Path, **changes) -> StudyConfig:
         ({"layer_decay": 1.1}, r"layer_decay: must be at most 1, but got 1\.1\."),
         ({"warmup": 1.0}, r"warmup: must be below 1, but got 1\.0\."),
         ({"clip_norm": -1.0}, r"clip_norm: must be at least 0, but got -1\.0\."),
+        ({"ema_decay": 1.0}, r"ema_decay: must be below 1, but got 1\.0\."),
+        ({"views": -1}, r"views: must be at least 0, but got -1\."),
         ({"lerning_rate": 0.1}, r"unknown key 'lerning_rate'"),
     ],
 )

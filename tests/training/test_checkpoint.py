@@ -16,7 +16,7 @@ from study.training.checkpoint import Checkpoint
 from study.training.hardware import Hardware
 from study.training.loop import train
 from study.training.run_trial import open_checkpoint
-from study.training.updates import build_lr_schedule, build_optimizer
+from study.training.updates import build_updates
 
 RECORDS = Path(__file__).parents[1] / "records"
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -43,6 +43,7 @@ def make_training(make_images):
         {"optimizer": "adamw", "weight_decay": 0.1, "unfreeze_depth": 0},
         {"model": "mobilenet_v3_small", "lr_schedule": "constant"},
         {"warmup": 0.3, "lr_schedule": "cosine", "layer_decay": 0.5, "clip_norm": 1.0, "unfreeze_depth": 2},
+        {"ema_decay": 0.9, "unfreeze_depth": 1, "views": 2},
     ],
 )
 def test_checkpoint_goes_on_bit_for_bit(make_training, make_recipe, tmp_path, changes):
@@ -87,8 +88,7 @@ def test_checkpoint_that_is_damaged_hostile_or_anothers_is_passed_over(make_trai
     recipe = make_recipe()
     classifier, _ = make_training(recipe)
     before = classifier.network.fc.weight.clone()
-    optimizer = build_optimizer(recipe, list(classifier.suffix.parameters()))
-    assert Checkpoint(path, "me").restore(classifier, optimizer, build_lr_schedule(recipe, optimizer, 6)) == 0
+    assert Checkpoint(path, "me").restore(classifier, build_updates(classifier, recipe, 6)) == 0
     assert torch.equal(classifier.network.fc.weight, before)
 
 

@@ -266,3 +266,35 @@ def test_evaluate_counts_each_image_once(make_recipe, make_images):
     result = evaluate(classifier, make_recipe(), images, classes=3, hardware=CPU)
     assert np.sum(result.confusion, axis=1).tolist() == np.bincount(images.labels).tolist()
     assert result.accuracy == np.mean(np.asarray(result.predictions) == images.labels)
+
+
+def test_train_with_an_average_keeps_and_validates_it(make_recipe, make_images):
+    """Training itself stays as it was; the classifier is the average of its steps, computed here by hand."""
+    images, held = make_images(48), make_images(9, seed=1)
+    recipe = make_recipe(epochs=2, batch_size=48, unfreeze_depth=0, augmentation="none")
+    steps = [build("resnet18", classes=3, unfreeze_depth=0, pretrained=None, seed=0).network.fc.weight.detach()]
+    for epochs in (1, 2):
+        plain, results = fit(dataclasses.replace(recipe, epochs=epochs), images)
+        steps.append(plain.network.fc.weight.detach())
+    averaged, with_average = fit(dataclasses.replace(recipe, ema_decay=0.99), images, validation=held)
+    after_one = steps[0] * 2 / 11 + steps[1] * 9 / 11
+    assert torch.allclose(averaged.network.fc.weight, after_one * 3 / 12 + steps[2] * 9 / 12, atol=1e-6)
+    assert losses(with_average) == losses(results)
+    assert evaluate(averaged, recipe, held, classes=3, hardware=CPU).loss == with_average[-1].val_loss
+
+
+def test_train_reads_repeated_views_from_the_store(make_recipe, make_images, tmp_path):
+    recipe = make_recipe(epochs=5, views=2, unfreeze_depth=0)
+    classifier = build(recipe.model, classes=3, unfreeze_depth=0, pretrained=None, seed=0)
+    store = FeatureStore(tmp_path, 10**9)
+    shared = list(train(classifier, recipe, make_images(40), classes=3, seed=0, hardware=CPU, features=store))
+    assert [result.features for result in shared[2:]] == [{"read": 40}] * 3
+    assert losses(shared) == losses(fit(recipe, make_images(40))[1])
+
+
+def test_train_begins_with_the_same_views_whatever_their_number(make_recipe, make_images):
+    fresh, repeated = (
+        fit(make_recipe(epochs=3, views=views, unfreeze_depth=0), make_images(40))[1] for views in (0, 2)
+    )
+    assert losses(fresh)[:2] == losses(repeated)[:2]
+    assert losses(fresh)[2] != losses(repeated)[2]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from study.models.classifier import build
-from study.training.updates import build_lr_schedule, build_optimizer, build_updates, parameter_groups
+from study.training.updates import Average, build_lr_schedule, build_optimizer, build_updates, parameter_groups
 
 
 def classifier_of(depth):
@@ -114,3 +114,36 @@ def test_clipping_bounds_the_norm_of_a_step(make_recipe, scale, norm):
 def test_no_clipping_by_default(make_recipe):
     recipe = make_recipe(optimizer="sgd", lr=1.0, momentum=0.0, unfreeze_depth=0)
     assert step_of(recipe, 100.0).norm().item() == pytest.approx(500, rel=1e-4)
+
+
+def test_average_is_that_of_the_weights_after_each_step():
+    layer = nn.BatchNorm1d(2)
+    average = Average(layer, decay=0.25)
+    expected = layer.weight.detach().clone()
+    for step in range(1, 6):
+        layer.weight.data += step
+        layer.num_batches_tracked += 1
+        average.update()
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    assert average.state_dict()["weight"].tolist() == pytest.approx(expected.tolist())
+    assert average.state_dict()["num_batches_tracked"] == 5
+
+
+def test_average_covers_the_statistics_of_batch_norm():
+    layer = nn.BatchNorm1d(2)
+    average = Average(layer, decay=0.9)
+    layer.running_mean.fill_(11)
+    average.update()
+    assert average.state_dict()["running_mean"].tolist() == pytest.approx([9, 9])  # the first decay is 2 / 11
+
+
+def test_average_is_exchanged_and_back():
+    layer = nn.Linear(1, 1, bias=False)
+    average = Average(layer, decay=0.9)
+    before = layer.weight.item()
+    layer.weight.data += 1
+    average.exchange()
+    assert layer.weight.item() == before
+    average.exchange()
+    assert layer.weight.item() == pytest.approx(before + 1)
