@@ -44,7 +44,7 @@ PACKAGES = {
         "run_study", "reproduce",
     ],
     "api": ["planning", "session"],
-    "bench": ["training", "orchestration", "__main__"],
+    "bench": ["training", "orchestration", "large_data", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = ["run", "predict", "audit", "ui", "__main__"]

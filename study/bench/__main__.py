@@ -1,7 +1,8 @@
 """Measure the speed of a study on this machine, in one run: `python -m study.bench [--quick] [--json FILE]`.
 
 Parts 1 and 4 (`training.py`) need torch, torchvision, pydantic, safetensors, platformdirs, filelock and their
-dependencies; parts 2, 3 and 5 (`orchestration.py`) need Ray, Optuna and MLflow as well.
+dependencies; parts 2, 3 and 5 (`orchestration.py`) and part 6
+(`large_data.py`) need Ray, Optuna and MLflow as well.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m study.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="parts 1 and 4 for ResNet18: two minutes on two cores")
     parser.add_argument(
-        "--parts", type=_parts, default=(1, 2, 3, 4, 5), metavar="1,2,…", help="parts to measure (default: all five)"
+        "--parts", type=_parts, default=(1, 2, 3, 4, 5, 6), metavar="1,2,…", help="parts to measure (default: all six)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     return parser
@@ -91,8 +92,8 @@ def build_parser() -> Parser:
 
 def _parts(text: str) -> tuple[int, ...]:
     parts = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
-    if not set(parts) <= {1, 2, 3, 4, 5}:
-        raise argparse.ArgumentTypeError(f"must be numbers from 1 to 5, but got {text!r}")
+    if not set(parts) <= {1, 2, 3, 4, 5, 6}:
+        raise argparse.ArgumentTypeError(f"must be numbers from 1 to 6, but got {text!r}")
     return parts
 
 
@@ -112,15 +113,19 @@ def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> lis
         ]
     if part == 4:
         return measure_augmentation(5000)
-    from study.bench import orchestration
+    from study.bench import large_data, orchestration
 
     match part:
         case 2:
             return orchestration.measure_search(folder, images=4096 if on_gpu else 128)
         case 3:
             return orchestration.measure_orchestration(folder, trials=50, stock_trials=10)
-        case _:
+        case 5:
             return orchestration.measure_growth(folder, marks=(10, 100, 1000))
+        case _:
+            return large_data.measure_large_data(
+                folder, few=100, many=10_000, photos=2000, trained=4096 if on_gpu else 1024, grown=40_000
+            )
 
 
 def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
@@ -151,6 +156,19 @@ def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
             goals.append(Goal(5, f"MB that the {process} grew by, 10 to 1,000 trials", grown, 100, False))
         slower = value[5, "a trial, 100 to 1,000"] / value[5, "a trial, 1 to 10"]
         goals.append(Goal(5, "seconds a trial, to 1,000 / to 10", slower, 1.25, False))
+    ratio(6, "decoding, ours / bare Pillow threads", "decoding, ours", "decoding, bare Pillow threads", 0.9)
+    for how in ("on disk", "on disk, cold page cache"):
+        ratio(6, f"training, images {how} / in memory", f"training, images {how}", "training, images in memory", 0.97)
+    for name, unit, bound in (
+        ("second start", "seconds of the second start, 10,000 images less 100", 1),
+        ("memory of a baseline", "kB of memory an image, baseline", 2),
+        ("memory of a search", "kB of memory an image, search", 2),
+    ):
+        counts = sorted((figure.images or 0, figure.median) for figure in figures if figure.name.startswith(name))
+        if len(counts) == 2:
+            (few, less), (many, more) = counts
+            grown = more - less if name == "second start" else 1000 * (more - less) / (many - few)
+            goals.append(Goal(6, unit, grown, bound, False))
     return goals
 
 

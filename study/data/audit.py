@@ -279,7 +279,8 @@ def _near_pairs(parts: Sequence[Pixels], looks: NDArray[Any], chosen: Sequence[i
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(image.transpose(1, 2, 0)).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    colours = Image.merge("RGB", [Image.fromarray(plane) for plane in image])  # faster than transposing the image
+    return colours.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

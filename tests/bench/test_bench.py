@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from study.bench import orchestration
+from study.bench import large_data, orchestration
 from study.bench.__main__ import build_parser, describe_machine, format_tables, judge, main
 from study.bench.orchestration import DEPTHS, make_recipes
 from study.bench.training import ROUNDS, Figure
@@ -42,6 +42,38 @@ def test_goals_of_growth_compare_the_last_mark_with_the_first():
     assert [goal.met for goal in goals] == [False, True, True]
 
 
+def test_goals_of_large_data_are_differences_and_ratios():
+    values = {
+        "second start, 100 images": (0.5, 100),
+        "second start, 10,000 images": (1.4, 10_000),
+        "decoding, ours": (95, 1),
+        "decoding, bare Pillow threads": (100, 1),
+        "training, images in memory": (100, 1),
+        "training, images on disk": (99, 1),
+        "memory of a search, 5,000 images": (1000, 5000),
+        "memory of a search, 40,000 images": (1140, 40_000),
+    }
+    goals = judge([Figure(6, name, "", [value], images) for name, (value, images) in values.items()], on_gpu=False)
+    assert [(round(goal.value, 2), goal.met) for goal in goals] == [
+        (0.95, True), (0.99, True), (0.9, True), (4.0, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_large_data_can_be_measured_by_every_task(tmp_path, capsys):
+    files = large_data.make_files(tmp_path / "files", 120, (256, 256))
+    for task in large_data.TASKS:
+        large_data.main([task, str(files), str(tmp_path / ("other" if task == "decode" else "store"))])
+        assert float(capsys.readouterr().out) > 0, task
+
+
+@pytest.mark.slow
+def test_memory_of_a_study_is_measured_while_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_data, "SETTLED_S", 0.0)
+    files = large_data.make_files(tmp_path / "files", 1000, (32, 32))
+    assert large_data.measure_study_memory(tmp_path, files, "search") > 10**8
+
+
 def test_only_what_was_measured_is_judged():
     assert judge([], on_gpu=False) == []
 
@@ -67,7 +99,7 @@ def test_recipes_share_the_depths_equally_and_differ():
     assert len({recipe.lr for recipe in recipes}) == 12
 
 
-@pytest.mark.parametrize("parts", ["0", "1,6", "all"])
+@pytest.mark.parametrize("parts", ["0", "1,7", "all"])
 def test_parts_that_there_are_not_are_refused(parts, capsys):
     with pytest.raises(SystemExit, match="2"):
         build_parser().parse_args(["--parts", parts])
