@@ -85,7 +85,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def build_parser() -> Parser:
     """Build the parser of `python -m study.predict`."""
-    parser = Parser(prog="python -m study.predict", description="Classify images with a study's winner.")
+    parser = Parser(prog="python -m study.predict", description="Classify images with a model that a study kept.")
     parser.add_argument(
         "images",
         nargs="+",
@@ -97,7 +97,8 @@ def build_parser() -> Parser:
         "--model",
         required=True,
         metavar="NAME",
-        help="name of a search in this directory ('latest' for the last), or registered model: models:/NAME@champion",
+        help="name of a study in this directory ('latest' for the last), NAME/vgg16 for one network of a baseline, or"
+        " registered model: models:/NAME@champion",
     )
     parser.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow's store of a registered model (default: mlruns/mlflow.db)"
@@ -110,7 +111,8 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
     """Load the kept model of a study, or a model of MLflow's registry.
 
     Args:
-        name: name of a study below ./mlruns, or `models:/<name>@<alias>`, or `models:/<name>/<version>`.
+        name: name of a study below ./mlruns, or `<study>/<network>` for one of a baseline's models, or
+            `models:/<name>@<alias>`, or `models:/<name>/<version>`.
         tracking_uri: MLflow's store of a registered model; None for the one below ./mlruns.
 
     Raises:
@@ -128,13 +130,10 @@ def open_model(name: str, tracking_uri: str | None) -> "SavedModel":
             return load_model(folder)
     if tracking_uri is not None:
         raise ConfigError(f"--tracking-uri: needs a registered model, {REGISTERED}…, but got {name!r}.")
-    from study.models.saved_model import MODEL_DIRECTORY, load_model
+    from study.models.saved_model import KEPT, find_model, load_model
 
-    study = find_study(name, mlruns, needs=MODEL_DIRECTORY)
-    directory = study / MODEL_DIRECTORY
-    if not directory.is_dir():
-        raise ConfigError(f"--model {name}: must be a search that has its verdict, but {directory} is missing.")
-    return load_model(directory)
+    study, _, which = name.partition("/")
+    return load_model(find_model(find_study(study, mlruns, needs=KEPT), which))
 
 
 def list_images(path: Path, refuse: Callable[[DataError], None], leave_out: Callable[[Path, str], None]) -> list[Path]:

@@ -51,12 +51,13 @@ def _list_models() -> int:
 
 
 def _reproduce(name: str) -> int:
-    directory = find_study(name, Path("mlruns").absolute(), needs="model")
+    study, _, which = name.partition("/")
+    directory = find_study(study, Path("mlruns").absolute(), needs="model*")
     warnings.filterwarnings("ignore")
     from study.tuning.reproduce import describe, reproduce
 
     reproduction = reproduce(
-        directory, lambda epoch: print(f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}", flush=True)
+        directory, lambda epoch: print(f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}", flush=True), which
     )
     print("\n".join(describe(reproduction)))
     return 0 if reproduction.agrees else 1

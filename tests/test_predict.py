@@ -239,7 +239,7 @@ def test_predict_tells_two_classes_of_a_model_of_two(saved, command, tmp_path):
     ("arguments", "model", "message"),
     [
         (["a.png"], "on", "unknown study 'on'. Did you mean 'one'?"),
-        (["a.png"], "bare", "--model bare: must be a search that has its verdict"),
+        (["a.png"], "bare", "bare: must keep a model, but keeps none"),
         (["a.png", "--tracking-uri", "sqlite:///x.db"], "one", "--tracking-uri: needs a registered model"),
         (["a.png"], "models:/pets@champion", "mlflow.db: must be MLflow's database, but there is none"),
         (["a.png", "--jason"], "one", "unrecognized arguments: --jason"),

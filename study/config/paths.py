@@ -7,13 +7,13 @@ from platformdirs import user_cache_path
 from study.errors import ConfigError, RecordError, unknown_name
 
 
-def find_study(name: str, mlruns: Path, *, needs: str = "") -> Path:
+def find_study(name: str, mlruns: Path, *, needs: str = "*") -> Path:
     """Return the directory of the study `name`; 'latest' is the study whose journal changed last.
 
     Args:
         name: name of the study, or latest.
         mlruns: directory of all runs.
-        needs: directory or file that a study must hold to be suggested in place of an unknown name; "" for none.
+        needs: pattern of a file that a study must hold to be suggested in place of an unknown name.
 
     Raises:
         ConfigError: no such study exists below `mlruns`.
@@ -25,7 +25,7 @@ def find_study(name: str, mlruns: Path, *, needs: str = "") -> Path:
         return max(journals, key=lambda journal: journal.stat().st_mtime).parent
     known = {journal.parent.name: journal.parent for journal in journals}
     if name not in known:
-        raise ConfigError(unknown_name("study", name, [one for one in known if (known[one] / needs).exists()]))
+        raise ConfigError(unknown_name("study", name, [one for one in known if any(known[one].glob(needs))]))
     return known[name]
 
 

@@ -46,6 +46,11 @@ class Plan:
         return f"{self.stage}-{self.number}" if self.stage in {"rerank", "final"} else str(self.number)
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether the trial's last weights stay on disk until the study ends, since they may become a kept model."""
+        return self.stage in {"baseline", "final"}
+
+    @property
     def checkpoint(self) -> str:
         """Name of the trial's checkpoint file."""
         return f"{self.key}.safetensors"

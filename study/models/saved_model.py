@@ -5,6 +5,7 @@ Reading either runs nothing that is in it. Which of a study's classifiers is kep
 
 import dataclasses
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,19 @@ from study.config.manifest import Found
 from study.config.plan import METRICS
 from study.config.recipe import Recipe
 from study.config.validation import AtLeastOne, Count, Fraction, check_value, checked, from_table, one_of, within
-from study.errors import ConfigError, RecordError
+from study.errors import ConfigError, RecordError, unknown_name
 from study.files import new_directory
 from study.models.classifier import Classifier, build
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
-from study.results.metrics import accuracy, measure, nothing_learnt
+from study.results.metrics import accuracy, measure, nothing_learnt, score
 
 MODEL_DIRECTORY = "model"
-"""Directory of the kept model, in the study's directory."""
+"""Directory of a search's kept model, in the study's directory."""
+MODELS_DIRECTORY = "models"
+"""Directory of a baseline's kept models, in the study's directory: one directory for each trial, by its key."""
+KEPT = "model*"
+"""Pattern of both."""
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 
@@ -218,3 +223,37 @@ def load_model(directory: Path) -> SavedModel:
     )
     network = classifier.network.requires_grad_(False).to(memory_format=torch.channels_last)
     return SavedModel(directory, card, Predictor(card, network).eval())
+
+
+def kept_models(study: Path) -> list[Path]:
+    """Return the directories of the models that a study keeps: a search keeps one, a baseline one for each trial."""
+    if (study / MODEL_DIRECTORY).is_dir():
+        return [study / MODEL_DIRECTORY]
+    return sorted((study / MODELS_DIRECTORY).glob("[!.]*"), key=lambda path: (len(path.name), path.name))
+
+
+def find_model(study: Path, which: str = "") -> Path:
+    """Return the directory of a model that a study keeps.
+
+    Args:
+        study: directory of the study.
+        which: name of the network, or key of the trial, of a study with several models; "" for the model with the best
+            result on the test images.
+
+    Raises:
+        ConfigError: the study keeps no model, or none of this name.
+        RecordError: a model card cannot be read.
+    """
+    cards = {directory: ModelCard.read(directory / CARD_FILE) for directory in kept_models(study)}
+    if not cards:
+        raise ConfigError(f"{study}: must keep a model, but keeps none. A study keeps its models when it ends.")
+    if which:
+        for directory, card in cards.items():
+            if which in (card.recipe.model, card.trial):
+                return directory
+        raise ConfigError(unknown_name("model", which, [card.recipe.model for card in cards.values()]))
+    return max(cards, key=lambda directory: _rank(cards[directory]))
+
+
+def _rank(card: ModelCard) -> float:
+    return -math.inf if card.test_value is None else score(card.metric, card.test_value)

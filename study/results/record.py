@@ -464,7 +464,7 @@ class Record:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of checkpoints: the verdict's stay until the study ends, the others until their trial ends."""
+        """Directory of checkpoints: those of plans that keep weights stay until the study ends."""
         return self.directory / "checkpoints"
 
     def close(self) -> None:
@@ -486,7 +486,7 @@ class Record:
         self._drop_checkpoint(plan)
 
     def _drop_checkpoint(self, plan: Plan) -> None:
-        if plan.stage != "final":
+        if not plan.keeps_weights:
             (self.checkpoints / plan.checkpoint).unlink(missing_ok=True)
 
     def _running(self, plan: Plan) -> optuna.Trial:

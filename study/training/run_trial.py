@@ -100,7 +100,8 @@ def describe_failure(error: Exception) -> Failure:
 def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | None = None) -> Iterator[Report]:
     """Train one recipe. Yield facts, one result per epoch and, if there is a test set, the evaluation on it.
 
-    With checkpoints, epochs that were saved are not trained again, and the verdict's trials save their last weights.
+    With checkpoints, epochs that were saved are not trained again, and the trials of a baseline and of a verdict save
+    their last weights.
 
     Raises:
         TrialError: a loss is not finite.
@@ -136,7 +137,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         features=store,
         checkpoint=checkpoint,
     )
-    if checkpoint and plan.stage == "final":
+    if checkpoint and plan.keeps_weights:
         checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
     if inputs.test is not None:
         yield OpensTest()

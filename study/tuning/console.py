@@ -3,8 +3,9 @@
 It only reads the record, and does not know Ray Tune. It needs rich, and a caller of `Console.on_…` for each event.
 """
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,6 @@ from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
 from study.verdict.trial_table import Row, faster
 from study.verdict.wording import describe_closeness, details, sentence
-
-PREDICT = "python -m study.predict IMAGE … --model {}"
 
 
 def open_screen(**options: Any) -> RichConsole:
@@ -197,7 +196,9 @@ class Console:
             if any(final.state == "complete" for final in result.finals):
                 reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
             self._print(f"\nmodel    not kept: {reason}")
-        self._print(f"\nfiles    {result.directory}\nMLflow   {ui_command(result.tracking_uri)}")
+        self._print(f"\nfiles    {result.directory}")
+        for line in _next_commands(result):
+            self._print(line)
 
     def _print_search(self, result: StudyResult) -> None:
         assert self._record
@@ -270,13 +271,28 @@ def _differences(recipe: Recipe, baseline: Recipe) -> str:
 
 
 def _describe_model(result: StudyResult) -> str:
-    """Describe the place of the trained classifier, its registered version, and the command that uses it."""
+    """Describe where the trained classifiers are, and a search's registered version."""
+    if not result.verdict:
+        others = [path.name for path in result.models if path != result.model]
+        more = f", which did best on the test images; the others: {', '.join(others)}" if others else ""
+        return f"{result.model}{more}"
     version = result.registration
     if version:
         entry = f"{version.name} version {version.version}, {'champion: ' if version.champion else ''}{version.note}"
     else:
         entry = "not registered, because MLflow did not accept it; --resume tries again"
-    return f"{result.model}\n  registry        {entry}\n  use             {PREDICT.format(result.directory.name)}"
+    return f"{result.model}\n  registry        {entry}"
+
+
+def _next_commands(result: StudyResult) -> Iterator[str]:
+    """Yield the commands that open the report, use the model and open MLflow, ready to be pasted into a shell."""
+    yield f"report   python -m webbrowser {(result.directory / 'report.html').absolute().as_uri()}"
+    if result.model:
+        image = shlex.quote(str(result.example or "photo.jpg"))
+        yield f"predict  python -m study.predict {image} --model {result.directory.name}"
+    if result.link:
+        yield f"compare  {result.link}"
+    yield f"MLflow   {ui_command(result.tracking_uri)}"
 
 
 def _describe_domain(domain: Domain) -> str:

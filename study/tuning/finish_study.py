@@ -13,7 +13,7 @@ import numpy as np
 
 from study.data.images import Dataset
 from study.errors import StudyError, without_credentials
-from study.models.saved_model import MODEL_DIRECTORY, load_model
+from study.models.saved_model import MODEL_DIRECTORY, find_model, kept_models, load_model
 from study.report.render import write_report
 from study.results.ledger import Looks, count_looks
 from study.results.metrics import score
@@ -22,6 +22,8 @@ from study.results.trial_record import TrialRecord
 from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.registry import Registration, log_model
 from study.tracking.tracker import Tracker
+from study.tuning.keep_model import unkept
+from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
 from study.verdict.trial_table import Row, compare, faster
 from study.verdict.verdict import Verdict, stored_verdict, verdict_metrics
@@ -48,7 +50,14 @@ class StudyResult:
     unsent: int
     """Number of runs that could not be sent to MLflow; the record has them."""
     model: Path | None = None
-    """Directory of the saved classifier of a search's best recipe; None if none is saved."""
+    """Directory of the saved classifier of a search's best recipe, or of a baseline's trial with the best result on
+    the test images; None if none is saved."""
+    models: Sequence[Path] = ()
+    """Directories of all saved classifiers."""
+    example: Path | None = None
+    """An image file of the test images; None if the images are no files."""
+    link: str | None = None
+    """Address in MLflow's UI at which the study's best trials are compared, or else its experiment's table."""
     looks: Looks | None = None
     """Openings of the study's test images until now, by all studies of its `mlruns` directory."""
     registration: Registration | None = None
@@ -81,7 +90,7 @@ def has_ended(record: Record) -> bool:
         return False
     if record.space:
         return record.noted("verdict") is not None and (record.directory / MODEL_DIRECTORY).is_dir()
-    return len(trials) == len(record.manifest.design.recipes)
+    return len(trials) == len(record.manifest.design.recipes) and not unkept(record)
 
 
 def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
@@ -108,8 +117,8 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     files = {**findings.files, page.name: page.read_bytes()}
     status = "FINISHED" if findings.complete else "FAILED"
     unsent = tracker.finish(status, files, findings.metrics, findings.found, findings.tags)
-    model = record.directory / MODEL_DIRECTORY
-    saved = model if model.is_dir() else None
+    kept = kept_models(record.directory)
+    saved = find_model(record.directory) if kept else None
     return StudyResult(
         directory=record.directory,
         tracking_uri=without_credentials(tracker.client.tracking_uri),
@@ -121,7 +130,10 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         unsent=unsent,
         looks=count_looks(record),
         model=saved,
-        registration=_register(saved, tracker, dataset) if saved else None,
+        models=kept,
+        example=_example(dataset),
+        link=_link(record, tracker),
+        registration=_register(saved, tracker, dataset) if saved and record.space else None,
     )
 
 
@@ -139,6 +151,19 @@ def _findings(
         | (verdict_metrics(verdict) if verdict else {}),
         tags={f"best.{name}": str(value) for name, value in winner.plan.recipe.to_dict().items()} if winner else {},
     )
+
+
+def _example(dataset: Dataset | None) -> Path | None:
+    """Return a file of the test images."""
+    return next((row.path for row in dataset.rows if row.split == "test"), None) if dataset else None
+
+
+def _link(record: Record, tracker: Tracker) -> str | None:
+    """Return the address of MLflow's comparison of the trials, a search's best ones first."""
+    trials = record.trials()
+    if record.space:
+        trials.sort(key=rank, reverse=True)
+    return tracker.comparison_url([trial.plan for trial in trials]) or tracker.table_url()
 
 
 def _register(model: Path, tracker: Tracker, dataset: Dataset | None) -> Registration | None:

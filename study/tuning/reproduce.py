@@ -17,7 +17,7 @@ from study.data.pixel_store import PixelStore, default_directory
 from study.data.sources import load_again
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
-from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
+from study.models.saved_model import CARD_FILE, ModelCard, find_model
 from study.results.metrics import EpochResult, Evaluation
 from study.training.hardware import choose_hardware
 from study.training.run_trial import Inputs, run_trial
@@ -64,18 +64,20 @@ class Reproduction:
         )
 
 
-def reproduce(study: Path, watch: Callable[[EpochResult], None]) -> Reproduction:
+def reproduce(study: Path, watch: Callable[[EpochResult], None], which: str = "") -> Reproduction:
     """Train the kept model of a study again, and test it.
 
     Args:
-        study: directory of the study, with `model/model.json`.
+        study: directory of the study.
         watch: called with each epoch's result.
+        which: which of the study's models, as `find_model` takes it.
 
     Raises:
-        RecordError: there is no model card, or images or weights have changed.
+        ConfigError: there is no such model.
+        RecordError: the model card cannot be read, or images or weights have changed.
         StudyError: images or weights cannot be read, or the training fails.
     """
-    card = ModelCard.read(study / MODEL_DIRECTORY / CARD_FILE)
+    card = ModelCard.read(find_model(study, which) / CARD_FILE)
     dataset = load_again(
         card.source,
         fraction=card.fraction,

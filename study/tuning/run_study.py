@@ -34,7 +34,7 @@ from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
 from study.tuning.finish_study import StudyResult, conclude, has_ended
-from study.tuning.keep_model import keep_model, recipe_to_keep
+from study.tuning.keep_model import keep_model, keep_models, recipe_to_keep
 from study.tuning.node_images import serve_images
 from study.tuning.ray_adapters import Listener, run_trials
 from study.tuning.reuse_refits import reuse_refits
@@ -140,6 +140,7 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
             _search(desk, design.space)
         else:
             desk.run(train=desk.dataset.train, test=desk.dataset.test)
+            keep_models(desk.record, desk.dataset, desk.pretrained)
         return conclude(desk.record, desk.tracker, desk.dataset)
 
 

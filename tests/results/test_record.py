@@ -578,7 +578,7 @@ def test_renamed_study_keeps_its_id_and_its_trials(record, make_recipe):
 
 
 def test_a_trial_that_ends_leaves_no_weights_behind(record, make_recipe):
-    record.add([Plan(None, "baseline", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
+    record.add([Plan(None, "as-written", make_recipe(), 0), Plan(None, "final", make_recipe(), 1)])
     record.checkpoints.mkdir()
     for plan in (record.next_trial(), record.next_trial()):
         (record.checkpoints / plan.checkpoint).touch()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 
 import numpy as np
 import optuna
@@ -355,3 +356,17 @@ def test_data_is_announced_with_its_largest_class(make_images):
     images = images.take(np.flatnonzero((images.labels == 0) | (np.arange(8) < 4)))
     console.on_data(Dataset("pets", ("cat", "dog"), images, images, 1.0), make_manifest())
     assert "classes  the largest, cat, has 66.67% of the test images\n" in output.getvalue()
+
+
+def test_the_end_has_commands_to_paste(record, tmp_path):
+    console, output = pipe()
+    console.on_record(record)
+    image = tmp_path / "my pets" / "cat.jpg"
+    models = [record.directory / "models" / "0", record.directory / "models" / "1"]
+    link = "http://127.0.0.1:5000/#/compare-runs?runs=x"
+    console.print_result(ended(record, model=models[1], models=models, example=image, link=link))
+    commands = {line[:9].strip(): line[9:] for line in output.getvalue().splitlines()[-5:]}
+    assert commands["report"] == f"python -m webbrowser {record.directory.as_uri()}/report.html"
+    assert shlex.split(commands["predict"])[3:] == [str(image), "--model", "one"]
+    assert commands["compare"] == link
+    assert f"model    {models[1]}, which did best on the test images; the others: 0" in output.getvalue()

@@ -10,13 +10,14 @@ from support.manifests import make_manifest
 
 from study.config.plan import Plan
 from study.data.images import Dataset
+from study.errors import ConfigError
 from study.models.classifier import build
 from study.models.pretrained import Pretrained
-from study.models.saved_model import load_model
+from study.models.saved_model import find_model, kept_models, load_model
 from study.results.metrics import Evaluation
 from study.results.record import Record
 from study.training.run_trial import Inputs, open_checkpoint, run_trial
-from study.tuning.keep_model import keep_model, recipe_to_keep
+from study.tuning.keep_model import keep_model, keep_models, recipe_to_keep, unkept
 from study.verdict.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,15 +43,15 @@ def keep(study):
     return keep_model(study.record, study.recipe, study.dataset, UNTRAINED)
 
 
-def finish(study, *, trials, complete=True):
+def finish(study, *, trials, complete=True, test=TEST):
     """Let the next trials leave what trials leave, untrained."""
     for _ in range(trials):
         plan = study.record.next_trial()
         study.record.facts(plan, FACTS)
         if complete:
-            classifier = build("resnet18", classes=3, unfreeze_depth=5, pretrained=None, seed=plan.seed)
+            classifier = build(plan.recipe.model, classes=3, unfreeze_depth=5, pretrained=None, seed=plan.seed)
             open_checkpoint(study.record.checkpoints, study.record.manifest.uid, plan).save(1, classifier)
-            study.record.tested(plan, TEST)
+            study.record.tested(plan, test)
             study.record.complete(plan)
         else:
             study.record.fail(plan, "out of memory")
@@ -139,3 +140,43 @@ def test_winner_is_kept_if_no_baseline_refit_is_complete(study, make_recipe):
     assert (
         recipe_to_keep(study.record, verdict(None), winner=study.recipe, baseline=make_recipe(lr=0.5)) == study.recipe
     )
+
+
+@pytest.fixture
+def baseline(study, make_recipe):
+    """The study's record with two networks as a baseline; the second one did better in its test."""
+    for model, test in (
+        ("resnet18", TEST),
+        ("mobilenet_v3_small", replace(TEST, confusion=[[3, 0, 0], [0, 3, 0], [0, 0, 3]])),
+    ):
+        study.record.add([Plan(None, "baseline", make_recipe(model=model, unfreeze_depth=5, epochs=1), 3)])
+        finish(study, trials=1, test=test)
+    return study
+
+
+def keep_all(study):
+    keep_models(study.record, study.dataset, {"resnet18": UNTRAINED, "mobilenet_v3_small": UNTRAINED})
+
+
+def test_baseline_keeps_the_model_of_each_trial(baseline):
+    keep_all(baseline)
+    cards = [load_model(directory).card for directory in kept_models(baseline.record.directory)]
+    assert [(card.recipe.model, card.trial) for card in cards] == [("resnet18", "0"), ("mobilenet_v3_small", "1")]
+
+
+def test_baseline_has_models_to_keep_until_they_are_kept(baseline):
+    assert [trial.plan.key for trial in unkept(baseline.record)] == ["0", "1"]
+    keep_all(baseline)
+    assert unkept(baseline.record) == []
+
+
+def test_find_model_takes_the_best_or_the_named_one(baseline):
+    keep_all(baseline)
+    found = [find_model(baseline.record.directory, which).name for which in ("", "resnet18", "0", "1")]
+    assert found == ["1", "0", "0", "1"]
+
+
+def test_find_model_names_the_known_ones(baseline):
+    keep_all(baseline)
+    with pytest.raises(ConfigError, match=r"unknown model 'resnet81'. Did you mean 'resnet18'\?"):
+        find_model(baseline.record.directory, "resnet81")

@@ -10,7 +10,7 @@ from support.saved_models import make_card
 from study.config.plan import Plan
 from study.data.images import fingerprint
 from study.data.sources import load_dataset
-from study.errors import RecordError
+from study.errors import ConfigError, RecordError
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import Evaluation
 from study.training.hardware import Hardware
@@ -88,7 +88,7 @@ def test_reproduce_refuses_other_images_and_weights(study, changes, message):
 
 
 def test_reproduce_names_the_missing_model_card(tmp_path):
-    with pytest.raises(RecordError, match=r"model/model\.json: must be readable"):
+    with pytest.raises(ConfigError, match="must keep a model, but keeps none"):
         reproduce(tmp_path, nobody)
 
 
