@@ -26,10 +26,11 @@ PACKAGES = {
     ],
     "verdict": ["statistics", "metric_intervals", "verdict", "judge", "rerank", "wording", "trial_table"],
     "data": [
-        "stored_pixels", "images", "splits", "image_files", "layouts", "augment", "pixel_store", "decoding", "audit",
+        "stored_pixels", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
         "sources",
     ],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
+    "augmentation": ["augment"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",
         "loop", "run_trial",
@@ -51,7 +52,7 @@ COMMANDS = ["run", "predict", "audit", "ui", "__main__"]
 """Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {
-    "torch": {"data", "models", "training", "report", "tracking", "tuning", "bench", "predict"},
+    "torch": {"data", "models", "augmentation", "training", "report", "tracking", "tuning", "bench", "predict"},
     "mlflow": {"tracking", "bench"},
     "ray": {"tuning", "bench"},
     "optuna": {"results", "report", "bench", "api"},

@@ -22,9 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
+from study.augmentation.augment import augment, draw
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.recipe import Recipe
-from study.data.augment import augment, draw
 from study.data.images import Images
 from study.models.classifier import Classifier, build
 from study.training import reference

@@ -16,7 +16,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 
 LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 
-AUGMENTATIONS = ("autoaugment", "none")
+AUGMENTATIONS = ("autoaugment", "none", "flip", "trivialaugment", "randaugment", "random-resized-crop")
 
 FITS = ("crop", "pad", "squash")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -58,7 +58,7 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """Label smoothing, in [0, 1)."""
     augmentation: Annotated[str, one_of("choice", AUGMENTATIONS)]
-    """Augmentation of the training images: autoaugment (CIFAR-10 policy, with a horizontal flip) or none."""
+    """Augmentation of the training images: none, or flip, or one of the others and a flip."""
     image_size: Annotated[int, Field(ge=32)]
     """Side of the network's square input image, in pixels, at least 32."""
     fit: Annotated[str, one_of("choice", FITS)] = "crop"

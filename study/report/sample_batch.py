@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from study.augmentation.augment import augment, draw, fit_after
 from study.config.plan import Plan
-from study.data.augment import augment, draw
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.report import figures
@@ -23,9 +23,11 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
     else:
         order = _first_images(plan, dataset)
         pixels = torch.from_numpy(dataset.train.pixels[order.numpy()])
-        if recipe.augmentation == "autoaugment":
-            pixels = augment(pixels, draw(len(dataset.train), seed=plan.seed, epoch=1).take(order))
-        inputs = preprocessing(recipe.model, recipe.image_size, recipe.fit)(pixels)
+        if recipe.augmentation != "none":
+            draws = draw(len(dataset.train), seed=plan.seed, epoch=1, kind=recipe.augmentation)
+            pixels = augment(pixels, draws.take(order))
+        fit = fit_after(recipe.augmentation, recipe.fit)
+        inputs = preprocessing(recipe.model, recipe.image_size, fit)(pixels)
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
     return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: first training batch, network input")

@@ -15,8 +15,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
+from study.augmentation.augment import Draws, augment, draw, fit_after
 from study.config.recipe import DEPTHS, Recipe
-from study.data.augment import Draws, augment, draw
 from study.data.images import Images
 from study.data.stored_pixels import StoredPixels
 from study.models.classifier import Classifier, digest_weights
@@ -68,9 +68,9 @@ def epoch_outputs(
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
     from_images = partial(
         prefix_outputs,
-        preprocess=preprocessing(recipe.model, recipe.image_size, recipe.fit),
+        preprocess=preprocessing(recipe.model, recipe.image_size, fit_after(policy, recipe.fit)),
         images=_on_device(images, hardware.device, memory),
-        draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch),
+        draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch, kind=policy),
         hardware=hardware,
     )
     if store is None or not len(classifier.prefix):

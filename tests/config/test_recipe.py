@@ -41,7 +41,7 @@ def make_config(room: Path, **changes) -> StudyConfig:
         ({"label_smoothing": 1.0}, r"label_smoothing: must be below 1, but got 1\.0\."),
         ({"optimizer": "adamm"}, r"optimizer: unknown choice 'adamm'. Did you mean 'adam"),
         ({"lr_schedule": "cosin"}, r"lr_schedule: unknown choice 'cosin'. Did you mean 'cosine'\?"),
-        ({"augmentation": "mixup"}, r"augmentation: unknown choice 'mixup'. .*Known: autoaugment, none\."),
+        ({"augmentation": "mixup"}, r"augmentation: unknown choice 'mixup'. .*Known: autoaugment, flip, none, "),
         ({"head_lr_factor": 0.0}, r"head_lr_factor: must be above 0, but got 0\.0\."),
         ({"layer_decay": 1.1}, r"layer_decay: must be at most 1, but got 1\.1\."),
         ({"warmup": 1.0}, r"warmup: must be below 1, but got 1\.0\."),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.images import store_images
 
-from study.data.augment import draw
+from study.augmentation.augment import draw
 from study.models.classifier import build
 from study.models.preprocessing import preprocessing
 from study.training.feature_store import FeatureStore

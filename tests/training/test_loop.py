@@ -298,3 +298,15 @@ def test_train_begins_with_the_same_views_whatever_their_number(make_recipe, mak
     )
     assert losses(fresh)[:2] == losses(repeated)[:2]
     assert losses(fresh)[2] != losses(repeated)[2]
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "random-resized-crop"])
+def test_train_shares_each_augmentation_through_the_store(make_recipe, make_images, tmp_path, augmentation):
+    recipe = make_recipe(augmentation=augmentation, unfreeze_depth=0)
+    _, plain = fit(recipe, make_images(40))
+    store, runs = FeatureStore(tmp_path, 10**9), []
+    for _ in range(2):
+        classifier = build(recipe.model, classes=3, unfreeze_depth=0, pretrained=None, seed=0)
+        runs.append([*train(classifier, recipe, make_images(40), classes=3, seed=0, hardware=CPU, features=store)])
+    assert losses(runs[0]) == losses(runs[1]) == losses(plain)
+    assert [result.features for result in runs[1]] == [{"read": 40}] * 2

@@ -1,0 +1,1 @@
+"""Change training images: augment them one by one, and mix them with each other."""
