@@ -35,8 +35,9 @@ PACKAGES = {
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",
         "loop", "run_trial",
     ],
+    "charts": ["figures", "svg", "intervals", "confusion", "curves", "parallel"],
     "report": [
-        "figures", "elements", "copies", "sample_batch", "trial_sections", "search_sections", "study_page",
+        "elements", "copies", "sample_batch", "summary", "trial_sections", "search_sections", "study_page",
         "compare_studies", "render", "__main__",
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
@@ -55,7 +56,7 @@ ADAPTERS = {
     "torch": {"data", "models", "augmentation", "training", "report", "tracking", "tuning", "bench", "predict"},
     "mlflow": {"tracking", "bench"},
     "ray": {"tuning", "bench"},
-    "optuna": {"results", "report", "bench", "api"},
+    "optuna": {"results", "bench", "api"},
 }
 """Libraries, and the packages and commands that may import them."""
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from study.report.elements import Section, Table, View
-from study.report.study_page import answer
+from study.report.elements import Section, Summary, Table, View
+from study.report.summary import answer, draw_accuracies, tiles_of
 from study.report.trial_sections import (
     RESULT_COLUMNS,
-    draw_curves,
+    draw_losses,
     hardest_pair_of,
     is_helped,
     result_row,
@@ -31,8 +31,31 @@ def compare_studies(records: Sequence[Record]) -> View:
         sections += _compare_group(group)
     if len(groups) > 1:
         sentences.append("The studies used different images, so trials are ranked within each set of images only.")
-    answers = [(record.name, answer(record)) for record in records]
-    return View("Comparison of studies", " ".join(sentences) or "No trial was tested.", answers, sections)
+    found = " ".join(sentences) or "No trial was tested."
+    return View("Comparison of studies", found, sections, _summarise(records, [*groups.values()], found))
+
+
+def _summarise(records: Sequence[Record], groups: Sequence[Sequence[Record]], found: str) -> Summary:
+    """Return the first screen: the best model first, and what each study found by itself."""
+    facts = [(record.name, answer(record)) for record in records]
+    question = f"How do the studies {', '.join(record.name for record in records)} compare?"
+    if len(groups) != 1:  # nothing, or other images in each group: no accuracy stands for all
+        headline = "The studies used different images" if groups else "No trial was tested"
+        return Summary("Comparison of studies", question, headline, found, facts=facts)
+    tested = [(record, trial) for record in groups[0] for trial in tested_trials(record)]
+    tested.sort(key=lambda pair: -pair[1].metrics["accuracy"])
+    named = [(f"{trial.plan.short_title} of {record.name}", trial) for record, trial in tested]
+    record, best = tested[0]
+    leads = f"{best.plan.recipe.model} of {record.name} has the highest test accuracy"
+    return Summary(
+        name="Comparison of studies",
+        question=question,
+        headline=f"{leads}: {best.metrics['accuracy']:.2%}",
+        text=found,
+        tiles=tiles_of(named),
+        drawing=draw_accuracies(named),
+        facts=facts,
+    )
 
 
 def _best_of(records: Sequence[Record]) -> str:
@@ -66,7 +89,7 @@ def _compare_group(records: Sequence[Record]) -> list[Section]:
     rows = [(record.name, *result_row(trial, manifest)) for record in records for trial in tested_trials(record)]
     place = f"{manifest.data}, {manifest.test_images:,} test images"
     _, hardest = hardest_pair_of([*tested.values()], manifest)
-    curves, different = draw_curves(tested)
+    curves, different = draw_losses(tested)
     return [
         Section(
             f"Test accuracy: {place}",
@@ -74,5 +97,5 @@ def _compare_group(records: Sequence[Record]) -> list[Section]:
             [Table(("study", *RESULT_COLUMNS), rows, sortable=True)],
         ),
         Section(f"Most confused classes: {place}", hardest),
-        Section(f"Training loss: {place}", different, pictures=[curves]),
+        Section(f"Training loss: {place}", different, charts=[curves]),
     ]

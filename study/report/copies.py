@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from study.charts import figures
 from study.config.manifest import Manifest
 from study.data.audit import Audit
 from study.data.images import Dataset
-from study.report import figures
 from study.report.elements import Section, Table, embed_picture
 from study.results.record import Record
 from study.results.trial_record import TrialRecord

@@ -1,13 +1,14 @@
-"""Define the parts of a report page, as the template reads them: sections with text, tables, pictures and code."""
+"""Define the parts of a report page, as the templates read them: the first screen, and sections below it."""
 
 import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from study.report import figures
+from study.charts import figures
 
 FIGURE = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?( to [\d.]+| ?%)?\*?|–")
 """Matches a table cell that holds a number, an interval, or a dash for a missing value."""
@@ -22,6 +23,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     sortable: bool = False
+    marks: Sequence[str] = ()
+    """Number of each row's trial, by which the page marks it together with charts; empty for other tables."""
 
     @property
     def numeric(self) -> list[bool]:
@@ -45,6 +48,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A drawing in SVG."""
+
+    title: str
+    drawing: Markup
+    full: bool = False
+    """Whether it takes the whole width of the page."""
+    scrolls: bool = False
+    """Whether it keeps its size, and scrolls where it is wider than the page."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page: a heading and its content."""
 
@@ -53,6 +68,53 @@ class Section:
     tables: Sequence[Table] = field(default_factory=list)
     pictures: Sequence[Picture] = field(default_factory=list)
     code: str = ""
+    charts: Sequence[Chart] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure, written large."""
+
+    label: str
+    value: str
+    note: str = ""
+    kind: str = ""
+    """before, after or gain: decides the colour."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall of one class by each side, in percent."""
+
+    name: str
+    images: int
+    """Number of test images of the class."""
+    values: Sequence[float]
+
+    @property
+    def change(self) -> str:
+        """Gain of the last side over the first in percentage points; empty for one side."""
+        return f"{self.values[-1] - self.values[0]:+.1f}" if len(self.values) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of the first screen."""
+
+    name: str
+    question: str
+    headline: str
+    text: str
+    """What the headline leaves out, in sentences."""
+    tiles: Sequence[Tile] = field(default_factory=list)
+    drawing: Markup | None = None
+    """The intervals as SVG."""
+    recalls: Sequence[Recall] = field(default_factory=list)
+    recall_title: str = ""
+    sides: Sequence[str] = field(default_factory=list)
+    """Names of the sides of `recalls`."""
+    warnings: Sequence[str] = field(default_factory=list)
+    facts: Sequence[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,8 +124,9 @@ class View:
     name: str
     found: str
     """Main result, in a sentence or two."""
-    facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+    summary: Summary
+    """Content of the first screen."""
 
 
 def draw_picture(title: str, figure: Figure) -> Picture:

@@ -8,6 +8,8 @@ from study.errors import RecordError
 from study.files import replace_file
 
 if TYPE_CHECKING:
+    import jinja2
+
     from study.data.images import Dataset
     from study.results.record import Record
 
@@ -28,21 +30,30 @@ def write_report(record: "Record", dataset: "Dataset | None") -> Path:
     return write_page(record.directory / REPORT_FILE, render([(record, dataset)]))
 
 
+def summary_html(record: "Record") -> str:
+    """Return the first screen of a study's report as a part of an HTML page, with its style: for notebooks."""
+    from study.report.summary import summarise
+
+    return _environment().get_template("fragment.html.j2").render(summary=summarise(record))
+
+
 def render(studies: Sequence[tuple["Record", "Dataset | None"]]) -> str:
     """Return the HTML page of one study, or of several studies one after the other with a comparison before them."""
-    import jinja2
-
     from study.report.compare_studies import compare_studies
     from study.report.study_page import describe
 
     views = [describe(record, dataset) for record, dataset in studies]
     if len(views) > 1:
         views.insert(0, compare_studies([record for record, _ in studies]))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("study.report"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
     title = " · ".join(record.name for record, _ in studies)
-    return environment.get_template("report.html.j2").render(title=title, studies=views)
+    return _environment().get_template("report.html.j2").render(title=title, studies=views)
+
+
+def _environment() -> "jinja2.Environment":
+    import jinja2
+
+    loader = jinja2.PackageLoader("study.report")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 def write_page(file: Path, page: str) -> Path:

@@ -7,10 +7,10 @@ import torch
 from matplotlib.figure import Figure
 
 from study.augmentation.augment import augment, draw, fit_after
+from study.charts import figures
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
-from study.report import figures
 from study.training import reference
 from study.training.loop import epoch_order
 

@@ -1,27 +1,22 @@
-"""Build the report sections of a search: the verdict, hyperparameter importances, best recipes and Optuna's plots."""
+"""Build the report sections of a search: the verdict, hyperparameter importances, best recipes and plots."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
 
-import matplotlib
-import matplotlib.pyplot as plt
-import numpy as np
-import optuna
-
-from study.report.elements import Picture, Section, Table, draw_picture
+from study.charts.curves import Dot, draw_dots
+from study.charts.parallel import Kind, Line, Value, draw_parallel
+from study.config.search_space import Categorical, Domain
+from study.report.elements import Chart, Section, Table
 from study.report.trial_sections import warn_of_nothing
-from study.results.metrics import MINIMISED, NAMES, format_metric
+from study.results.metrics import MINIMISED, NAMES, format_metric, score
 from study.results.record import Record
+from study.results.trial_record import TrialRecord
 from study.verdict.judge import rank
 from study.verdict.verdict import stored_verdict
-from study.verdict.wording import describe_closeness, details, sentence
+from study.verdict.wording import describe_closeness, details
 
-MOST_PLOTTED = 500
-"""Largest number of trials for which Optuna's plots are readable."""
-SLICES = 3
-"""Fields per slice plot; with more fields, each one is too narrow to read on the page."""
+MOST_PLOTTED = 1_000
+"""Largest number of trials for which the plots are readable."""
 
 
 def search_sections(record: Record) -> list[Section]:
@@ -32,7 +27,7 @@ def search_sections(record: Record) -> list[Section]:
     sections = []
     if verdict:
         rows = [tuple(line) for line in details(verdict)]
-        sections.append(Section("Verdict", sentence(verdict), [Table(("", ""), rows)]))
+        sections.append(Section("Verdict", "The figures behind the answer.", [Table(("", ""), rows)]))
     importances = record.noted("importances") or {}
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in importances.items())
     metric = record.manifest.design.metric
@@ -53,52 +48,76 @@ def search_sections(record: Record) -> list[Section]:
         text += f" Close: {closeness}."
     if nothing := warn_of_nothing(trials, record.manifest):
         text += f" {nothing}"
-    pictures = []
+    charts = []
     if len(trials) > MOST_PLOTTED:
         text += f" Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
     elif len(scored) > 1:
-        target = f"minus {name}" if metric in MINIMISED else name
-        pictures = _plots(record.optuna_study, list(record.space.domains) if record.space else [], target)
-    sections.append(Section("Search results", text.strip(), [best] if by_depth else [], pictures))
+        charts = _charts(record, name)
+    sections.append(Section("Search results", text.strip(), [best] if by_depth else [], charts=charts))
     return sections
 
 
-def _plots(study: optuna.Study, fields: Sequence[str], name: str) -> list[Picture]:
-    """Draw Optuna's own plots of the score `name`, with at most SLICES fields per slice plot."""
-    draw = optuna.visualization.matplotlib
-    pictures = [
-        _plot("optimization history", 8, lambda: draw.plot_optimization_history(study, target_name=name), "tight"),
-        _plot(
-            "parallel coordinates",
-            max(8, 1.3 * len(fields)),
-            lambda: draw.plot_parallel_coordinate(study, target_name=name),
-            "tight",
-        ),
-    ]
-    for start in range(0, len(fields), SLICES):
-        group = list(fields[start : start + SLICES])
-        title = f"slices along {', '.join(group).replace('_', ' ')}"
-        plot = partial(draw.plot_slice, study, group, target_name=name)
-        pictures.append(_plot(title, 1.5 + 2.8 * len(group), plot, "constrained" if len(group) > 1 else "tight"))
-    return pictures
+def _charts(record: Record, name: str) -> list[Chart]:
+    """Draw the score by trial, all trials over all fields, and the score by each field; hovering marks a trial."""
+    assert record.space
+    metric, fields = record.manifest.design.metric, record.space.domains
+    shown = [trial for trial in record.trials() if trial.metrics]
+    scale, label = (1, name) if metric in MINIMISED else (100, f"{name} (%)")
+    values = {trial.plan.key: scale * trial.metrics[metric] for trial in shown}
+    tips = {trial.plan.key: _tip(trial, metric) for trial in shown}
+
+    def dots(x: Callable[[TrialRecord], float]) -> list[Dot]:
+        keys = ((trial, trial.plan.key) for trial in shown)
+        return [Dot(key, x(trial), values[key], tips[key], trial.state == "complete") for trial, key in keys]
+
+    best = _best_so_far(shown, values, min if metric in MINIMISED else max)
+    history = draw_dots(dots(lambda trial: trial.number), "trial", label, best=best)
+    charts = [Chart("Score of each trial, and the best so far", history, full=True)]
+    if len(fields) > 1:
+        ranked = sorted(values, key=lambda key: score(metric, values[key]))
+        strengths = {key: place / max(len(ranked) - 1, 1) for place, key in enumerate(ranked)}
+        lines = []
+        for trial in shown:
+            key = trial.plan.key
+            by_axis: dict[str, Value] = {field: _value(trial, field) for field in fields}
+            by_axis[label] = values[key]
+            lines.append(Line(key, by_axis, tips[key], strengths[key]))
+        axes = {**{field: _kind(domain) for field, domain in fields.items()}, label: "linear"}
+        title = "All fields together: the stronger a line, the better its trial"
+        charts.append(Chart(title, draw_parallel(lines, axes), full=True, scrolls=True))
+    for field, domain in fields.items():
+        if not isinstance(domain, Categorical):
+            heading = field.replace("_", " ")
+            drawn = draw_dots(dots(partial(_number, field=field)), heading, label, log=domain.log)
+            charts.append(Chart(f"Score by {heading}", drawn))
+    return charts
 
 
-def _plot(title: str, width: float, plot: Callable[[], Any], layout: Literal["constrained", "tight"]) -> Picture:
-    """Draw one of Optuna's own plots.
+def _best_so_far(
+    shown: Sequence[TrialRecord], values: Mapping[str, float], better: Callable[[float, float], float]
+) -> list[tuple[float, float]]:
+    """Return the steps of the best complete trial's score, up to the last trial."""
+    best: list[tuple[float, float]] = []
+    for trial in shown:
+        if trial.state == "complete":
+            reached = values[trial.plan.key]
+            best.append((float(trial.number), better(best[-1][1], reached) if best else reached))
+    return [*best, (float(shown[-1].number), best[-1][1])]
 
-    Args:
-        title: alternative text of the picture.
-        width: width in inches.
-        plot: function that draws the plot and returns its axes, or an array of its axes.
-        layout: "constrained" if there is a colour bar beside several axes, "tight" for a single axes object and for
-            parallel coordinates. With the other layout, the colour bar overlaps the axes.
-    """
-    # Optuna changes matplotlib's style for the whole process, where MLflow's thread may draw too. Restore it at once.
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")
-        figure = np.ravel(plot())[0].figure
-    plt.close(figure)
-    figure.set_size_inches(width, 4.2)
-    figure.set_facecolor("white")
-    figure.set_layout_engine(layout)
-    return draw_picture(title, figure)
+
+def _tip(trial: TrialRecord, metric: str) -> str:
+    ended = "" if trial.state == "complete" else f", {trial.state} after epoch {len(trial.epochs)}"
+    return f"{trial.plan.title}: {format_metric(metric, trial.metrics[metric])}{ended}"
+
+
+def _value(trial: TrialRecord, field: str) -> Value:
+    value: Value = getattr(trial.plan.recipe, field)
+    return value
+
+
+def _number(trial: TrialRecord, field: str) -> float:
+    return float(_value(trial, field))
+
+
+def _kind(domain: Domain) -> Kind:
+    return "choices" if isinstance(domain, Categorical) else "log" if domain.log else "linear"

@@ -14,19 +14,16 @@ from study.config.paths import search_spaces_directory
 from study.config.recipe import Recipe, shown_fields
 from study.data.images import Dataset
 from study.formatting import format_value
-from study.report.copies import doubts, images_section
+from study.report.copies import images_section
 from study.report.elements import Section, Table, View, draw_picture
 from study.report.sample_batch import draw_batch, draw_originals
 from study.report.search_sections import search_sections
-from study.report.trial_sections import class_table, hardest, results, starred, tested_trials, training
-from study.results.ledger import count_looks
+from study.report.summary import answer, summarise
+from study.report.trial_sections import class_table, confusions, hardest, results, starred, tested_trials, training
 from study.results.metrics import largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
-from study.verdict.trial_table import compare, faster
-from study.verdict.verdict import stored_verdict
-from study.verdict.wording import sentence
 
 
 def describe(record: Record, dataset: Dataset | None) -> View:
@@ -34,46 +31,34 @@ def describe(record: Record, dataset: Dataset | None) -> View:
     manifest = record.manifest
     tested = tested_trials(record)
     sections = [
+        *(search_sections(record) if record.space else []),
         results(tested, manifest),
+        confusions(tested, manifest),
         hardest(tested, manifest, dataset),
         training(tested, manifest),
-        *(search_sections(record) if record.space else []),
         images_section(record, tested),
         _given(tested, dataset),
         class_table(record.all_trials(), manifest),
         _all_trials(record),
         _time(record),
+        _particulars(record),
         _again(record),
     ]
-    facts = [
-        ("data", f"{manifest.data}: {manifest.train_images:,} training, {manifest.val_images:,} validation and"
-                 f" {manifest.test_images:,} test images in {len(manifest.classes)} classes"),
+    return View(record.name, answer(record), [section for section in sections if section], summarise(record))
+
+
+def _particulars(record: Record) -> Section:
+    """Return what else determines the results: data, weights, seed and versions."""
+    manifest = record.manifest
+    rows = [
         *manifest.found.describe(searched=record.space is not None),
-        *([("doubts", text)] if (text := doubts(record)) else []),
+        ("data fingerprint", manifest.data_fingerprint),
         ("split fingerprint", manifest.split_fingerprint),
-        ("test images", str(count_looks(record))),
         ("weights", manifest.weights),
         ("seed", str(manifest.seed)),
         ("software", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
-    ]  # fmt: skip
-    return View(record.name, answer(record), facts, [section for section in sections if section])
-
-
-def answer(record: Record) -> str:
-    """Return the main result of a study, in a sentence or two."""
-    if record.space:
-        verdict = stored_verdict(record)
-        nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
-        return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
-    rows = compare(record.trials(), record.manifest.classes)
-    if not rows:
-        return "No trial was tested."
-    best = max(rows, key=lambda row: row.test_accuracy)
-    ranked = [best, *(row for row in rows if row is not best)]
-    accuracies = ", ".join(f"{row.model} {row.test_accuracy:.2%}" for row in ranked)
-    guess = f"The largest class has {best.largest_share:.2%} of the test images."
-    nothing = [f"{row.model} has learnt nothing: {row.nothing_learnt}." for row in ranked if row.nothing_learnt]
-    return " ".join([f"Test accuracy: {accuracies}.", guess, *nothing, faster(rows) or ""]).strip()
+    ]
+    return Section("Data, weights and versions", "", [Table(("", ""), rows)])
 
 
 def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:
@@ -115,7 +100,9 @@ def _all_trials(record: Record) -> Section:
     headings = ["planned epochs" if name == "epochs" else name.replace("_", " ") for name in searched]
     columns = ("trial", "model", "unfreeze depth", "lr", "batch size", "state", "epochs")
     measured = ("validation accuracy (%)", "test accuracy (%)", "device time (s)", *OTHERS)
-    return Section("All trials", "", [Table((*columns, *measured, *headings, "reason"), rows, sortable=True)])
+    marks = [trial.plan.key for trial in record.all_trials()]
+    table = Table((*columns, *measured, *headings, "reason"), rows, sortable=True, marks=marks)
+    return Section("All trials", "", [table])
 
 
 OTHERS = ("largest class (%)", "balanced accuracy (%)", "macro F1 (%)", "log loss")

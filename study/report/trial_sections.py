@@ -5,16 +5,21 @@ Values come from the trials' records, statistics from `statistics.py` and figure
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
+from study.charts import figures
+from study.charts.confusion import MOST_DRAWN, draw_confusion, largest_confusions
+from study.charts.curves import draw_curves
 from study.config.manifest import Manifest
 from study.config.plan import METRICS
+from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.formatting import format_value
 from study.models.list_models import count_operations
-from study.report import figures
-from study.report.elements import Picture, Section, Table, draw_picture
+from study.report.elements import Chart, Section, Table, draw_picture
 from study.results.metrics import class_scores, format_metric, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
@@ -69,18 +74,71 @@ def results(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None
     """Return the section with the accuracy, its interval, the speed and the confusion matrix of each trial."""
     if not tested:
         return None
-    pictures = []
-    for trial in tested:
-        assert trial.test
-        drawn = figures.confusion_matrix(np.asarray(trial.test.confusion), manifest.classes, trial.plan.title)
-        pictures.append(draw_picture(f"confusion matrix of {trial.plan.title}", drawn))
-    table = Table(RESULT_COLUMNS, [result_row(trial, manifest) for trial in tested], sortable=True)
+    table = Table(
+        RESULT_COLUMNS,
+        [result_row(trial, manifest) for trial in tested],
+        sortable=True,
+        marks=[trial.plan.key for trial in tested],
+    )
     text = (
         "Each trial trained on all training images and was tested once. Wilson's interval covers images, not seeds. A"
         f" classifier that always predicts the largest class is right as often as that class's share says."
         f" {warn_of_nothing(tested, manifest)}"
     ).strip()
-    return Section("Test accuracy", text, [table], pictures)
+    return Section("Test accuracy", text, [table])
+
+
+MOST_MATRICES = 6
+"""Largest number of confusion matrices on the page, those of the best recipes."""
+LARGEST = 12
+"""Largest number of confusions in the table."""
+
+
+def confusions(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
+    """Return the confusion matrix of each recipe, summed over its seeds, and the best one's largest confusions."""
+    recipes: dict[tuple[Recipe, str], list[TrialRecord]] = {}
+    for trial in tested:
+        recipes.setdefault((trial.plan.recipe, trial.plan.stage), []).append(trial)
+    groups = sorted(recipes.values(), key=lambda trials: -_mean_accuracy(trials))[:MOST_MATRICES]
+    if not groups:
+        return None
+    sums = {_title_of(trials): _sum_confusions(trials) for trials in groups}
+    charts = []
+    if len(manifest.classes) <= MOST_DRAWN:
+        charts = [
+            Chart(title, draw_confusion(counts, manifest.classes, title), full=len(counts) > 10, scrolls=True)
+            for title, counts in sums.items()
+        ]
+    best = next(iter(sums))
+    rows = [
+        (true, predicted, f"{count:,}", f"{share:.1%}")
+        for true, predicted, count, share in largest_confusions(sums[best], manifest.classes, LARGEST)
+    ]
+    columns = ("true class", "predicted class", "images", "share of the true class")
+    tables = [Table(columns, rows, f"Largest confusions of {best}", sortable=True)] if rows else []
+    parts = ["Rows are true classes and columns predicted classes; counts are test images, summed over seeds."]
+    if len(manifest.classes) > MOST_DRAWN:
+        parts = [f"With more than {MOST_DRAWN} classes, no matrix is drawn. Counts are test images, summed over seeds."]
+    elif len(recipes) > len(groups):
+        parts.append(f"The {len(groups)} most accurate of {len(recipes)} recipes are shown.")
+    return Section("Confusion", " ".join(parts), tables, charts=charts)
+
+
+def _sum_confusions(trials: Sequence[TrialRecord]) -> NDArray[np.integer]:
+    total: NDArray[np.integer] = np.sum([trial.test.confusion for trial in trials if trial.test], axis=0)
+    return total
+
+
+def _mean_accuracy(trials: Sequence[TrialRecord]) -> float:
+    return fmean(trial.metrics["accuracy"] for trial in trials)
+
+
+def _title_of(trials: Sequence[TrialRecord]) -> str:
+    """Return a trial's title, or for several seeds of a recipe a title without trial and seed."""
+    title = trials[0].plan.title
+    if len(trials) == 1:
+        return title
+    return f"{title.partition(' ')[2].removesuffix(f' · seed {trials[0].plan.seed}')} · {len(trials)} seeds"
 
 
 def warn_of_nothing(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
@@ -89,15 +147,20 @@ def warn_of_nothing(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
     return " ".join(f"{title} has learnt nothing: {reason}." for title, reason in reasons if reason)
 
 
-MOST_SCORES = 1_000
-"""Largest number of lines in the table of classes; with more, only tested trials are shown."""
+MOST_SCORES = 200
+"""Largest number of lines in the table of classes; with more, only the most accurate tested trials are shown."""
 
 
 def class_table(trials: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
     """Return the section with precision and recall of each class, for each trial that was validated or tested."""
     shown = [trial for trial in trials if trial.confusion]
+    text = "Precision: share of the images predicted as this class that are of it. Recall: share of its images found."
     if len(shown) * len(manifest.classes) > MOST_SCORES:
-        shown = [trial for trial in shown if trial.test]
+        shown = sorted((trial for trial in shown if trial.test), key=lambda trial: -trial.metrics["accuracy"])
+        fitting = max(1, MOST_SCORES // len(manifest.classes))
+        if len(shown) > fitting:
+            text += f" Shown: {'the most accurate trial' if fitting == 1 else f'the {fitting} most accurate trials'}."
+            shown = shown[:fitting]
     rows = [
         (
             trial.plan.title,
@@ -110,7 +173,6 @@ def class_table(trials: Sequence[TrialRecord], manifest: Manifest) -> Section | 
         for name, scores in zip(manifest.classes, class_scores(trial.confusion or []), strict=False)
     ]
     columns = ("trial", "images of the", "class", "images", "precision (%)", "recall (%)", "F1 (%)")
-    text = "Precision: share of the images predicted as this class that are of it. Recall: share of its images found."
     return Section("Precision and recall by class", text, [Table(columns, rows, sortable=True)]) if rows else None
 
 
@@ -157,7 +219,7 @@ def training(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | Non
     """Return the loss curves, the training time to given losses, and the operation counts that explain the speed."""
     if not tested:
         return None
-    curves, different = draw_curves({trial.plan.title: trial for trial in tested})
+    curves, different = draw_losses({trial.plan.title: trial for trial in tested})
     marks = [] if different else _loss_marks(tested)
     digits = next(digits for digits in range(3, 18) if len({f"{mark:.{digits}g}" for mark in marks}) == len(marks))
     start = "Training time until an epoch's mean loss reached the value; multiply-adds" if marks else "Multiply-adds"
@@ -173,15 +235,15 @@ def training(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | Non
         "Frozen blocks need the forward pass only; in a search, their outputs are computed once for all trials. Trained"
         f" blocks also need the backward pass, in total about three times the work. {different}"
     )
-    return Section("Training loss and speed", text.strip(), [speed], [curves])
+    return Section("Training loss and speed", text.strip(), [speed], charts=[curves])
 
 
-def draw_curves(tested: Mapping[str, TrialRecord]) -> tuple[Picture, str]:
+def draw_losses(tested: Mapping[str, TrialRecord]) -> tuple[Chart, str]:
     """Draw the training loss by epoch; also return a warning if the losses are not comparable, or an empty text."""
-    curves = {title: [result.train_loss for result in trial.epochs] for title, trial in tested.items()}
-    epochs = range(1, max(map(len, curves.values())) + 1)
-    padded = {f"{title}_loss": [*losses, *[None] * (len(epochs) - len(losses))] for title, losses in curves.items()}
-    drawn = draw_picture("training loss by epoch", figures.learning_curve(list(epochs), padded, "training loss"))
+    curves = {
+        title: [(float(result.epoch), result.train_loss) for result in trial.epochs] for title, trial in tested.items()
+    }
+    drawn = Chart("", draw_curves(curves, "epoch", "training loss"), full=True)
     recipes = [trial.plan.recipe for trial in tested.values()]
     for field in ("label_smoothing", "class_weights"):
         values = sorted({getattr(recipe, field) for recipe in recipes})

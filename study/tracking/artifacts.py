@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from study.charts import figures
 from study.config.plan import METRICS
 from study.config.recipe import shown_fields
-from study.report import figures
 from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
 from study.verdict.trial_table import Row

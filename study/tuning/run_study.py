@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from study.charts import figures
 from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
@@ -24,7 +25,6 @@ from study.data.splits import check_metric, split_validation
 from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
-from study.report import figures
 from study.report.copies import draw_copies
 from study.report.sample_batch import draw_batch
 from study.results.ledger import earlier_p_values

@@ -159,8 +159,8 @@ def press(browser, heading: str, place: int = -1) -> str:
     return button.find_element("xpath", "..").get_attribute("aria-sort")
 
 
-def test_report_opens_from_disk_with_all_pictures(browser, report):
-    browser.get(report)
+def test_report_opens_from_disk_with_all_pictures(browser, baseline_report):
+    browser.get(baseline_report)
     pictures = browser.find_elements("css selector", "img")
     assert pictures
     for picture in pictures:
@@ -220,10 +220,35 @@ def test_the_report_sorts_an_interval_by_its_lower_end(browser, baseline_report)
     assert [float(cell.partition(" to ")[0]) for cell in column(browser, "95 % interval", 0)] == lower[::-1]
 
 
-def test_confusion_matrix_of_ten_classes_has_its_own_size(browser, baseline_report):
+def test_confusion_matrix_of_ten_classes_has_its_own_size(browser, resize, baseline_report):
     browser.get(baseline_report)
-    (picture, *_) = browser.find_elements("css selector", "img[alt^='confusion matrix']")
-    assert picture.size["width"] == picture.get_property("naturalWidth") > 800
+    width = browser.find_element("css selector", "svg.matrix").size["width"]
+    resize(390, mobile=True)
+    browser.get(baseline_report)
+    assert browser.find_element("css selector", "svg.matrix").size["width"] == width > 400
+
+
+def test_pointing_at_a_trial_marks_it_everywhere(browser, report):
+    from selenium.webdriver import ActionChains
+
+    browser.get(report)
+    dot = browser.find_element("css selector", "circle[data-trial='6']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", dot)
+    ActionChains(browser).move_to_element(dot).perform()
+    marked = browser.find_elements("css selector", ".active")
+    assert {part.get_attribute("data-trial") for part in marked} == {"6"}
+    assert {part.tag_name for part in marked} == {"circle", "polyline", "tr"}
+    assert browser.find_element("css selector", ".tip").text.startswith("#6 resnet18")
+
+
+def test_wide_tables_say_on_a_phone_that_they_scroll(browser, resize, report):
+    resize(390, mobile=True)
+    browser.get(report)
+    hint = "return getComputedStyle(arguments[0], '::before').content"
+    table = browser.find_elements("css selector", ".wide:has(table.sortable)")[-1]
+    assert "Scroll sideways" in browser.execute_script(hint, table)
+    narrow = browser.find_element("css selector", ".wide:not(:has(table.sortable)):has(th)")
+    assert browser.execute_script(hint, narrow) == "none"
 
 
 @pytest.mark.parametrize("page", ["report", "baseline_report", "comparison"])
@@ -231,7 +256,7 @@ def test_pages_fit_a_desktop_without_an_error(browser, page, request):
     browser.get(request.getfixturevalue(page))
     width = browser.execute_script("return document.documentElement.clientWidth")
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
-    assert browser.find_elements("css selector", "img")
+    assert browser.find_elements("css selector", "svg[role=img]")
     assert errors_of(browser) == []
 
 
@@ -240,7 +265,7 @@ def test_pages_fit_a_phone_without_an_error(browser, resize, page, request):
     resize(390, mobile=True)
     browser.get(request.getfixturevalue(page))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    assert all(text.size["width"] > 250 for text in browser.find_elements("css selector", "dd"))
+    assert all(text.size["width"] > 250 for text in browser.find_elements("css selector", ".facts dd"))
     assert errors_of(browser) == []
 
 

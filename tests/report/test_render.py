@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pytest
@@ -23,7 +22,7 @@ from study.data.images import Dataset, fingerprint
 from study.data.sources import find_images, load_dataset
 from study.report.__main__ import main
 from study.report.elements import Table
-from study.report.render import render, write_report
+from study.report.render import render, summary_html, write_report
 from study.report.search_sections import MOST_PLOTTED
 from study.report.study_page import describe, run_command
 from study.results.metrics import EpochResult, Evaluation
@@ -147,12 +146,13 @@ def test_report_of_a_baseline_answers_the_assignments_questions(baseline, datase
         "stored images", "million multiply-adds", "First training batch", "95 % interval",
     ):  # fmt: skip
         assert expected in page
-    assert page.count("data:image/png;base64,") >= 7
+    assert page.count("data:image/png;base64,") == 5  # confused images, and two batches of each model
+    assert page.count('aria-label="Confusion matrix: ') == 2
 
 
 def test_report_of_a_search_gives_verdict_importances_and_every_trial(make_record, dataset):
     page = render([(make_record("search"), dataset)])
-    for expected in ("With one seed, this compares", "lr 100%", "optimization history", "slices along", "#2", "pruned"):
+    for expected in ("With one seed, this compares", "lr 100%", "Score of each trial", "Score by lr", "#2", "pruned"):
         assert expected in page
 
 
@@ -160,7 +160,7 @@ def test_report_loads_nothing_and_runs_no_given_text(baseline, dataset):
     page = render([(baseline, dataset)])
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == []
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#)""", page) == []
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)
 
 
@@ -388,7 +388,8 @@ def test_command_of_a_baseline_runs_the_same_study(tmp_path, make_recipe, image_
     assert (config.weights, config.test_fraction, config.skip_broken) == ("none", 0.3, True)
     page = html.unescape(render([(record, None)]))
     assert run_command(record) in page
-    assert "<dt>left out</dt><dd>2 broken</dd>" in page
+    assert "<td>left out</td><td>2 broken</td>" in page
+    assert "<li>Left out: 2 broken</li>" in page
     record.close()
 
 
@@ -424,16 +425,28 @@ def test_recipe_of_a_search_stands_beside_the_baselines(make_record):
     assert tuple(table.columns) == ("field", "#0 (baseline)", "#1 (best)")
 
 
-def test_optunas_plots_leave_the_style_of_the_process_alone(make_record):
-    before = dict(matplotlib.rcParams)
-    pictures = section(make_record("search"), "Search results").pictures
-    assert [picture.title for picture in pictures] == [
-        "optimization history",
-        "parallel coordinates",
-        "slices along lr",
+def test_plots_of_a_search_mark_each_trial_together(make_record):
+    charts = section(make_record("search"), "Search results").charts
+    assert [chart.title for chart in charts] == ["Score of each trial, and the best so far", "Score by lr"]
+    assert all(chart.drawing.count('data-trial="1"') == 1 for chart in charts)
+
+
+def test_plots_of_several_fields_share_a_drawing(tmp_path, make_recipe):
+    domains = {"lr": Float(1e-5, 1.0, log=True), "optimizer": Categorical(("adam", "sgd"))}
+    space = SearchSpace("small", tmp_path, domains, make_recipe(), Budget(2), Pruner("none"), Resources())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("search", (space.base,), space, 1)))
+    record.add([Plan(None, "search", make_recipe(lr=lr), 0) for lr in (0.1, 0.01)])
+    while (plan := record.next_trial()) is not None:
+        record.epoch(plan, result(1, 1))
+        record.epoch(plan, result(2, 1))
+        record.complete(plan)
+    titles = [chart.title for chart in section(record, "Search results").charts]
+    assert titles == [
+        "Score of each trial, and the best so far",
+        "All fields together: the stronger a line, the better its trial",
+        "Score by lr",
     ]
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
+    record.close()
 
 
 def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
@@ -445,7 +458,7 @@ def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
     record.add(Plan(None, "search", make_recipe(), seed) for seed in range(MOST_PLOTTED + 1))
     helps = section(record, "Search results")
     assert helps.text == f"Plots are not shown, because they are unreadable with more than {MOST_PLOTTED} trials."
-    assert not helps.pictures
+    assert not helps.charts
     record.close()
 
 
@@ -458,7 +471,7 @@ def comparison(*records):
 
 def test_several_studies_are_compared_before_each_is_told(make_record, dataset):
     page = render([(make_record("baseline"), dataset), (make_record("search", "two"), dataset)])
-    assert page.index("Comparison of studies") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+    assert page.index("Comparison of studies") < page.index('"name">one<') < page.index('"name">two<')
 
 
 def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
@@ -477,7 +490,8 @@ def test_comparison_ranks_all_tested_trials_of_the_same_images(make_tested):
         ("one", "75.00%", "30.0"), ("one", "100.00%", "7.5"), ("two", "87.50%", "15.0"),
     ]  # fmt: skip
     assert "over 3 tests: 3 of class cat as <script>alert(1)</script>, 0 of class <script>" in hardest.text
-    assert len(training.pictures) == 1
+    assert training.charts[0].drawing.count("<polyline") == 3
+    assert view.summary.headline == "vgg11 of one has the highest test accuracy: 100.00%"
 
 
 def test_comparison_ranks_no_speed_that_the_store_helped_to(make_tested):
@@ -526,7 +540,7 @@ def test_command_compares_several_studies_in_one_file(make_record, tmp_path, mon
     file = one.directory / "comparison.html"
     assert capsys.readouterr().out.strip() == str(file)
     page = file.read_text()
-    assert page.index("Comparison of studies") < page.index("<h1>one</h1>") < page.index("<h1>two</h1>")
+    assert page.index("Comparison of studies") < page.index('"name">one<') < page.index('"name">two<')
 
 
 def test_the_command_ends_in_a_line_when_interrupted(baseline, tmp_path, monkeypatch, capsys):
@@ -583,3 +597,80 @@ def test_search_is_reported_by_its_own_metric(make_record):
     table = section(record, "Search results").tables[0]
     assert table.columns[-1] == "validation macro F1"
     assert "--metric macro_f1" in run_command(record)
+
+
+def test_first_screen_of_a_search_holds_both_recipes_and_interval(make_record):
+    summary = describe(make_record("search"), None).summary
+    assert summary.question.startswith("Is any recipe of the search space small (lr) better than the baseline on pets")
+    assert [(tile.label, tile.value) for tile in summary.tiles[:2]] == [
+        ("test accuracy, baseline", "75.00%"),
+        ("test accuracy, best recipe", "100.00%"),
+    ]
+    assert summary.tiles[2].value == "+25.0 points"
+    assert "right of 0 is better" in summary.drawing
+
+
+def test_first_screen_shows_recall_before_and_after_by_class(make_record):
+    recalls = describe(make_record("search"), None).summary.recalls
+    assert [(row.name, row.images, [*row.values], row.change) for row in recalls] == [
+        ("cat", 4, [50.0, 100.0], "+50.0"),
+        (CLASSES[1], 4, [100.0, 100.0], "+0.0"),
+    ]
+
+
+def test_first_screen_warns_of_failed_trials(tmp_path, make_recipe):
+    record = begin_search(tmp_path, make_recipe, trials=1)
+    record.fail(record.next_trial(), "no memory")
+    assert describe(record, None).summary.warnings == ["1 of 1 trials failed: #0 resnet18."]
+    record.close()
+
+
+def test_first_screen_of_a_running_search_shows_the_best_validation(make_tested, tmp_path, make_recipe):
+    record = begin_search(tmp_path, make_recipe, trials=2)
+    plan = record.next_trial()
+    record.epoch(plan, result(1, 1))
+    record.epoch(plan, result(2, 1))
+    record.complete(plan)
+    (tile,) = describe(record, None).summary.tiles
+    assert (tile.label, tile.value) == ("best validation accuracy so far", "75.00%")
+    record.close()
+
+
+def test_summary_is_a_part_of_a_page_with_its_style(make_record):
+    part = summary_html(make_record("search"))
+    assert part.strip().startswith('<div class="study study-summary">')
+    assert "<html" not in part and "<script>" not in part
+    rules = re.sub(r"@media[^{]*{", "", part[part.index("<style>") + 7 : part.index("</style>")])
+    selectors = [name.strip() for rule in re.findall(r"([^{}]+){[^{}]*}", rules) for name in rule.split(",")]
+    assert selectors and all(name.startswith(".study") for name in selectors)
+
+
+def test_largest_confusions_of_a_page_are_ranked(make_tested):
+    (table,) = section(make_tested(({}, {"wrong": 3})), "Confusion").tables
+    assert table.rows == [("cat", CLASSES[1], "3", "75.0%")]
+
+
+def test_confusion_of_two_seeds_is_summed(make_record):
+    titles = [chart.title for chart in section(make_record("search"), "Confusion").charts]
+    assert len(titles) == 2
+
+
+def test_page_of_many_classes_draws_no_matrix(tmp_path, make_recipe):
+    classes = [f"class {index}" for index in range(101)]
+    manifest = make_manifest(Design("baseline", (make_recipe(),)), classes=tuple(classes))
+    record = Record.create(tmp_path / "studies" / "one", manifest)
+    record.add([Plan(None, "baseline", make_recipe(), 0)])
+    plan = record.next_trial()
+    record.facts(plan, {"parameters": 11, "trainable_parameters": 10})
+    record.epoch(plan, EpochResult(1, 2.0, 3.0, 10.0))
+    confusion = np.eye(101, dtype=int)
+    confusion[3, 3], confusion[3, 7] = 0, 2
+    predictions = [*range(101), 7]
+    predictions[3] = 7
+    record.tested(plan, Evaluation(1.0, confusion.tolist(), predictions))
+    record.complete(plan)
+    found = section(record, "Confusion")
+    assert not found.charts
+    assert found.tables[0].rows == [("class 3", "class 7", "2", "100.0%")]
+    assert len(describe(record, None).summary.recalls) == 10
+    record.close()

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from study.report import figures
+from study.charts import figures
 
 CLASSES = ("cat", "dog", "long_haired_guinea_pig")
 CONFUSION = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
@@ -267,6 +267,6 @@ def test_figures_drawn_in_threads_equal_those_drawn_alone() -> None:
 
 
 def test_figures_import_no_torch() -> None:
-    code = "import sys, study.report.figures; print(sorted({'torch', 'mlflow', 'optuna', 'ray'} & set(sys.modules)))"
+    code = "import sys, study.charts.figures; print(sorted({'torch', 'mlflow', 'optuna', 'ray'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

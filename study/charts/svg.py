@@ -1,0 +1,77 @@
+"""Write SVG elements and scales. Colours are CSS variables of the page, so that charts follow light and dark mode.
+
+Charts are as wide as their place: horizontal positions are percentages, so that texts keep their size on any screen.
+Knows no trial and no class.
+"""
+
+import math
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+COLOURS = 6
+"""Number of CSS variables for curves: --series-1 and on."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear or logarithmic axis from one value to another, of which places are percentages."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the place of a value, 0 at the lower end and 100 at the higher one; 50 if the ends are equal."""
+        low, high, place = (math.log(number) if self.log else number for number in (self.low, self.high, value))
+        return 100 * (place - low) / (high - low) if high > low else 50.0
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Return at most `most` round values between the ends: powers of ten, or multiples of 1, 2 or 5 times one."""
+        if self.high <= self.low:
+            return [self.low]
+        if self.log:
+            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            shown = [10.0**power for power in powers]
+            return shown[:: math.ceil(len(shown) / most)] if len(shown) > 1 else [self.low, self.high]
+        power = 10.0 ** (math.floor(math.log10(self.high - self.low)) - 1)
+        steps = (factor * power for factor in (1, 2, 5, 10, 20, 50, 100))
+        step = next(step for step in steps if (self.high - self.low) / step < most)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [step * number for number in range(first, last + 1)]
+
+
+def tag(name: str, *children: str, **attributes: object) -> Markup:
+    """Return an element of SVG or HTML; texts are escaped.
+
+    Args:
+        name: name of the element.
+        children: its content: text, or elements as `Markup`.
+        attributes: its attributes; a trailing underscore is dropped, others become hyphens. None leaves one out.
+    """
+    given = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inner = Markup("").join(escape(child) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), given, inner)
+
+
+def percent(place: float) -> str:
+    """Return a place on a scale as a value of an attribute."""
+    return f"{place:.2f}%"
+
+
+def series(index: int) -> str:
+    """Return the colour of a curve; after the last colour, the first comes again."""
+    return f"var(--series-{index % COLOURS + 1})"
+
+
+def number(value: float) -> str:
+    """Return a tick's value with as few digits as it needs."""
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:,.6g}"
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
