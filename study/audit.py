@@ -4,15 +4,20 @@ Every study does the same before it trains. Exit codes: 0 done, 1 images cannot 
 """
 
 import argparse
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from study.command_line import Parser
 from study.config.flags import images_of
 from study.config.paths import absolute, cache_directory
 from study.exit_codes import run_command
+
+if TYPE_CHECKING:
+    from study.progress import WorkScreen
 
 IMAGE_SIZE = 224
 """Side in pixels that the images are read for: that of most networks."""
@@ -43,12 +48,17 @@ def _audit(options: argparse.Namespace) -> int:
     source = images_of(options.data)
     from rich.console import Console
 
-    from study.data.audit import audit_images
-    from study.data.pixel_store import PixelStore, default_directory
-    from study.data.sources import load_dataset
     from study.progress import WorkScreen
 
     screen = WorkScreen(Console(highlight=False, markup=False, emoji=False))
+    with contextlib.closing(screen):  # an interruption must leave no bar behind
+        return _print_audit(options, source, screen)
+
+
+def _print_audit(options: argparse.Namespace, source: str, screen: "WorkScreen") -> int:
+    from study.data.audit import audit_images
+    from study.data.pixel_store import PixelStore, default_directory
+    from study.data.sources import load_dataset
 
     dataset = load_dataset(
         source,
