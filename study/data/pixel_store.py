@@ -29,7 +29,7 @@ FORMAT = 1
 """Version of the files; a pack of another version has another name."""
 SHARE = 0.5
 """Share of the disk space that is free, or used by the store, that the store may take."""
-COMMIT_BYTES = 2**26
+COMMIT_BYTES = 2**25
 """Bytes of images after which they are brought to the disk and entered in the index."""
 SAMPLE = 16
 """Images of a pack whose checksums are compared when it is opened."""
