@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from study.augmentation.augment import Draws, augment, draw, fit_after
 from study.config.recipe import DEPTHS, Recipe
 from study.data.images import Images
-from study.data.stored_pixels import StoredPixels
+from study.data.stored_pixels import StoredPixels, windows
 from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
 from study.training.feature_file import Key
@@ -113,7 +113,10 @@ def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> Ho
         return images.pixels if isinstance(images.pixels, StoredPixels) else torch.from_numpy(images.pixels)
     kept = memory.get(images.fingerprint)
     if kept is None:
-        kept = [torch.cat([torch.from_numpy(window).to(device) for window in images.windows()])]
+        whole = torch.empty(images.pixels.shape, dtype=torch.uint8, device=device)
+        for part in windows(len(images), images.pixels.nbytes // len(images)):
+            whole[part] = torch.from_numpy(images.pixels[part]).to(device)
+        kept = [whole]
         memory.keep(images.fingerprint, kept)
     return kept[0]
 
