@@ -11,7 +11,7 @@ from study import __version__
 from study.command_line import COMMANDS, overview
 from study.errors import unknown_name
 
-IN_PACKAGES = ("report", "bench")
+IN_PACKAGES = ("export", "report", "bench")
 """Commands that are packages."""
 
 

@@ -20,6 +20,10 @@ COMMANDS = {
         "classify images with a study's model",
         "python -m study.predict photo.jpg --model latest",
     ),
+    "export": (
+        "write a model as ONNX, pt2 or safetensors",
+        "python -m study.export latest --to onnx exported",
+    ),
     "report": (
         "write a study's report, or compare studies",
         "python -m study.report latest",

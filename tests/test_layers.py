@@ -35,6 +35,7 @@ PACKAGES = {
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",
         "loop", "run_trial",
     ],
+    "export": ["formats", "card", "__main__"],
     "charts": ["figures", "svg", "intervals", "confusion", "curves", "parallel"],
     "report": [
         "elements", "copies", "sample_batch", "summary", "trial_sections", "search_sections", "study_page",
@@ -53,11 +54,13 @@ COMMANDS = ["run", "predict", "audit", "ui", "__main__"]
 """Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {
-    "torch": {"data", "models", "augmentation", "training", "report", "tracking", "tuning", "bench", "predict"},
+    "torch": {
+        "data", "models", "augmentation", "training", "export", "report", "tracking", "tuning", "bench", "predict",
+    },
     "mlflow": {"tracking", "bench"},
     "ray": {"tuning", "bench"},
     "optuna": {"results", "bench", "api"},
-}
+}  # fmt: skip
 """Libraries, and the packages and commands that may import them."""
 
 

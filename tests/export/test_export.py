@@ -1,0 +1,132 @@
+"""Exported files compute what the kept model computes, and say how they are used."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnxruntime
+import optuna
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.manifests import make_manifest
+from support.saved_models import CLASSES, make_saved
+from torchvision.models import get_model
+
+from study.export.__main__ import main
+from study.export.formats import FORMATS, compare, frame, write_checked
+from study.results.record import Record
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return make_saved(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return np.random.default_rng(3).integers(0, 256, (5, 3, 32, 36), dtype=np.uint8)
+
+
+def wanted(saved, stored):
+    return saved.probabilities(torch.from_numpy(stored))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_file_gives_the_probabilities_in_onnxruntime(saved, stored, tmp_path):
+    check = write_checked(tmp_path / "model.onnx", saved, stored)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": frame(saved.card, stored).numpy()})
+    assert torch.allclose(torch.from_numpy(logits).softmax(dim=1), wanted(saved, stored), atol=1e-4)
+    described = json.loads(session.get_modelmeta().custom_metadata_map["study"])
+    assert (described["classes"], "(n, 3, 32, 32) uint8" in described["input"]) == (CLASSES, True)
+    assert (check.images, check.changed) == (5, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_pt2_file_gives_the_probabilities_in_torch(saved, stored, tmp_path):
+    write_checked(tmp_path / "model.pt2", saved, stored)
+    files = {"study": ""}
+    graph = torch.export.load(tmp_path / "model.pt2", extra_files=files).module()
+    for number in (1, 5):
+        logits = graph(frame(saved.card, stored[:number]))
+        assert torch.allclose(logits.softmax(dim=1), wanted(saved, stored[:number]), atol=1e-4)
+    assert json.loads(files["study"])["classes"] == CLASSES
+
+
+def test_safetensors_file_fits_the_librarys_own_network(saved, stored, tmp_path):
+    write_checked(tmp_path / "model.safetensors", saved, stored)
+    get_model("mobilenet_v3_small", weights=None, num_classes=3).load_state_dict(
+        load_file(tmp_path / "model.safetensors")
+    )
+
+
+def test_compare_finds_a_wrong_file(saved, stored):
+    check = compare(lambda images: torch.zeros(len(images), 3), saved, stored)
+    assert (check.agrees, check.difference) == (False, check.largest)
+
+
+@pytest.fixture
+def study(saved, tmp_path, monkeypatch):
+    """A baseline whose images are gone, in the working directory."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directory = tmp_path / "mlruns" / "studies" / "one"
+    record = Record.create(directory, make_manifest(classes=tuple(CLASSES)))
+    record.note("audit", {"leaked_test": [0, 4], "contradictions": 0})
+    record.close()
+    shutil.copytree(saved.directory, directory / "models" / "0")
+    monkeypatch.chdir(tmp_path)
+    return directory
+
+
+def test_export_says_what_it_checked(study, capsys):
+    assert main(["one", "out", "--to", "safetensors"]) == 0
+    out = capsys.readouterr().out
+    assert "checked  64 random images, since the test images are gone: a logit differs by at most " in out
+    assert {path.name for path in (study.parents[2] / "out").iterdir()} == {
+        "model.safetensors", "config.json", "README.md",
+    }  # fmt: skip
+
+
+def test_export_writes_a_card_with_result_leaks_and_limits(study):
+    main(["one", "out", "--to", "safetensors"])
+    head, body = (study.parents[2] / "out" / "README.md").read_text().split("---\n")[1:]
+    front = dict(line.split(": ", 1) for line in head.splitlines())
+    assert json.loads(front["pipeline_tag"]) == "image-classification"
+    (result,) = json.loads(front["model-index"])[0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": round(10 / 12, 6)}]
+    for text in ("83.33% of 12 images (95 % interval 55.20% to 95.30%", "No verdict", "2 test images have a copy",
+                 "d" * 16, "## Limits", "random weights"):  # fmt: skip
+        assert text in body
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["on", "out"], 2, "unknown study 'on'. Did you mean 'one'?"),
+        (["one/vgg16", "out"], 2, "unknown model 'vgg16'"),
+        (["one", "mlruns"], 2, "mlruns: must be a new directory, but exists"),
+    ],
+)
+def test_export_refuses_in_one_line(study, capsys, arguments, code, message):
+    assert main([*arguments, "--to", "pt2"]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_export_names_a_missing_package(study, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["one", "out", "--to", "onnx"]) == 2
+    error = capsys.readouterr().err
+    assert "needs the package onnxscript, which is missing. Run: pip install onnx onnxscript onnxruntime" in error
+    assert not (study.parents[2] / "out").exists()
+
+
+def test_formats_are_those_of_the_flag():
+    from study.export.__main__ import FORMATS as flags
+
+    assert tuple(FORMATS) == flags
