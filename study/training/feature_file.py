@@ -37,9 +37,8 @@ class Key:
     images: str
     """Fingerprint of the set of images."""
     order: str
-    """Digest of the order of the images in the epoch, and of how they are mixed, if they are."""
+    """Digest of the order of the images in the epoch."""
     augmentation: str
-    """Name of the augmentation, and the parameters of mixing."""
     seed: int
     """Seed of the augmentation. Without augmentation, seed and epoch are 0, so that one entry serves all epochs."""
     epoch: int

@@ -5,9 +5,11 @@ Its outputs are therefore bit-identical for every trial that needs them, and a t
 trial has stored. This module does not know how the suffix is trained.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from study.augmentation.augment import Draws, augment, draw, fit_after
-from study.augmentation.mixing import Mixing, mix
 from study.config.recipe import DEPTHS, Recipe
 from study.data.images import Images
 from study.data.stored_pixels import StoredPixels, windows
@@ -24,7 +25,7 @@ from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
 from study.training.feature_file import Key
 from study.training.feature_store import FeatureStore
-from study.training.gpu_cache import DeviceMemory, device_memory
+from study.training.gpu_cache import ConstantsKept, DeviceMemory, device_memory
 from study.training.hardware import Hardware
 
 CHUNK = 64
@@ -48,7 +49,6 @@ def epoch_outputs(
     hardware: Hardware,
     store: FeatureStore | None,
     memory: DeviceMemory | None = None,
-    mixing: Mixing | None = None,
 ) -> Iterator[Tensor]:
     """Yield the prefix's outputs for `images[order]` on the device, CHUNK images at a time, from the store if possible.
 
@@ -64,9 +64,8 @@ def epoch_outputs(
         hardware: device and precision of the prefix.
         store: feature store; None to compute everything here. Outputs of an empty prefix are never stored.
         memory: cache on the device, which is searched before the store; None for the process's own cache.
-        mixing: how all images are mixed in groups of CHUNK in this order; None if they are not.
     """
-    memory = memory or device_memory(hardware.device)
+    memory = memory or device_memory(hardware.device, hardware.gpu_share)
     policy = recipe.augmentation if augmentation else "none"
     seed, epoch = augmentation if augmentation and policy != "none" else (0, 0)
     from_images = partial(
@@ -75,7 +74,6 @@ def epoch_outputs(
         images=_on_device(images, hardware.device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch, kind=policy),
         hardware=hardware,
-        mixing=mixing,
     )
     if store is None or not len(classifier.prefix):
         return from_images(classifier.prefix, order=order)
@@ -85,8 +83,8 @@ def epoch_outputs(
         unfreeze_depth=recipe.unfreeze_depth,
         image_size=recipe.image_size,
         images=images.fingerprint,
-        order=hashlib.sha256(order.numpy().tobytes() + (mixing.digest if mixing else b"")).hexdigest()[:16],
-        augmentation=policy if mixing is None else f"{policy}, mixup {recipe.mixup}, cutmix {recipe.cutmix}",
+        order=hashlib.sha256(order.numpy().data).hexdigest()[:16],
+        augmentation=policy,
         seed=seed,
         epoch=epoch,
         precision=hardware.precision,
@@ -133,31 +131,33 @@ def prefix_outputs(
     images: HostPixels,
     draws: Draws | None,
     hardware: Hardware,
-    mixing: Mixing | None = None,
 ) -> Iterator[Tensor]:
     """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, at the hardware's precision.
 
     Args:
         prefix: blocks on the device, frozen and in evaluation mode.
-        order: indices into `images`, (m,) int64; with mixing, from the first image of a group on.
+        order: indices into `images`, (m,) int64.
         preprocess: transforms that belong to the weights, from uint8 (n, 3, height, width) to normalised float.
         images: images (n, 3, height, width) uint8, in host or device memory, or in a file.
         draws: augmentation of all n images in this epoch; None for no augmentation.
         hardware: device and precision of the prefix.
-        mixing: how all n images are mixed in groups of CHUNK; None if they are not.
     """
+    constants = ConstantsKept() if hardware.device.type == "cuda" else nullcontext()
 
-    def inputs() -> Iterator[Tensor]:
+    def prepared() -> Iterator[Tensor]:
         for window, gathered in gather(images, order):
             selected = gathered.to(hardware.device, non_blocking=True)
             if draws is not None:
-                selected = augment(selected, draws.take(window))
-            for chunk, indices in zip(selected.split(CHUNK), window.split(CHUNK), strict=True):
+                with constants:
+                    selected = augment(selected, draws.take(window))
+            for chunk in selected.split(CHUNK):
                 # Channels-last before the resize, when an image is 3 × 32 × 32 bytes and not yet 3 × 224 × 224 floats.
-                prepared = preprocess(chunk.contiguous(memory_format=torch.channels_last))
-                yield prepared if mixing is None else mix(prepared, mixing, indices)
+                chunk = chunk.contiguous(memory_format=torch.channels_last)
+                with constants:
+                    preprocessed = preprocess(chunk)
+                yield preprocessed  # outside the context, which a generator would leak to its caller
 
-    return run_blocks(prefix, inputs(), hardware)
+    return run_blocks(prefix, prepared(), hardware)
 
 
 def gather(images: HostPixels, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,12 +189,31 @@ def run_blocks(blocks: nn.Sequential, chunks: Iterable[Tensor], hardware: Hardwa
     The outputs of every block are rounded to that precision, so that the results are bit-identical whichever block's
     stored outputs the computation starts from.
     """
+    blocks = _with_cast_weights(blocks, hardware)
     for chunk in chunks:
         with torch.inference_mode(), hardware.autocast():
             outputs = chunk.to(hardware.device, non_blocking=True)
             for block in blocks:
                 outputs = block(outputs).to(hardware.dtype)
         yield outputs  # outside the contexts, which a generator would leak to its caller
+
+
+def _with_cast_weights(blocks: nn.Sequential, hardware: Hardware) -> nn.Sequential:
+    """Return frozen blocks whose convolutions and linear layers have weights of the hardware's precision.
+
+    Autocast would cast the same weights again for every chunk, since it keeps casts of trained weights only. All other
+    tensors are shared with `blocks`. A subclass of these layers may compute with its weights before it uses them, so it
+    is left alone.
+    """
+    if hardware.precision == "fp32":
+        return blocks
+    shared = {id(tensor): tensor for tensor in (*blocks.parameters(), *blocks.buffers())}
+    copied = copy.deepcopy(blocks, shared)
+    for module in copied.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.detach().to(hardware.dtype), requires_grad=False))
+    return copied
 
 
 def rebatch(chunks: Iterable[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:

@@ -1,25 +1,32 @@
-"""Keep images and the outputs of frozen prefixes in GPU memory between the trials of one process.
+"""Keep images, the outputs of frozen prefixes and small constants in GPU memory between the trials of one process.
 
 This module knows keys and tensors, but not their meaning. It keeps nothing on a CPU, where the feature store's
 memory-mapped files serve the same purpose.
 """
 
 import gc
+import itertools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-SHARE = 0.25
-"""Fraction of the GPU memory that is free at a process's first request. The rest is for weights, activations and other
-processes. It is only a quarter because trials that share a GPU may all start while the GPU is empty, and no trial knows
-the number of the others."""
+SHARE = 0.5
+"""Fraction of a trial's part of the GPU memory, as far as it is free at the process's first request. The rest is for
+weights, activations, and what CUDA itself needs."""
 
 
 class DeviceMemory:
-    """A cache of tensors by key with a size limit. The least recently used tensors are removed first."""
+    """A cache of tensors by key with a size limit, which keeps what is asked for most often.
+
+    Tensors whose key was never asked for before replace the least recently used ones. All others replace only tensors
+    that were last asked for before these were: where the epochs of a trial do not fit together, each trial finds those
+    that fit, and does not remove them for the rest. This is the rule of LIRS (Jiang & Zhang, SIGMETRICS 2002).
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         """Create an empty cache.
@@ -28,30 +35,30 @@ class DeviceMemory:
             limit_bytes: bound on the size of all tensors together; 0 to keep nothing.
         """
         self.limit_bytes = limit_bytes
-        self._kept: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
-
-    @property
-    def used_bytes(self) -> int:
+        self.used_bytes = 0
         """Size of all tensors together."""
-        return sum(map(_size, self._kept.values()))
+        self._kept: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
+        self._clock = itertools.count()
+        self._asked: dict[Hashable, tuple[int, int | None]] = {}
+        """When each key was asked for last, and when before that."""
 
     def get(self, key: Hashable) -> list[Tensor] | None:
         """Return the tensors of `key` and mark them as most recently used; None if there are none."""
+        self._asked[key] = (next(self._clock), self._asked.get(key, (None,))[0])
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
     def keep(self, key: Hashable, tensors: list[Tensor]) -> None:
-        """Keep tensors, and remove others to make room. Tensors larger than the limit are not kept."""
+        """Keep tensors if there is room or others may be removed for them."""
         size = _size(tensors)
-        if size > self.limit_bytes:
-            return
-        self._kept.pop(key, None)
-        self._make_room(size)
-        self._kept[key] = tensors
+        self._remove(key)
+        if self._make_room(key, size):
+            self._kept[key] = tensors
+            self.used_bytes += size
 
     def watch(self, key: Hashable, tensors: Iterable[Tensor], *, rows: int) -> Iterator[Tensor]:
-        """Yield `tensors`, and keep them once all were taken. Room for them is made from the first one on.
+        """Yield `tensors`, and keep them once all were taken. Room for them is made at the first one.
 
         Args:
             key: key under which the tensors are kept.
@@ -59,23 +66,44 @@ class DeviceMemory:
             rows: number of rows of all tensors together. If so many will not fit, nothing is removed for them.
         """
         held: list[Tensor] = []
+        fits: bool | None = None
         for tensor in tensors:
-            if _size([tensor]) * rows <= self.limit_bytes * len(tensor):
+            if fits is None:
+                fits = self._make_room(key, -(-_size([tensor]) * rows // len(tensor)))
+            if fits:
                 held.append(tensor)
-                self._make_room(_size(held))
             yield tensor
         if held:
             self.keep(key, held)
 
-    def _make_room(self, size: int) -> None:
-        while self._kept and self.used_bytes + size > self.limit_bytes:
-            self._kept.popitem(last=False)
+    def _make_room(self, key: Hashable, size: int) -> bool:
+        """Remove tensors so that `size` bytes of `key` fit, and return True; or remove nothing, and return False."""
+        _, asked_before = self._asked.get(key, (None, None))
+        room = self.limit_bytes - self.used_bytes
+        removable: list[Hashable] = []
+        for other, kept in self._kept.items():
+            last, _ = self._asked.get(other, (-1, None))
+            if room >= size or (asked_before is not None and last >= asked_before):
+                break
+            removable.append(other)
+            room += _size(kept)
+        if room < size:
+            return False
+        for other in removable:
+            self._remove(other)
+        return True
+
+    def _remove(self, key: Hashable) -> None:
+        self.used_bytes -= _size(self._kept.pop(key, []))
 
 
 @cache
-def device_memory(device: torch.device) -> DeviceMemory:
-    """Return this process's cache on `device`."""
-    return DeviceMemory(int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0)
+def device_memory(device: torch.device, gpu_share: float = 1.0) -> DeviceMemory:
+    """Return this process's cache on `device`, for a trial that has the part `gpu_share` of it."""
+    if device.type != "cuda":
+        return DeviceMemory(0)
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(int(SHARE * min(free, gpu_share * total)))
 
 
 def release_memory() -> None:
@@ -83,6 +111,38 @@ def release_memory() -> None:
     gc.collect()
     device_memory.cache_clear()
     torch.cuda.empty_cache()  # does nothing if CUDA was not used
+
+
+class ConstantsKept(TorchFunctionMode):
+    """Context in which torch.tensor(numbers, device="cuda") copies from a constant that the GPU already has.
+
+    Otherwise each call waits until the GPU has done all its work: torchvision's transforms make 42 such calls to
+    augment 2,048 images, and two to normalise a chunk.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer calls of torch.tensor and torch.as_tensor for a list of numbers on a GPU; pass all others on."""
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
+            device = kwargs.get("device")
+            if device is not None and torch.device(device).type == "cuda":
+                return _constant(_frozen(args[0]), kwargs.get("dtype"), torch.device(device)).clone()
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=1024)
+def _constant(numbers: Hashable, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _frozen(numbers: Any) -> Hashable:
+    return tuple(map(_frozen, numbers)) if isinstance(numbers, list | tuple) else numbers
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -1,11 +1,14 @@
-"""Choose the device and the precision of a trial, and name the arithmetic that they compute with."""
+"""Choose the device and the precision of a trial, make CUDA deterministic, and name the arithmetic."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class Hardware:
     device: torch.device
     precision: str
     """bf16 (autocast) or fp32."""
+    gpu_share: float = 1.0
+    """Part of the GPU that this trial has, above 0 and at most 1; other trials have the rest."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,20 +41,68 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.precision == "bf16" else nullcontext()
 
 
-def choose_hardware(precision: str) -> Hardware:
-    """Choose the GPU if this process may use one, else the CPU, and make CUDA deterministic.
+def choose_hardware(precision: str, gpu_share: float = 1.0) -> Hardware:
+    """Choose the GPU if this process may use one, else the CPU, and make CUDA deterministic and fp32 exact.
 
     Args:
         precision: bf16, fp32, or auto for bf16 on hardware that computes faster with it and fp32 elsewhere.
+        gpu_share: part of the GPU that the trial has, above 0 and at most 1.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # same seed, same numbers; torch warns about operations that cannot be deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling new memory costs time, and no code here reads memory before writing to it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's types lack it
+        # By default, cuDNN rounds the inputs of fp32 convolutions to TF32, which has the 10 bits of precision of fp16.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     if precision == "auto":
         precision = "bf16" if _gains_from_bf16(device) else "fp32"
-    return Hardware(device, precision)
+    return Hardware(device, precision, gpu_share)
+
+
+def make_deterministic(network: nn.Module, device: torch.device) -> None:
+    """On CUDA, compute the gradients of adaptive pooling to several cells, which VGG has, deterministically.
+
+    torch's own kernel adds the gradients of overlapping cells in the order in which they happen to come. On a CPU, and
+    for networks that pool to a single cell, nothing changes.
+    """
+    if device.type != "cuda":
+        return
+    for module in network.modules():
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+            height, width = nn.modules.utils._pair(module.output_size)
+            module.forward = partial(average_pool, size=(height, width))  # type: ignore[method-assign]
+
+
+def average_pool(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pool (n, channels, height, width) to (n, channels, *size) by cells' means, as one matrix product in fp32.
+
+    The cells are those of torch's AdaptiveAvgPool2d. They may overlap.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == size:
+        return images
+    with torch.autocast(images.device.type, enabled=False):
+        pooled: Tensor = linear(images.float().flatten(2), _means((height, width), size, images.device))
+    return pooled.view(*images.shape[:2], *size).to(images.dtype)
+
+
+@cache
+def _means(pixels: tuple[int, int], cells: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the matrix (product of cells, product of pixels) float32 that maps pixels to the means of cells."""
+    with torch.inference_mode(False):  # the backward pass needs the matrix
+        rows, columns = (_line_means(*sizes) for sizes in zip(pixels, cells, strict=True))
+        return torch.kron(rows, columns).to(device)
+
+
+def _line_means(pixels: int, cells: int) -> Tensor:
+    """Return the matrix (cells, pixels) for one dimension, whose cell i reaches from i·pixels/cells to the next one."""
+    matrix = torch.zeros(cells, pixels)
+    for cell in range(cells):
+        start, stop = cell * pixels // cells, -(-(cell + 1) * pixels // cells)
+        matrix[cell, start:stop] = 1 / (stop - start)
+    return matrix
 
 
 def _gains_from_bf16(device: torch.device) -> bool:

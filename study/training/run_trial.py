@@ -45,6 +45,8 @@ class Inputs:
     """State dict of each model, as arrays because Ray shares arrays without a copy; None for untrained weights."""
     precision: str
     """auto, bf16 or fp32."""
+    gpus_per_trial: float = 1.0
+    """GPUs of a trial; a fraction if trials share one."""
     cache_gb: float | None = 0.0
     """Size limit of the user's feature store on each node, in GB; None for its default, 0 for no store."""
     study: str = ""
@@ -112,7 +114,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     if plan.stage == "as-written":
         yield from _run_as_written(plan, inputs, pretrained, watch)
         return
-    hardware = choose_hardware(inputs.precision)
+    hardware = choose_hardware(inputs.precision, min(1.0, inputs.gpus_per_trial) or 1.0)
     classifier = build(
         plan.recipe.model,
         classes=inputs.classes,

@@ -102,6 +102,7 @@ class _Desk:
             classes=len(self.dataset.classes),
             pretrained={model: weights.arrays for model, weights in self.pretrained.items()},
             precision=self.config.precision,
+            gpus_per_trial=self.resources.gpus_per_trial,
             cache_gb=self.config.cache_gb if share else 0.0,
             study=self.record.manifest.uid,
             checkpoints=self.record.checkpoints,

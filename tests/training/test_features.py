@@ -8,7 +8,7 @@ from study.augmentation.augment import draw
 from study.models.classifier import build
 from study.models.preprocessing import preprocessing
 from study.training.feature_store import FeatureStore
-from study.training.features import CHUNK, epoch_outputs, prefix_outputs, rebatch
+from study.training.features import CHUNK, epoch_outputs, prefix_outputs, rebatch, run_blocks
 from study.training.gpu_cache import DeviceMemory
 from study.training.hardware import Hardware
 from study.training.loop import train
@@ -125,7 +125,7 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
 def test_train_keeps_its_epochs_in_the_devices_memory(make_images, make_recipe, tmp_path, monkeypatch):
     """A second trial needs neither the images nor the store's files."""
     memory, store = DeviceMemory(10**8), FeatureStore(tmp_path, 10**8)
-    monkeypatch.setattr("study.training.features.device_memory", lambda device: memory)
+    monkeypatch.setattr("study.training.features.device_memory", lambda device, gpu_share: memory)
     images, recipe = make_images(CHUNK + 6), make_recipe(batch_size=48)
 
     def fit():
@@ -175,3 +175,20 @@ def test_epoch_outputs_stay_on_the_gpu(make_images, make_recipe, tmp_path):
         )  # fmt: skip
         assert chunk.device.type == "cuda"
     assert memory.used_bytes == images.pixels.nbytes + chunk.numel() * chunk.element_size()
+
+
+@pytest.mark.parametrize("model", ["resnet18", "convnext_tiny"])
+def test_run_blocks_in_bf16_casts_as_autocast_does(model):
+    """The weights are cast once rather than for every chunk; the outputs are equal to the last bit."""
+    hardware = Hardware(torch.device("cpu"), "bf16")
+    blocks = build(model, classes=3, unfreeze_depth=1, pretrained=None, seed=0).prefix.to(
+        memory_format=torch.channels_last
+    )
+    images = torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    expected = images
+    with torch.inference_mode(), hardware.autocast():
+        for block in blocks:
+            expected = block(expected).to(torch.bfloat16)
+    (outputs,) = run_blocks(blocks, [images], hardware)
+    assert torch.equal(outputs, expected)
+    assert {parameter.dtype for parameter in blocks.parameters()} == {torch.float32}

@@ -69,8 +69,33 @@ def test_watch_holds_no_more_than_the_bound_at_any_time():
     for key in "ab":
         memory.keep(key, tensors(1))
     used = [memory.used_bytes for _ in memory.watch("c", tensors(3), rows=30)]
-    assert used == [80, 40, 0]  # besides the 40, 80 and 120 bytes that were yielded
+    assert used == [0, 0, 0]  # besides the 40, 80 and 120 bytes that were yielded
     assert memory.used_bytes == 120
+
+
+def hits(memory, trials, epochs):
+    """Ask for `epochs` epochs of 40 bytes in each of some trials, keep what was missing, and count what was not."""
+    found = []
+    for _ in range(trials):
+        kept = [memory.get(epoch) is not None or list(memory.watch(epoch, tensors(1), rows=10)) for epoch in epochs]
+        found.append(sum(each is True for each in kept))
+    return found
+
+
+def test_memory_serves_the_epochs_that_fit_in_every_trial():
+    assert hits(DeviceMemory(160), 4, range(5)) == [0, 4, 4, 4]
+
+
+def test_memory_replaces_the_epochs_that_nobody_asks_for_any_more():
+    memory = DeviceMemory(160)
+    hits(memory, 3, range(5))
+    assert hits(memory, 3, range(10, 14)) == [0, 4, 4]
+
+
+def test_memory_of_a_trial_is_its_part_of_the_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900, 1000))
+    whole, quarter = (device_memory.__wrapped__(torch.device("cuda"), share) for share in (1.0, 0.25))
+    assert (whole.limit_bytes, quarter.limit_bytes) == (450, 125)
 
 
 def test_release_memory_forgets_what_devices_keep():
