@@ -89,7 +89,8 @@ class FeatureStore:
 
         Args:
             directory: directory of the files, which need not exist yet.
-            limit_bytes: bound on the size of all files together. The least recently used files are removed first.
+            limit_bytes: bound on the size of all files together. The least recently used files are removed first, but
+                not those that are used as often as what would replace them.
             patience_s: seconds, see PATIENCE_S.
             tolerance_s: seconds that files may be slower in total than computing. Then the store is no longer used.
         """
@@ -102,6 +103,10 @@ class FeatureStore:
         self._patience_s = patience_s
         self._tolerance_s = tolerance_s
         self._lost_s: dict[Key, float] = {}
+        self._asked_ns: dict[Key, tuple[int, int | None]] = {}
+        """When each key was asked for last, and when before that, as file times in nanoseconds."""
+        self._full: set[Key] = set()
+        """Keys for which there was no room since they were last asked for."""
         self._reader = ThreadPoolExecutor(1, "read-ahead")
         """Starts its thread at the first request, and ends the thread with this object."""
 
@@ -123,6 +128,8 @@ class FeatureStore:
         Returns:
             The same chunks in the same memory layout from every source. They may be mapped from a file.
         """
+        self._asked_ns[key] = (time.time_ns(), self._asked_ns.get(key, (0, None))[0] or None)
+        self._full.discard(key)
         spans = self._spans(key, order)[0 if rest is None else (len(order) - len(rest)) // SEGMENT :]
         return self._stream(key, spans, _Outputs(order, compute), self._read_ahead(key, spans), counted=counted)
 
@@ -198,6 +205,8 @@ class FeatureStore:
 
     def _store(self, key: Key, span: Span, outputs: _Outputs) -> bool:
         """Compute a segment into its file; return False if it does not fit or was removed meanwhile."""
+        if key in self._full:
+            return False
         started, computed_before_s = time.perf_counter(), outputs.compute_s
         chunks = outputs.between(span.start, span.stop, to_host=True)
         first = next(chunks)
@@ -210,9 +219,12 @@ class FeatureStore:
 
         try:
             with replace_file(span.path) as draft:
-                self._reserve(draft, HEADER_BYTES + first[0].nbytes * (span.stop - span.start))
+                self._reserve(draft, HEADER_BYTES + first[0].nbytes * (span.stop - span.start), key)
                 write_segment(draft, key, itertools.chain([first], chunks), compute_s)
-        except (_NoRoom, FileNotFoundError):  # the latter if somebody has emptied the directory
+        except _NoRoom:
+            self._full.add(key)
+            return False
+        except FileNotFoundError:  # somebody has emptied the directory
             return False
         self._weigh(key, compute_s=compute_s(), file_s=time.perf_counter() - started - compute_s())
         return True
@@ -235,23 +247,29 @@ class FeatureStore:
         self._weigh(key, compute_s=loaded.compute_s, file_s=time.perf_counter() - started)
         return loaded.chunks
 
-    def _reserve(self, draft: Path, size: int) -> None:
+    def _reserve(self, draft: Path, size: int, key: Key) -> None:
         """Create a file of this size, which counts against the limit at once, and evict the least recently used files.
 
+        If `key` was asked for before, files that were used since then stay, by the rule of `DeviceMemory`: where the
+        epochs of a trial do not fit together, each trial finds those that fit.
+
         Raises:
-            _NoRoom: unfinished files of other processes take too much of the limit.
+            _NoRoom: files that stay, and unfinished files of other processes, take too much of the limit.
         """
+        _, asked_before_ns = self._asked_ns.get(key, (0, None))
         with FileLock(self.directory / "room.lock", timeout=self._patience_s):
             entries = []
-            unfinished = 0
+            staying = 0
             for path in self.directory.iterdir():
                 with suppress(FileNotFoundError):  # renamed or evicted just now
                     stat = path.stat()
-                    if path.suffix == ".safetensors":
+                    if path.suffix == ".safetensors" and asked_before_ns and stat.st_mtime_ns >= asked_before_ns:
+                        staying += stat.st_size
+                    elif path.suffix == ".safetensors":
                         entries.append((stat.st_mtime_ns, stat.st_size, path))
                     elif path.suffix == ".partial" and not self._remove_if_abandoned(path):
-                        unfinished += stat.st_size
-            if make_room(entries, size + unfinished, self.limit_bytes, _evict):
+                        staying += stat.st_size
+            if size + staying > self.limit_bytes or make_room(entries, size + staying, self.limit_bytes, _evict):
                 raise _NoRoom
             with open(draft, "xb") as file:
                 file.truncate(size)

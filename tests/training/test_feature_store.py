@@ -300,6 +300,20 @@ def test_store_evicts_the_least_recently_used_first(tmp_path):
     assert total(store) <= store.limit_bytes
 
 
+def test_store_serves_the_epochs_that_fit_in_every_trial(tmp_path):
+    """One epoch of five does not fit. Its first trial replaces the oldest epoch, and no later one replaces any."""
+    epoch_bytes = len(ORDER) * IMAGE_BYTES + SEGMENTS * 4096
+    store = FeatureStore(tmp_path, 4 * epoch_bytes + 100, tolerance_s=float("inf"))
+    found = []
+    for _ in range(3):
+        before = store.tally["read"]
+        for epoch in range(1, 6):
+            read(store, dataclasses.replace(KEY, epoch=epoch))
+            time.sleep(0.02)  # the clock of files is coarse
+        found.append((store.tally["read"] - before) / len(ORDER))
+    assert found == [0, 4, 4]
+
+
 def test_store_keeps_no_entry_that_is_larger_than_its_bound(tmp_path):
     store = FeatureStore(tmp_path, len(ORDER) * IMAGE_BYTES)
     assert same(read(store))
