@@ -30,7 +30,7 @@ from study.models.classifier import Classifier, build
 from study.training import reference
 from study.training.feature_store import FeatureStore
 from study.training.features import WINDOW, epoch_outputs, rebatch
-from study.training.gpu_cache import release_memory
+from study.training.gpu_cache import constants_kept, release_memory
 from study.training.hardware import choose_hardware
 from study.training.loop import batch_sizes, train
 from study.training.updates import build_optimizer
@@ -198,12 +198,17 @@ def _augment_one_by_one(images: Images, asked: Asked) -> float:
 
 
 def _augment_at_once(images: Images, asked: Asked) -> float:
-    pixels = torch.from_numpy(images.pixels[:])
+    """Augment where a trial would: on the GPU if there is one, with the images already there."""
+    device = choose_hardware("auto").device
+    pixels = torch.from_numpy(images.pixels).to(device)
 
     def epoch() -> None:
         draws = draw(len(images), seed=0, epoch=1)
-        for window in torch.arange(len(images)).split(WINDOW):
-            augment(pixels[window], draws.take(window))
+        with constants_kept(device):
+            for window in torch.arange(len(images)).split(WINDOW):
+                augment(pixels[window.to(device, non_blocking=True)], draws.take(window))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return len(images) / _seconds(epoch)
 

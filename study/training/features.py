@@ -9,7 +9,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -25,7 +24,7 @@ from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
 from study.training.feature_file import Key
 from study.training.feature_store import FeatureStore
-from study.training.gpu_cache import ConstantsKept, DeviceMemory, device_memory
+from study.training.gpu_cache import DeviceMemory, constants_kept, device_memory
 from study.training.hardware import Hardware
 
 CHUNK = 64
@@ -142,7 +141,7 @@ def prefix_outputs(
         draws: augmentation of all n images in this epoch; None for no augmentation.
         hardware: device and precision of the prefix.
     """
-    constants = ConstantsKept() if hardware.device.type == "cuda" else nullcontext()
+    constants = constants_kept(hardware.device)
 
     def prepared() -> Iterator[Tensor]:
         for window, gathered in gather(images, order):
@@ -169,7 +168,7 @@ def gather(images: HostPixels, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     parts = order.split(min(WINDOW, max(CHUNK, WINDOW_BYTES // size // CHUNK * CHUNK)))
     if isinstance(images, Tensor):
         for part in parts:
-            yield part, images[part.to(images.device)]
+            yield part, images[part.to(images.device, non_blocking=True)]
         return
     reader = ThreadPoolExecutor(1, "gather")
     try:

@@ -8,6 +8,7 @@ import gc
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any
 
@@ -134,6 +135,11 @@ class ConstantsKept(TorchFunctionMode):
             if device is not None and torch.device(device).type == "cuda":
                 return _constant(_frozen(args[0]), kwargs.get("dtype"), torch.device(device)).clone()
         return func(*args, **kwargs)
+
+
+def constants_kept(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for transforms on `device`: ConstantsKept on a GPU, nothing on a CPU."""
+    return ConstantsKept() if device.type == "cuda" else nullcontext()
 
 
 @lru_cache(maxsize=1024)

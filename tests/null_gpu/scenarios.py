@@ -17,6 +17,7 @@ from counters import read_counts, reset_counts
 from support.images import make_images
 from support.manifests import small_recipe
 
+from study.bench.training import AUGMENTATION
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.models.classifier import Classifier, build
@@ -100,6 +101,14 @@ def out_of_memory(room: Path) -> Seen:
     left = torch.cuda.memory_allocated()
     results = _train(_build("mobilenet_v3_small"), small_recipe(model="mobilenet_v3_small"), images, store)
     return {"failure": failure, "left_bytes": left, "epochs": [result.epoch for result in results]}
+
+
+def augmentation(room: Path) -> Seen:
+    """Run part 4 of the benchmark twice, and return the second run's counts."""
+    for _ in range(2):
+        reset_counts()
+        AUGMENTATION["ours"][0](make_images(2048), {})
+    return asdict(read_counts())
 
 
 def checkpoints(room: Path) -> Seen:

@@ -101,6 +101,11 @@ def test_device_memory_keeps_its_epoch_where_three_do_not_fit(scenario):
     assert seen["whole"] <= seen["limit"]
 
 
+def test_augmentation_waits_only_at_its_end(scenario):
+    """The images and the end of part 4 of the benchmark; torchvision alone would wait 42 times."""
+    assert scenario("augmentation")["synchronisations"] <= 2
+
+
 def test_lack_of_device_memory_is_named_and_leaves_nothing(scenario):
     seen = scenario("out_of_memory", NULL_CUDA_TOTAL_BYTES="120000000")
     assert seen["failure"]["out_of_memory"]
