@@ -9,18 +9,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from study.api.audits import audit_source
 from study.command_line import Parser
 from study.config.flags import images_of
-from study.config.paths import absolute, cache_directory
 from study.exit_codes import run_command
-
-if TYPE_CHECKING:
-    from study.progress import WorkScreen
-
-IMAGE_SIZE = 224
-"""Side in pixels that the images are read for: that of most networks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,35 +45,15 @@ def _audit(options: argparse.Namespace) -> int:
 
     screen = WorkScreen(Console(highlight=False, markup=False, emoji=False))
     with contextlib.closing(screen):  # an interruption must leave no bar behind
-        return _print_audit(options, source, screen)
-
-
-def _print_audit(options: argparse.Namespace, source: str, screen: "WorkScreen") -> int:
-    from study.data.audit import audit_images
-    from study.data.pixel_store import PixelStore, default_directory
-    from study.data.sources import load_dataset
-
-    dataset = load_dataset(
-        source,
-        fraction=1.0,
-        seed=options.seed,
-        image_size=IMAGE_SIZE,
-        data_dir=absolute(options.data_dir or cache_directory() / "data"),
-        test_fraction=options.test_fraction,
-        skip_broken=options.skip_broken,
-        store=PixelStore(default_directory()),
-        watch=screen,
-    )
-    height, width = dataset.train.pixels.shape[2:]
-    print(f"data     {dataset.name}: read at {width}×{height} px")
-    for name, text in dataset.found.describe(searched=True):
-        print(f"{name:<8} {text}")
-    audit = audit_images(dataset, screen)
-    print("\n".join(["", *audit.tables(), ""]))
-    for warning in audit.warnings():
-        print(f"audit    {warning}")
-    if not audit.groups:
-        print("audit    no image is a copy of another")
+        audit = audit_source(
+            source,
+            data_dir=options.data_dir,
+            test_fraction=options.test_fraction,
+            seed=options.seed,
+            skip_broken=options.skip_broken,
+            watch=screen,
+        )
+    print(audit)
     return 0
 
 

@@ -9,19 +9,14 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from study.api.predictions import Prediction, predict
 from study.command_line import Parser
 from study.config.paths import find_study
-from study.data.image_files import list_files, read_image, try_to
+from study.data.image_files import list_files
 from study.errors import ConfigError, DataError
 from study.exit_codes import run_command
 from study.files import scratch_directory
@@ -30,26 +25,8 @@ from study.tracking.client import existing_store
 if TYPE_CHECKING:
     from study.models.saved_model import SavedModel
 
-BATCH = 64
-"""Number of images that are read and classified together."""
-TOP = 3
-"""Number of classes that are printed for an image."""
 REGISTERED = "models:/"
 """Prefix of the names in MLflow's registry."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Prediction for one image."""
-
-    image: Path
-    top: list[tuple[str, float]]
-    """The most probable classes, at most TOP, with their probabilities in [0, 1]; the first is the predicted class."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON values."""
-        top = [{"class": name, "probability": probability} for name, probability in self.top]
-        return {"image": str(self.image), **top[0], "top": top}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,32 +135,6 @@ def list_images(path: Path, refuse: Callable[[DataError], None], leave_out: Call
     if not images and not unreadable:
         refuse(DataError(f"{path}: must hold an image, but has none."))
     return images
-
-
-def predict(saved: "SavedModel", images: Sequence[Path], refuse: Callable[[DataError], None]) -> Iterator[Prediction]:
-    """Yield the prediction for each readable image, in order; call `refuse` with the error of each other image."""
-    import torch
-
-    classes = saved.card.classes
-    width, height = saved.card.stored_size
-    read_one = partial(
-        try_to, read_image, size=(width, height), fit=saved.card.recipe.fit, grey_range=saved.card.found.grey_range
-    )
-    for start in range(0, len(images), BATCH):
-        read: list[tuple[Path, NDArray[np.uint8]]] = []
-        batch = images[start : start + BATCH]
-        with ThreadPoolExecutor() as pool:
-            arrays = [*pool.map(read_one, batch)]
-        for path, pixels in zip(batch, arrays, strict=True):
-            if isinstance(pixels, DataError):
-                refuse(pixels)
-            else:
-                read.append((path, pixels))
-        if read:
-            paths, stack = zip(*read, strict=True)
-            top = saved.probabilities(torch.from_numpy(np.stack(stack))).topk(min(TOP, len(classes)))
-            for path, indices, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
-                yield Prediction(path, [(classes[index], value) for index, value in zip(indices, values, strict=True)])
 
 
 def format_table(predictions: Sequence[Prediction]) -> str:

@@ -46,7 +46,10 @@ PACKAGES = {
         "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study", "console",
         "run_study", "reproduce",
     ],
-    "api": ["planning", "session"],
+    "api": [
+        "planning", "session", "keywords", "notebook", "running", "inputs", "predictions", "audits", "handle",
+        "functions",
+    ],
     "bench": ["training", "orchestration", "large_data", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
@@ -55,7 +58,7 @@ COMMANDS = ["run", "predict", "audit", "ui", "__main__"]
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {
     "torch": {
-        "data", "models", "augmentation", "training", "export", "report", "tracking", "tuning", "bench", "predict",
+        "data", "models", "augmentation", "training", "export", "report", "tracking", "tuning", "bench", "api",
     },
     "mlflow": {"tracking", "bench"},
     "ray": {"tuning", "bench"},

@@ -16,6 +16,7 @@ from PIL import Image
 from support.saved_models import CLASSES, make_saved
 
 from study import predict
+from study.api.predictions import BATCH
 from study.data.image_files import read_image
 
 ORIENTATION = 0x0112
@@ -139,7 +140,7 @@ def test_predict_scales_grey_by_the_range_of_training(saved, command, tmp_path):
 
 
 def test_predict_classifies_each_image_as_if_alone(saved, command, tmp_path):
-    paths = [save(tmp_path / f"{index}.png", seed=index) for index in range(predict.BATCH + 2)]
+    paths = [save(tmp_path / f"{index}.png", seed=index) for index in range(BATCH + 2)]
     _, out, _ = command(*paths, "--json")
     told = json.loads(out)
     assert [entry["image"] for entry in told] == list(map(str, paths))

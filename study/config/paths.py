@@ -18,15 +18,21 @@ def find_study(name: str, mlruns: Path, *, needs: str = "*") -> Path:
     Raises:
         ConfigError: no such study exists below `mlruns`.
     """
-    journals = list((mlruns / "studies").glob("[!.]*/journal.log"))
+    journals = list_journals(mlruns)
     if not journals:
         raise ConfigError(f"{mlruns}: must hold a study, but holds none. Change to the directory of your study.")
     if name == "latest":
-        return max(journals, key=lambda journal: journal.stat().st_mtime).parent
+        return journals[0].parent
     known = {journal.parent.name: journal.parent for journal in journals}
     if name not in known:
         raise ConfigError(unknown_name("study", name, [one for one in known if any(known[one].glob(needs))]))
     return known[name]
+
+
+def list_journals(mlruns: Path) -> list[Path]:
+    """Return the journals of all studies, the one that changed last first."""
+    journals = (mlruns / "studies").glob("[!.]*/journal.log")
+    return sorted(journals, key=lambda journal: journal.stat().st_mtime, reverse=True)
 
 
 def check_new(directory: Path) -> None:

@@ -10,8 +10,10 @@ import re
 import secrets
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,11 @@ def ray_session(
     if address is None:
         if lack := make_processes_allowed(MIN_PROCESSES):  # Ray itself would start its processes again for ever
             raise StudyError(f"local Ray: needs {MIN_PROCESSES} processes and threads, but {lack}. Raise that limit.")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_AUTH_TOKEN", _token())
     import ray  # reads the environment when imported
 
+    if ray.is_initialized():  # by this program itself, whose Ray must not be shut down below
+        raise StudyError("Ray: must not be running in this process, but is. Call ray.shutdown() first.")
     if not verbose:  # warnings about unread files, and about dead processes, which `study` reports
         for name in ("ray.tune.execution.experiment_state", "ray.tune.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -111,9 +115,16 @@ def ray_session(
             ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises OSError, PermissionError, bare Exception and others
             raise StudyError(_explain(error, address)) from error
-        for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
+                signal.signal(number, handler)
         yield scratch
+
+
+@cache
+def _token() -> str:
+    """Return the token of all local Rays of this process: Ray reads it once, and a program may run several studies."""
+    return secrets.token_hex(32)
 
 
 def usable_cores() -> int | None:

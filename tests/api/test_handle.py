@@ -1,0 +1,182 @@
+"""A study as a Python object: run in a program with an event loop, interrupted, resumed, and asked for its results."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import family, wait_until_gone
+from support.saved_models import make_saved
+
+import study
+from study.api.predictions import predict_pictures
+from study.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and Optuna
+
+SPACE = """
+model = "resnet18"
+[space]
+lr = { type = "float", low = 1e-4, high = 1e-2, log = true }
+[fixed]
+image_size = 32
+batch_size = 8
+epochs = 1
+"""
+PROGRAM = """
+import asyncio, json, os, signal, sys
+import numpy as np, study
+before = dict(os.environ)
+options = dict(weights="none", image_size=32, epochs=1)
+images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+data = {"train": (images[:16], [0, 1] * 8), "test": (images[16:], [0, 1] * 4)}
+
+async def search():  # as in a notebook's kernel, where an event loop runs
+    return study.search("small.toml", data=data, trials=2, repeats=1, name="one", **options)
+
+found = asyncio.run(search())
+print("searched", flush=True)
+try:
+    study.baseline("resnet18", data=data, name="two", **{**options, "epochs": 100000})
+except KeyboardInterrupt as interruption:
+    print("said", interruption, flush=True)
+import ray
+left = {key for key in os.environ.keys() | before if os.environ.get(key) != before.get(key)}
+kept = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+rows = found.trials_dataframe()
+print("facts", json.dumps({
+    "ray": ray.is_initialized(), "left": sorted(left), "handler": kept, "state": study.load("two").state,
+    "names": [one.name for one in study.list_studies()], "stages": [*rows.stage], "decided": bool(found.verdict),
+    "lr": found.best_recipe.lr in [*rows.lr], "predicted": found.predict(images[0])[0].label,
+    "report": found.report.is_file(), "html": found._repr_html_(), "inputs": len(os.listdir("mlruns/inputs")),
+    "best": study.load("two").best_recipe,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """Run a search and a baseline that is interrupted, in one program; return what it printed, and its facts."""
+    room = tmp_path_factory.mktemp("program")
+    (room / "small.toml").write_text(SPACE)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=room, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        searched, seen = False, []
+        for line in process.stdout:
+            seen.append(line)
+            searched = searched or line == "searched\n"
+            if searched and "epoch 1/" in line:
+                ours = family(process.pid)
+                process.send_signal(signal.SIGINT)
+                searched = False
+    facts = next(json.loads(line[6:]) for line in seen if line.startswith("facts "))
+    assert wait_until_gone(ours, 20) == []
+    return SimpleNamespace(room=room, output="".join(seen), **facts)
+
+
+@pytest.mark.slow
+def test_search_in_an_event_loop_has_results(program):
+    assert program.stages[:2] == ["search", "search"]
+    assert program.decided and program.lr and program.report
+    assert program.predicted in ("0", "1")
+
+
+@pytest.mark.slow
+def test_study_displays_its_verdict_in_notebooks(program):
+    assert "<style" in program.html and "one" in program.html
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_the_process_as_it_was(program):
+    assert (program.ray, program.left, program.handler) == (False, [], True)
+    assert "said interrupted; the record is kept. To continue: study.load('two').resume()" in program.output
+
+
+@pytest.mark.slow
+def test_interrupted_baseline_selects_nothing_and_is_listed(program):
+    assert (program.state, program.best, program.names) == ("interrupted", None, ["two", "one"])
+
+
+@pytest.mark.slow
+def test_images_in_memory_are_written_once(program):
+    assert program.inputs == 1
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, study; study.baseline; study.Study\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_module_offers_only_what_it_names():
+    assert {*study.__all__} <= {*dir(study)}
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = study.serach
+
+
+def test_mistake_is_an_exception_that_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(ConfigError, match=r"^trials: must be at least 1, but got 0\."):
+        study.search("resnet18", data=(images, [0, 1, 0, 1]), trials=0)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_load_suggests_a_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "mlruns" / "studies" / "pets-1"
+    directory.mkdir(parents=True)
+    (directory / "journal.log").touch()
+    with pytest.raises(ConfigError, match="Did you mean 'pets-1'"):
+        study.load("pest-1")
+    assert study.load("latest").directory == study.load(directory).directory == directory
+
+
+def test_resume_elsewhere_names_the_directory(tmp_path, monkeypatch):
+    directory = tmp_path / "there" / "mlruns" / "studies" / "one"
+    directory.mkdir(parents=True)
+    (directory / "journal.log").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"one: must be resumed in {tmp_path / 'there'}")):
+        study.load(directory).resume()
+
+
+def test_audit_data_finds_leaks_and_names_the_keyword(image_folder):
+    audit = study.audit_data(image_folder)
+    assert len(audit.audit.leaks) == 8
+    assert "8 test images of 8 are also among the training images" in repr(audit)
+    assert audit.warnings[0].endswith("leaks='drop' leaves the copies out of training")
+
+
+def test_predict_gives_pictures_the_answers_of_their_files(tmp_path):
+    saved = make_saved(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    by_file, by_array, by_pil = predict_pictures(saved, [tmp_path / "one.png", pixels, Image.fromarray(pixels)])
+    assert by_file.top == by_array.top == by_pil.top
+    assert [str(one.image) for one in (by_array, by_pil)] == ["image 1", "image 2"]
+
+
+def test_predict_takes_one_picture_alone(tmp_path):
+    saved = make_saved(tmp_path / "model")
+    (alone,) = predict_pictures(saved, np.zeros((40, 50), np.uint8))
+    assert alone.label == alone.top[0][0] and alone.probability == alone.top[0][1]
+
+
+def test_predict_names_every_unreadable_image(tmp_path):
+    saved = make_saved(tmp_path / "model")
+    with pytest.raises(DataError) as caught:
+        predict_pictures(saved, [tmp_path / "a.png", tmp_path / "b.png"])
+    assert len(str(caught.value).splitlines()) == 2

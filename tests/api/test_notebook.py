@@ -1,0 +1,61 @@
+"""A notebook's cell shows a study's lines in one output, and does not grow with every epoch."""
+
+from study.api.notebook import MAX_LINES, CellOutput, notebook_screen
+
+
+class Cell:
+    """What IPython's display does: it shows an output, and returns a handle that replaces it."""
+
+    def __init__(self):
+        self.outputs = 0
+        self.updates = 0
+        self.html = ""
+
+    def __call__(self, bundle, *, raw, display_id):
+        self.outputs += 1
+        self.html = bundle["text/html"]
+        return self
+
+    def display(self, bundle, *, raw, update):
+        self.updates += 1
+        self.html = bundle["text/html"]
+
+
+def test_there_is_no_notebook_screen_outside_of_notebooks():
+    assert notebook_screen() is None
+
+
+def test_lines_of_a_trial_replace_each_other():
+    output = CellOutput(Cell())
+    output.write("data  pets\n#0 resnet18  epoch 1/2\n#1 resnet18  starting\n")
+    output.write("#0 resnet18  epoch 2/2\n")
+    assert output.text().splitlines() == ["data  pets", "#1 resnet18  starting", "#0 resnet18  epoch 2/2"]
+
+
+def test_lines_about_decoding_replace_each_other():
+    output = CellOutput(Cell())
+    output.write("decoding 1,000 of 4,000 images, 90 images/s\ndecoding 2,000 of 4,000 images, 90 images/s\n")
+    assert output.text() == "decoding 2,000 of 4,000 images, 90 images/s"
+
+
+def test_equal_lines_are_both_kept():
+    output = CellOutput(Cell())
+    output.write("\naudit    twice\naudit    twice\n")
+    assert output.text().count("twice") == 2
+
+
+def test_output_stays_bounded_and_counts_the_rest():
+    output = CellOutput(Cell())
+    output.write("".join(f"line {number}\n" for number in range(MAX_LINES + 5)))
+    assert output.text().startswith("… 5 earlier lines\nline 5\n")
+
+
+def test_one_output_is_updated_not_often():
+    cell = Cell()
+    output = CellOutput(cell)
+    for number in range(1000):
+        output.write(f"#{number} <resnet18>\n")
+    output.show()
+    assert cell.outputs == 1
+    assert cell.updates < 500
+    assert "#999 &lt;resnet18&gt;" in cell.html
