@@ -28,6 +28,10 @@ COMMANDS = {
         "write a study's report, or compare studies",
         "python -m study.report latest",
     ),
+    "studies": (
+        "list studies, remove some, show and clear caches",
+        "python -m study.studies",
+    ),
     "ui": (
         "open MLflow on the studies of this directory",
         "python -m study.ui",

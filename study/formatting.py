@@ -24,6 +24,16 @@ def format_bounds(*fractions: float, scale: float = 100) -> list[str]:
     return [f"{value:z.{digits}f}" if value else "0" for value in values]
 
 
+def format_bytes(number: int) -> str:
+    """Return a size as 12 B, 3.4 kB, 5.6 MB or 7.8 GB, in powers of 1,000."""
+    value, unit = float(number), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds as 42s, 3m05s or 1h02m."""
     minutes, rest = divmod(round(seconds), 60)

@@ -24,7 +24,7 @@ from study.config.flags import build_parser, fill_in, read_space
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 PROSE = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
-COMMANDS = ["run", "predict", "audit", "export", "report", "ui", "bench"]
+COMMANDS = ["run", "predict", "audit", "export", "report", "studies", "ui", "bench"]
 MARK = re.compile(r"#\s+(?:needs|takes|runs until)\s")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

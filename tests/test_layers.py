@@ -50,10 +50,11 @@ PACKAGES = {
         "planning", "session", "keywords", "notebook", "running", "inputs", "predictions", "audits", "handle",
         "functions",
     ],
+    "upkeep": ["inventory", "removal", "caches"],
     "bench": ["training", "orchestration", "large_data", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
-COMMANDS = ["run", "predict", "audit", "ui", "__main__"]
+COMMANDS = ["run", "predict", "audit", "studies", "ui", "__main__"]
 """Commands import from every package, and nothing imports them."""
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {

@@ -122,6 +122,16 @@ class PixelStore:
         except OSError as error:
             raise _unusable(self.directory, error) from error
 
+    def clear(self) -> None:
+        """Evict every pack that no process uses.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        with self._room_lock():
+            for _, _, folder in self._entries():
+                _evict(folder)
+
     def recall_headers(self, source: str, files: Sequence[Identity]) -> dict[Identity, tuple[int, int, bool]]:
         """Return the headers that are known, by file: width and height in pixels, and whether its grey has 16 bits."""
         try:

@@ -1,0 +1,97 @@
+"""List the studies of a directory: kind, data, state, accuracies, size on disk, and when each changed last."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study.api.handle import state_of
+from study.config.paths import list_journals
+from study.errors import StudyError
+from study.formatting import format_bytes, format_duration
+from study.results.metrics import format_metric
+from study.results.record import Record
+from study.verdict.rerank import find_winner
+from study.verdict.verdict import stored_verdict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One study, as the table shows it."""
+
+    name: str
+    kind: str
+    """search, baseline or as-written; "" if the record cannot be read."""
+    data: str
+    state: str
+    """complete, failed, running, interrupted, or why the record cannot be read."""
+    best: str
+    """The metric of a search's best trial on the validation images; "" if there is none."""
+    test: str
+    """Test accuracy: the mean of the verdict's winner, or each model's of a baseline; "" if there is none."""
+    size_bytes: int
+    age_s: float
+    """Seconds since the record changed last."""
+
+
+def list_entries(mlruns: Path) -> list[Entry]:
+    """Return an entry for each study, the one that changed last first."""
+    return [describe(journal.parent) for journal in list_journals(mlruns)]
+
+
+def describe(directory: Path) -> Entry:
+    """Return the entry of one study, also if its record cannot be read."""
+    size, age = size_of(directory), max(0.0, time.time() - (directory / "journal.log").stat().st_mtime)
+    try:
+        record = Record.read(directory)
+        manifest = record.manifest
+        best, test = _results(record)
+        return Entry(directory.name, manifest.design.stage, manifest.data, state_of(record), best, test, size, age)
+    except StudyError:
+        return Entry(directory.name, "", "", "unreadable", "", "", size, age)
+
+
+def format_entries(entries: Sequence[Entry]) -> str:
+    """Return the table of studies."""
+    rows = [("study", "kind", "data", "state", "best (val)", "test accuracy", "size", "changed")]
+    rows += [
+        (
+            entry.name,
+            entry.kind,
+            entry.data,
+            entry.state,
+            entry.best,
+            entry.test,
+            format_bytes(entry.size_bytes),
+            f"{format_duration(entry.age_s)} ago",
+        )
+        for entry in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def size_of(directory: Path) -> int:
+    """Return the size of all files in and below a directory in bytes; 0 if it does not exist."""
+    size = 0
+    for path in directory.rglob("*"):
+        try:
+            size += path.lstat().st_size if not path.is_dir() else 0
+        except OSError:  # removed just now
+            continue
+    return size
+
+
+def _results(record: Record) -> tuple[str, str]:
+    trials = record.trials()
+    if not record.space:
+        tested = [f"{trial.plan.recipe.model} {trial.test.accuracy:.2%}" for trial in trials if trial.test]
+        return "", ", ".join(tested)
+    metric = record.manifest.design.metric
+    winner = find_winner(record) if trials else None
+    value = winner.metrics.get(metric) if winner else None
+    verdict = stored_verdict(record)
+    side = verdict and ((verdict.comparison and verdict.comparison.winner) or verdict.baseline)
+    return "" if value is None else format_metric(metric, value), f"{side.mean:.2%}" if side else ""
