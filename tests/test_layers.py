@@ -30,7 +30,7 @@ PACKAGES = {
         "sources",
     ],
     "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
-    "augmentation": ["augment"],
+    "augmentation": ["augment", "mixing"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",
         "loop", "run_trial",

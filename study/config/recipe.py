@@ -77,6 +77,10 @@ class Recipe:
     """Decay per step of the average of the weights that is evaluated and kept, in [0, 1); 0 for the weights alone."""
     views: Annotated[int, Field(ge=0)] = 0
     """Number of epochs with an order and augmentation of their own, which later epochs repeat; 0 for all epochs."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Parameter of the beta distribution of the shares in which mixup blends two images; 0 for no mixup."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Parameter of the beta distribution of the shares in which CutMix joins two images; 0 for no CutMix."""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition.

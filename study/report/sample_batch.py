@@ -7,12 +7,14 @@ import torch
 from matplotlib.figure import Figure
 
 from study.augmentation.augment import augment, draw, fit_after
+from study.augmentation.mixing import mix
 from study.charts import figures
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.training import reference
-from study.training.loop import epoch_order
+from study.training.features import CHUNK
+from study.training.loop import epoch_mixing, epoch_order
 
 
 def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
@@ -21,13 +23,20 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
     if plan.stage == "as-written":
         inputs, order = _written_batch(plan, dataset)
     else:
-        order = _first_images(plan, dataset)
+        first = epoch_order(len(dataset.train), seed=plan.seed, epoch=1)
+        mixing = epoch_mixing(recipe, first, seed=plan.seed, epoch=1)
+        groups = 1 if mixing is None else CHUNK  # images are mixed within their group, which may reach further
+        order = first[: -(-recipe.batch_size // groups) * groups]
         pixels = torch.from_numpy(dataset.train.pixels[order.numpy()])
         if recipe.augmentation != "none":
             draws = draw(len(dataset.train), seed=plan.seed, epoch=1, kind=recipe.augmentation)
             pixels = augment(pixels, draws.take(order))
         fit = fit_after(recipe.augmentation, recipe.fit)
         inputs = preprocessing(recipe.model, recipe.image_size, fit)(pixels)
+        if mixing:
+            parts = zip(inputs.split(CHUNK), order.split(CHUNK), strict=True)
+            inputs = torch.cat([mix(part, mixing, indices) for part, indices in parts])
+        inputs, order = inputs[: recipe.batch_size], order[: recipe.batch_size]
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
     return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: first training batch, network input")

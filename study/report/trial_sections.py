@@ -245,12 +245,12 @@ def draw_losses(tested: Mapping[str, TrialRecord]) -> tuple[Chart, str]:
     }
     drawn = Chart("", draw_curves(curves, "epoch", "training loss"), full=True)
     recipes = [trial.plan.recipe for trial in tested.values()]
-    for field in ("label_smoothing", "class_weights"):
+    for field in ("label_smoothing", "class_weights", "mixup", "cutmix"):
         values = sorted({getattr(recipe, field) for recipe in recipes})
         if len(values) > 1:
             shown = ", ".join(map(format_value, values))
             return drawn, (
-                f"The trials' {field.replace('_', ' ')} differ{'s' * (field == 'label_smoothing')} ({shown}), which"
+                f"The trials' {field.replace('_', ' ')} differ{'s' * (field != 'class_weights')} ({shown}), which"
                 " changes their losses. So the heights of the curves are not comparable, and times to a given loss are"
                 " not shown."
             )

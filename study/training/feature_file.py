@@ -37,8 +37,9 @@ class Key:
     images: str
     """Fingerprint of the set of images."""
     order: str
-    """Digest of the order of the images in the epoch."""
+    """Digest of the order of the images in the epoch, and of how they are mixed, if they are."""
     augmentation: str
+    """Name of the augmentation, and the parameters of mixing."""
     seed: int
     """Seed of the augmentation. Without augmentation, seed and epoch are 0, so that one entry serves all epochs."""
     epoch: int

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from study.augmentation.augment import Draws, augment, draw, fit_after
+from study.augmentation.mixing import Mixing, mix
 from study.config.recipe import DEPTHS, Recipe
 from study.data.images import Images
 from study.data.stored_pixels import StoredPixels, windows
@@ -48,6 +49,7 @@ def epoch_outputs(
     hardware: Hardware,
     store: FeatureStore | None,
     memory: DeviceMemory | None = None,
+    mixing: Mixing | None = None,
 ) -> Iterator[Tensor]:
     """Yield the prefix's outputs for `images[order]` on the device, CHUNK images at a time, from the store if possible.
 
@@ -63,6 +65,7 @@ def epoch_outputs(
         hardware: device and precision of the prefix.
         store: feature store; None to compute everything here. Outputs of an empty prefix are never stored.
         memory: cache on the device, which is searched before the store; None for the process's own cache.
+        mixing: how all images are mixed in groups of CHUNK in this order; None if they are not.
     """
     memory = memory or device_memory(hardware.device, hardware.gpu_share)
     policy = recipe.augmentation if augmentation else "none"
@@ -73,6 +76,7 @@ def epoch_outputs(
         images=_on_device(images, hardware.device, memory),
         draws=None if policy == "none" else draw(len(images), seed=seed, epoch=epoch, kind=policy),
         hardware=hardware,
+        mixing=mixing,
     )
     if store is None or not len(classifier.prefix):
         return from_images(classifier.prefix, order=order)
@@ -82,8 +86,8 @@ def epoch_outputs(
         unfreeze_depth=recipe.unfreeze_depth,
         image_size=recipe.image_size,
         images=images.fingerprint,
-        order=hashlib.sha256(order.numpy().data).hexdigest()[:16],
-        augmentation=policy,
+        order=hashlib.sha256(order.numpy().tobytes() + (mixing.digest if mixing else b"")).hexdigest()[:16],
+        augmentation=policy if mixing is None else f"{policy}, mixup {recipe.mixup}, cutmix {recipe.cutmix}",
         seed=seed,
         epoch=epoch,
         precision=hardware.precision,
@@ -130,33 +134,36 @@ def prefix_outputs(
     images: HostPixels,
     draws: Draws | None,
     hardware: Hardware,
+    mixing: Mixing | None = None,
 ) -> Iterator[Tensor]:
     """Yield a prefix's outputs for `images[order]`, CHUNK images at a time, at the hardware's precision.
 
     Args:
         prefix: blocks on the device, frozen and in evaluation mode.
-        order: indices into `images`, (m,) int64.
+        order: indices into `images`, (m,) int64; with mixing, from the first image of a group on.
         preprocess: transforms that belong to the weights, from uint8 (n, 3, height, width) to normalised float.
         images: images (n, 3, height, width) uint8, in host or device memory, or in a file.
         draws: augmentation of all n images in this epoch; None for no augmentation.
         hardware: device and precision of the prefix.
+        mixing: how all n images are mixed in groups of CHUNK; None if they are not.
     """
     constants = constants_kept(hardware.device)
 
-    def prepared() -> Iterator[Tensor]:
+    def inputs() -> Iterator[Tensor]:
         for window, gathered in gather(images, order):
             selected = gathered.to(hardware.device, non_blocking=True)
             if draws is not None:
                 with constants:
                     selected = augment(selected, draws.take(window))
-            for chunk in selected.split(CHUNK):
+            for chunk, indices in zip(selected.split(CHUNK), window.split(CHUNK), strict=True):
                 # Channels-last before the resize, when an image is 3 × 32 × 32 bytes and not yet 3 × 224 × 224 floats.
                 chunk = chunk.contiguous(memory_format=torch.channels_last)
                 with constants:
-                    preprocessed = preprocess(chunk)
-                yield preprocessed  # outside the context, which a generator would leak to its caller
+                    prepared = preprocess(chunk)
+                # Outside the context, which a generator would leak to its caller.
+                yield prepared if mixing is None else mix(prepared, mixing, indices)
 
-    return run_blocks(prefix, prepared(), hardware)
+    return run_blocks(prefix, inputs(), hardware)
 
 
 def gather(images: HostPixels, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

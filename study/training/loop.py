@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from study.augmentation.mixing import Mixing, Targets, build_targets, draw_mixing
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.errors import TrialError
@@ -23,7 +24,7 @@ from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
 from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore, Source
-from study.training.features import epoch_outputs, rebatch
+from study.training.features import CHUNK, epoch_outputs, rebatch
 from study.training.hardware import Hardware, make_deterministic
 from study.training.updates import Updates, build_updates
 
@@ -44,6 +45,19 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
     """Return the order (images,) int64 of an epoch's images; each batch is a consecutive part of it."""
     return torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
+
+
+def epoch_mixing(recipe: Recipe, order: Tensor, *, seed: int, epoch: int) -> Mixing | None:
+    """Return how the images of an epoch are mixed by the recipe; None if they are not."""
+    return draw_mixing(
+        order,
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        side=recipe.image_size,
+        group=CHUNK,
+        seed=seed,
+        epoch=epoch,
+    )
 
 
 def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> Tensor | None:
@@ -136,15 +150,16 @@ def _begin_epoch(
     seed: int,
     hardware: Hardware,
     features: FeatureStore | None,
-) -> tuple[Tensor, Iterator[Tensor], float]:
+) -> tuple[Targets, Iterator[Tensor], float]:
     """Let the store read ahead; return an epoch's targets, its prefix outputs and the seconds of this call."""
     started = time.perf_counter()
     view = (epoch - 1) % recipe.views + 1 if recipe.views else epoch
     order = epoch_order(len(images), seed=seed, epoch=view)  # stored outputs have the order of their epoch
+    mixing = epoch_mixing(recipe, order, seed=seed, epoch=view)
     chunks = epoch_outputs(
-        classifier, recipe, images, order, augmentation=(seed, view), hardware=hardware, store=features
+        classifier, recipe, images, order, augmentation=(seed, view), hardware=hardware, store=features, mixing=mixing
     )
-    targets = torch.from_numpy(images.labels)[order].to(hardware.device)
+    targets = build_targets(torch.from_numpy(images.labels), order, mixing, hardware.device)
     return targets, chunks, time.perf_counter() - started
 
 
@@ -152,7 +167,7 @@ def _train_epoch(
     classifier: Classifier,
     recipe: Recipe,
     batches: Iterable[Tensor],
-    targets: Tensor,
+    targets: Targets,
     weights: Tensor | None,
     updates: Updates,
     hardware: Hardware,
@@ -166,23 +181,23 @@ def _train_epoch(
         classifier: classifier on the device, its suffix in training mode.
         recipe: recipe that gives the label smoothing.
         batches: the prefix's outputs, one tensor for each step.
-        targets: labels of the epoch's images in their order, (n,) int64 on the device.
+        targets: targets of the epoch's images in their order, on the device.
         weights: weight of each class in the loss, (classes,) on the device; None if all count the same.
         updates: steps of the suffix's weights.
         hardware: device and precision.
         on_batch: called after each step with the number of images so far.
     """
     total = torch.zeros((), device=hardware.device)
-    right = torch.zeros((), device=hardware.device, dtype=torch.long)
+    right = torch.zeros((), device=hardware.device, dtype=torch.long if targets.shares is None else torch.double)
     done = 0
     for batch in batches:
-        target = targets[done : done + len(batch)]
+        target = targets.part(done, done + len(batch))
         with hardware.autocast():
             logits = classifier.suffix(batch).float()
-            loss = cross_entropy(logits, target, weights, label_smoothing=recipe.label_smoothing)
+            loss = target.loss(logits, weights, recipe.label_smoothing)
         updates.step(loss)
         total += loss.detach() * len(batch)
-        right += (logits.detach().argmax(dim=1) == target).sum()
+        right += target.right(logits.detach())
         done += len(batch)
         on_batch(done)
     # item() waits for the device, so that the caller's seconds include its work.

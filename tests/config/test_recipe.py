@@ -48,6 +48,8 @@ def make_config(room: Path, **changes) -> StudyConfig:
         ({"clip_norm": -1.0}, r"clip_norm: must be at least 0, but got -1\.0\."),
         ({"ema_decay": 1.0}, r"ema_decay: must be below 1, but got 1\.0\."),
         ({"views": -1}, r"views: must be at least 0, but got -1\."),
+        ({"mixup": -0.1}, r"mixup: must be at least 0, but got -0\.1\."),
+        ({"cutmix": -0.1}, r"cutmix: must be at least 0, but got -0\.1\."),
         ({"lerning_rate": 0.1}, r"unknown key 'lerning_rate'"),
     ],
 )

@@ -5,12 +5,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from study.augmentation.mixing import mix
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.report.sample_batch import draw_batch, draw_originals
 from study.training import reference
-from study.training.loop import epoch_order
+from study.training.loop import epoch_mixing, epoch_order
 
 
 @pytest.fixture
@@ -62,3 +63,12 @@ def test_batch_is_of_the_images_that_the_trial_trains_on(make_recipe, dataset, m
     rest = Dataset("pets", dataset.classes, dataset.train.take(np.arange(5, 25)), dataset.test, 1.0)
     drawn = names(draw_batch(Plan(0, "search", make_recipe(), 3), rest))
     assert set(drawn) <= {f"n{index}" for index in range(5, 25)}
+
+
+def test_batch_shows_mixed_images_as_the_network_sees_them(make_recipe, dataset):
+    recipe = make_recipe(batch_size=8, augmentation="none", mixup=1.0)
+    order = epoch_order(40, seed=3, epoch=1)
+    inputs = preprocessing("resnet18", 32)(torch.from_numpy(dataset.train.pixels[order.numpy()]))
+    seen = mix(inputs, epoch_mixing(recipe, order, seed=3, epoch=1), order)[:8]
+    figure = draw_batch(Plan(0, "baseline", recipe, 3), dataset)
+    np.testing.assert_allclose(shown(figure), np.clip(to_colours("resnet18", seen).numpy(), 0, 1), atol=1e-6)

@@ -300,13 +300,50 @@ def test_train_begins_with_the_same_views_whatever_their_number(make_recipe, mak
     assert losses(fresh)[2] != losses(repeated)[2]
 
 
-@pytest.mark.parametrize("augmentation", ["flip", "random-resized-crop"])
-def test_train_shares_each_augmentation_through_the_store(make_recipe, make_images, tmp_path, augmentation):
-    recipe = make_recipe(augmentation=augmentation, unfreeze_depth=0)
-    _, plain = fit(recipe, make_images(40))
-    store, runs = FeatureStore(tmp_path, 10**9), []
-    for _ in range(2):
-        classifier = build(recipe.model, classes=3, unfreeze_depth=0, pretrained=None, seed=0)
-        runs.append([*train(classifier, recipe, make_images(40), classes=3, seed=0, hardware=CPU, features=store)])
-    assert losses(runs[0]) == losses(runs[1]) == losses(plain)
-    assert [result.features for result in runs[1]] == [{"read": 40}] * 2
+SHARED = [
+    {"augmentation": "flip"},
+    {"augmentation": "random-resized-crop"},
+    {"mixup": 0.2, "batch_size": 24},
+    {"mixup": 0.2, "cutmix": 1.0, "augmentation": "none"},
+]
+
+
+def train_twice(recipe, images, folder, changes):
+    """Train a recipe, and then one with changes, with one store; return the epochs of both."""
+    store, runs = FeatureStore(folder, 10**9), []
+    for each in (recipe, dataclasses.replace(recipe, **changes)):
+        classifier = build(recipe.model, classes=3, unfreeze_depth=each.unfreeze_depth, pretrained=None, seed=0)
+        runs.append([*train(classifier, each, images, classes=3, seed=0, hardware=CPU, features=store)])
+    return runs
+
+
+@pytest.mark.parametrize("changes", SHARED)
+def test_train_shares_changed_images_exactly(make_recipe, make_images, tmp_path, changes):
+    recipe, images = make_recipe(unfreeze_depth=0, **changes), make_images(100)
+    first, second = train_twice(recipe, images, tmp_path, {})
+    assert losses(first) == losses(second) == losses(fit(recipe, images)[1])
+    assert [result.features for result in second] == [{"read": 100}] * 2
+
+
+def test_train_shares_mixed_images_with_a_longer_prefix(make_recipe, make_images, tmp_path):
+    recipe, images = make_recipe(unfreeze_depth=1, mixup=0.2), make_images(100)
+    _, second = train_twice(recipe, images, tmp_path, {"unfreeze_depth": 0})
+    assert losses(second) == losses(fit(dataclasses.replace(recipe, unfreeze_depth=0), images)[1])
+
+
+def test_train_never_shares_images_that_are_mixed_otherwise(make_recipe, make_images, tmp_path):
+    recipe, images = make_recipe(unfreeze_depth=0, epochs=1), make_images(40)
+    _, second = train_twice(recipe, images, tmp_path, {"mixup": 0.2})
+    assert second[0].features.get("read", 0) == 0
+
+
+def test_train_accuracy_of_mixed_images_counts_shares(make_recipe, make_images):
+    """Of images that are all of one class, each prediction of it is wholly right; mixing different ones is not."""
+    images = make_images(60)
+    one = Images(images.pixels, np.zeros_like(images.labels))
+    alike, different = (
+        fit(make_recipe(mixup=1.0, epochs=4, unfreeze_depth=0, lr=0.01), each)[1][-1].train_accuracy
+        for each in (one, images)
+    )
+    assert alike == 1
+    assert 0 < different < 1
