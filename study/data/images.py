@@ -5,7 +5,7 @@ Reads no image file and knows no model.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,20 +101,29 @@ class Dataset:
         return recorded in (self.fingerprint, fingerprint(self.train, self.test))
 
 
-def fingerprint(*parts: Images, classes: Sequence[str] = ()) -> str:
+def fingerprint(
+    *parts: Images, classes: Sequence[str] = (), watch: Callable[[int, int], None] = lambda done, of: None
+) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of shape, labels, pixels, and class names if they are given.
 
     Equal images have equal fingerprints, whether they are in memory or in a file. That of images in a file is computed
     once.
+
+    Args:
+        parts: images of the splits.
+        classes: class names; () to leave them out.
+        watch: called with the number of images that were read, and of all images.
     """
 
     def compute() -> str:
-        digest = hashlib.sha256(named)
+        digest, done = hashlib.sha256(named), 0
         for images in parts:
             digest.update(repr(images.pixels.shape).encode())
             digest.update(np.ascontiguousarray(images.labels).data)
             for window in images.windows():
                 digest.update(np.ascontiguousarray(window).data)
+                done += len(window)
+                watch(done, sum(map(len, parts)))
         return digest.hexdigest()[:16]
 
     named = json.dumps(classes).encode() if classes else b""

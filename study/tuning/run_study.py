@@ -22,6 +22,7 @@ from study.data.images import Dataset, Images, fingerprint
 from study.data.pixel_store import PixelStore, default_directory
 from study.data.sources import find_images, load_dataset
 from study.data.splits import check_metric, split_validation
+from study.data.stored_pixels import StoredPixels
 from study.environment import installed_versions
 from study.errors import ConfigError, RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
@@ -211,6 +212,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         parts = _parts(dataset, config.seed) if design.space else [dataset.train]
         measured = {"test": dataset.test} | ({"validation": parts[1]} if design.space else {})
         check_metric(design.metric, dataset.classes, measured)
+        _watch_fingerprints(dataset, parts, observer)
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
         observer.on_audit(audit)
@@ -315,6 +317,13 @@ def _make_writable(mlruns: Path) -> None:
         raise RecordError(
             f"{mlruns}: must be writable, but got: {error.strerror}. Run in a writable directory."
         ) from None
+
+
+def _watch_fingerprints(dataset: Dataset, parts: Sequence[Images], watch: Watch) -> None:
+    """Show the progress where fingerprints are slow: where all images of the store are read for the first time."""
+    if isinstance(dataset.train.pixels, StoredPixels):
+        for images, classes in (([dataset.train, dataset.test], dataset.classes), (parts, ())):
+            fingerprint(*images, classes=classes, watch=partial(watch.on_work, "check"))
 
 
 def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequence[Images]) -> Manifest:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.images import make_images, store_images
 
+from study.data import stored_pixels
 from study.data.images import Images, fingerprint
 from study.data.stored_pixels import FACTS, HEADER_BYTES, new_header
 from study.errors import DataError
@@ -45,6 +46,14 @@ def test_stored_images_take_other_rows_without_reading(images: Images, stored: I
 def test_fingerprint_is_the_same_from_a_file(images: Images, stored: Images) -> None:
     for some in (np.arange(12), np.array([3, 1])):
         assert fingerprint(stored.take(some), classes="ab") == fingerprint(images.take(some), classes="ab")
+
+
+def test_fingerprint_tells_how_many_images_it_has_read(stored: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_pixels, "WINDOW_BYTES", 5 * stored.pixels.image_bytes)
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        fingerprint(stored, watch=lambda done, of: told.append((done, of)))
+    assert told == [(5, 12), (10, 12), (12, 12)]
 
 
 def test_fingerprint_of_a_file_is_computed_once(stored: Images, tmp_path: Path) -> None:
