@@ -20,7 +20,7 @@ SMALL = ["--baseline", "resnet18", "--data", "pets", "--weights", "none", "--ima
 def run(room: Path, *arguments: str) -> str:
     environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
     done = subprocess.run(
-        study_command(*arguments), cwd=room, capture_output=True, text=True, timeout=200, env=environment
+        study_command(*arguments), cwd=room, capture_output=True, text=True, timeout=500, env=environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
