@@ -24,7 +24,7 @@ PACKAGES = {
     "results": [
         "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger",
     ],
-    "verdict": ["statistics", "metric_intervals", "verdict", "judge", "rerank", "wording", "trial_table"],
+    "verdict": ["statistics", "metric_intervals", "verdict", "judge", "rerank", "estimate", "wording", "trial_table"],
     "data": [
         "stored_pixels", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
         "sources",

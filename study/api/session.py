@@ -30,6 +30,10 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
     """
     config, record = job.config, job.record
     with naming(job.directory):
+        from rich.console import Console as Screen
+
+        screen = screen or Screen(highlight=False, markup=False, emoji=False)
+        screen.print("now      loading torch, Ray, Optuna and MLflow …")
         hush(verbose=config.verbose)
         from study.tuning.console import Console
         from study.tuning.run_study import run_study

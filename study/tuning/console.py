@@ -6,6 +6,7 @@ It only reads the record, and does not know Ray Tune. It needs rich, and a calle
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,18 @@ from study.results.trial_record import TrialRecord
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
+from study.verdict.estimate import Estimate, estimate
 from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
 from study.verdict.trial_table import Row, faster
 from study.verdict.wording import describe_closeness, details, sentence
+
+STAGES = {
+    "search": "searching",
+    "rerank": "re-ranking the best trials on other seeds and validation images",
+    "final": "refitting the best recipe and the baseline for the verdict",
+}
+"""What trials are run for, by their stage."""
 
 
 def open_screen(**options: Any) -> RichConsole:
@@ -56,6 +65,8 @@ class Console:
         self._live = Live(console=self._out, auto_refresh=False, transient=True)
         self._record: Record | None = None
         self._space: SearchSpace | None = None
+        self._at_once = 1
+        self._stage = ""
         self._lines: dict[str, tuple[str, str]] = {}
         """Two lines of each running trial, by the trial's key: its title and epoch, and its progress."""
         self._trials: dict[str, TrialRecord] = {}
@@ -74,6 +85,10 @@ class Console:
     def on_work(self, name: str, done: int, of: int) -> None:
         """Show the progress of work on many images."""
         self._work.on_work(name, done, of)
+
+    def on_stage(self, text: str) -> None:
+        """Print what the study does from now on, where that may take more than a moment."""
+        self._print(f"now      {text} …")
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Print the data set's name, its number of images and classes, its split, and what was left out."""
@@ -108,10 +123,11 @@ class Console:
             self._print(f"space    {space.name}: {fields}")
             self._print(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
         self._print(f"machine  {resources}")
+        self._at_once = resources.concurrent
 
     def on_record(self, record: Record) -> None:
         """Print the study's directory, and show its trials from now on."""
-        self._print(f"study    {record.directory}\n")
+        self._print(f"study    {record.directory}\n", to_paste=True)
         self._record, self._space = record, record.space
         self._trials = {trial.plan.key: trial for trial in record.all_trials()}
         if self._out.is_terminal:
@@ -120,6 +136,9 @@ class Console:
     def on_start(self, plan: Plan) -> None:
         """Show that a trial starts, or that it starts again because its process died."""
         assert self._record
+        if plan.stage in STAGES and plan.stage != self._stage:
+            self._stage = plan.stage
+            self.on_stage(STAGES[plan.stage])
         self._trials[plan.key] = self._record.trial(plan)
         self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
 
@@ -157,6 +176,8 @@ class Console:
             if self._lines.pop(plan.key, None):
                 self._refresh()
                 self._print(f"{plan.title}  {_outcome(trial, self._record.manifest)}")
+                if not self._live.is_started and (estimated := self._left()):
+                    self._print(f"left     {estimated}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
@@ -196,9 +217,9 @@ class Console:
             if any(final.state == "complete" for final in result.finals):
                 reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
             self._print(f"\nmodel    not kept: {reason}")
-        self._print(f"\nfiles    {result.directory}")
+        self._print(f"\nfiles    {result.directory}", to_paste=True)
         for line in _next_commands(result):
-            self._print(line)
+            self._print(line, to_paste=True)
 
     def _print_search(self, result: StudyResult) -> None:
         assert self._record
@@ -222,9 +243,13 @@ class Console:
             for name, text in details(result.verdict):
                 self._print(f"  {name:<15} {text}")
 
-    def _print(self, text: str) -> None:
-        """Print text without wrapping; wrap it above live lines, which rich would crop with `soft_wrap`."""
-        self._out.print(text, soft_wrap=not self._live.is_started)
+    def _print(self, text: str, *, to_paste: bool = False) -> None:
+        """Print text; a terminal gets it wrapped at words, unless it is to be pasted and no live lines are below it.
+
+        Above live lines, rich would crop a line that is not wrapped.
+        """
+        whole = to_paste or not self._out.is_terminal
+        self._out.print(text, soft_wrap=whole and not self._live.is_started)
 
     def _show(self, plan: Plan, head: str, rest: str) -> None:
         self._lines[plan.key] = head, rest
@@ -232,6 +257,15 @@ class Console:
             self._refresh()
         else:
             self._print(f"{head}  {rest}")
+
+    def _left(self) -> Estimate | None:
+        """Return how long the study still takes; None if that is not known."""
+        if not self._record:
+            return None
+        design = replace(self._record.manifest.design, space=self._record.space)
+        trials = list(self._trials.values())
+        ended = self._record.judging or self._record.time_is_up()
+        return estimate(design, trials, spent_s=self._record.spent_s, at_once=self._at_once, search_ended=ended)
 
     def _refresh(self) -> None:
         """Redraw the running trials, and below them a search's best trials, its budget and its tally."""
@@ -241,8 +275,7 @@ class Console:
         if self._space and self._record:
             trials = [trial for trial in self._trials.values() if trial.plan.stage == "search"]
             spent = self._record.spent_s
-            limit = self._space.budget.time_s
-            left = f", {format_duration(max(0.0, limit - spent))} left" if limit else ""
+            left = f", {self._left() or 'time left not known yet'}"
             ended = sum(trial.finished for trial in trials)
             parts += [
                 _best_table(trials, 5, self._record.manifest),

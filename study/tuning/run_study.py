@@ -52,6 +52,9 @@ VALIDATION_FRACTION = 0.1
 class Observer(Listener, Watch, Protocol):
     """Callbacks for a study's setup, besides those for its trials."""
 
+    def on_stage(self, text: str) -> None:
+        """Called when something begins that may take more than a moment; `text` says what is being done."""
+
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Called when the images are loaded."""
 
@@ -143,12 +146,14 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
         else:
             desk.run(train=desk.dataset.train, test=desk.dataset.test)
             keep_models(desk.record, desk.dataset, desk.pretrained)
+        observer.on_stage("writing the report, sending results to MLflow, registering")
         return conclude(desk.record, desk.tracker, desk.dataset)
 
 
 def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
     """Conclude an ended study again from its record; its images, if present, only illustrate the result."""
     with closing(record):
+        observer.on_stage("opening MLflow's store and reading the images")
         client = connect(_store(config), verbose=config.verbose)
         observer.on_record(record)
         dataset = find_images(record, _pixel_store(config))
@@ -193,6 +198,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             stack.callback(record.close)
             _check_present(config)
         _make_writable(config.mlruns)
+        observer.on_stage("reading the images")
         dataset = load_dataset(
             config.data,
             fraction=config.fraction,
@@ -224,6 +230,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         if record:
             _check_same(record, manifest, dataset)
         # This creates a local database, so it comes after every check for missing data and weights.
+        observer.on_stage("opening MLflow's store and starting Ray")
         client = connect(_store(config), verbose=config.verbose)
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
         scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))

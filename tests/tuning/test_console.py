@@ -17,7 +17,7 @@ from study.data.images import Dataset
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
-from study.tracking.client import local_uri
+from study.tracking.client import local_uri, ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.console import Console, open_screen
 from study.tuning.run_study import StudyResult
@@ -157,7 +157,7 @@ def test_search_shows_best_five_tally_and_time(record, space):
     assert re.findall(r"#(\d) resnet18[^│\n]*│ +(\d\d\.\d\d%)", seen) == [
         ("5", "60.00%"), ("4", "50.00%"), ("3", "40.00%"), ("2", "30.00%"), ("1", "20.00%"),
     ]  # fmt: skip
-    assert re.search(r"6 of 9 trials have ended; \d+s spent, (1h00m|59m\d\ds) left", seen)
+    assert re.search(r"6 of 9 trials have ended; \d+s spent, about 20s left", seen)
     assert "6 complete, 0 pruned, 0 failed; 24s of device time spent, 0s saved by pruning" in " ".join(seen.split())
 
 
@@ -166,6 +166,7 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
     console.on_record(record)
     run(record, 3, 7, console=console)
     assert output.getvalue().splitlines()[2:] == [
+        "now      searching …",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  starting",
         "device   NVIDIA H100, bf16",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 1/2  train loss 1.5000  val accuracy 30.0 %"
@@ -174,6 +175,7 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
         "  60.0 images/s  0s left",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%"
         " (largest class 60.00%)",
+        "left     about 40s left",
     ]
 
 
@@ -216,7 +218,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(record, make, reason):
     console.on_change(plan)
     console.print_result(ended(record))
     assert f"failed after 0s ({reason})" in " ".join(written(output).split())
-    assert f"failed   #0 resnet18 · depth 1 · lr 0.001 · batch 16: {reason}" in " ".join(written(output).splitlines())
+    assert f"failed #0 resnet18 · depth 1 · lr 0.001 · batch 16: {reason}" in " ".join(written(output).split())
 
 
 def test_classes_that_look_like_markup_stand_in_the_table(fixed):
@@ -323,7 +325,7 @@ def test_trial_that_predicts_one_class_is_marked(record):
     console.on_record(record)
     run(record, 3, 6, console=console)
     marked = "accuracy 60.00% (largest class 60.00%); has learnt nothing: every image is predicted as cat\n"
-    assert output.getvalue().endswith(marked)
+    assert marked in output.getvalue()
 
 
 def test_close_trials_are_named_with_their_images(record, space):
@@ -370,3 +372,47 @@ def test_the_end_has_commands_to_paste(record, tmp_path):
     assert shlex.split(commands["predict"])[3:] == [str(image), "--model", "one"]
     assert commands["compare"] == link
     assert f"model    {models[1]}, which did best on the test images; the others: 0" in output.getvalue()
+
+
+@pytest.mark.parametrize("make", [terminal, pipe])
+def test_stages_are_named_once_as_they_begin(record, make_recipe, make):
+    console, output = make()
+    console.on_record(record)
+    run(record, 5, 6, console=console)
+    run(record, 6, 7, console=console)
+    record.add([Plan(None, "final", make_recipe(), 5)])
+    console.on_start(record.next_trial())
+    console.close()
+    assert re.findall(r"now +([^…]+) …", " ".join(written(output).split())) == [
+        "searching", "refitting the best recipe and the baseline for the verdict",
+    ]  # fmt: skip
+
+
+def test_live_lines_keep_their_words_in_40_columns(record, space):
+    console, output = terminal(width=40)
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    run(record, 5, 6, console=console)
+    plan = record.next_trial()
+    console.on_start(plan)
+    console.on_progress(plan, Progress(1, 30, 120, 15.0))
+    console.close()
+    lines = [line for line in written(output).splitlines() if str(record.directory)[:20] not in line]
+    words = {word for line in lines for word in line.split()}
+    assert {"validation", "searching", "trials", "ended;", "pruned,", "device", "images/s"} <= words
+
+
+def test_end_of_a_search_breaks_no_words_in_80_columns(record, space):
+    console, output = terminal()
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+    run(record, 3, 3)
+    run(record, 6, 9)
+    output.truncate(0)
+    output.seek(0)
+    console.print_result(ended(record, model=record.directory / "models" / "0"))
+    lines = [line.rstrip() for line in written(output).splitlines()]
+    to_paste = ("files ", "report ", "predict ", "MLflow ")
+    assert max(len(line) for line in lines if not line.startswith(to_paste)) <= 80
+    assert sum(line.startswith(to_paste) for line in lines) == 4
+    assert "MLflow   " + ui_command(local_uri(record.directory)) in lines

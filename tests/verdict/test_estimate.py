@@ -1,0 +1,82 @@
+"""The time left follows from the trials so far, the budget, and the refits that the verdict needs."""
+
+from dataclasses import replace
+
+import pytest
+from support.manifests import make_space
+
+from study.config.plan import Design, Plan
+from study.config.search_space import Budget
+from study.results.metrics import EpochResult
+from study.results.trial_record import TrialRecord
+from study.verdict.estimate import Estimate, estimate
+
+
+@pytest.fixture
+def design(make_recipe):
+    """Of nine trials, three repeats and no re-ranking."""
+    space = replace(make_space(), budget=Budget(9, None))
+    return Design("search", (make_recipe(epochs=4),), space, 3)
+
+
+@pytest.fixture
+def trial(make_recipe):
+    """Make a trial whose epochs took 10 s each."""
+
+    def make(epochs, state="complete", stage="search", number=0):
+        results = tuple(EpochResult(at, 1.0, 10.0, 5.0) for at in range(1, epochs + 1))
+        plan = Plan(number, stage, make_recipe(epochs=4), 0)
+        return TrialRecord(plan, state, None, results, (), None, 0, None, {}, None, None)
+
+    return make
+
+
+def left(design, trials, at_once=1, spent_s=0.0, search_ended=False):
+    return estimate(design, trials, spent_s=spent_s, at_once=at_once, search_ended=search_ended)
+
+
+def test_estimate_is_unknown_before_the_first_epoch(design, trial):
+    assert left(design, [trial(0, "running")]) is None
+    assert left(replace(design, space=None), [trial(4)]) is None
+
+
+def test_estimate_counts_remaining_trials_and_refits(design, trial):
+    assert left(design, [trial(4), trial(4)]) == Estimate(7 * 40 + 6 * 40, 7 * 40 + 6 * 40)
+
+
+def test_estimate_allows_for_what_pruning_saves(design, trial):
+    assert left(design, [trial(4), trial(1, "pruned")]) == Estimate(7 * 25 + 6 * 40, 7 * 25 + 6 * 40)
+
+
+def test_estimate_counts_what_is_left_of_running_trials(design, trial):
+    assert left(design, [trial(4), trial(3, "running")]).low_s == 7 * 40 + 10 + 6 * 40
+
+
+def test_estimate_is_a_range_while_seeds_are_open(design, trial):
+    assert left(replace(design, repeats="auto"), [trial(4)]) == Estimate(8 * 40 + 6 * 40, 8 * 40 + 12 * 40)
+
+
+def test_estimate_counts_the_reranking(design, trial):
+    assert left(replace(design, rerank=3), [trial(4)]).low_s == 8 * 40 + (6 + 6) * 40
+
+
+def test_estimate_divides_by_the_trials_at_once(design, trial):
+    assert left(design, [trial(4)], at_once=2).low_s == (8 * 40 + 6 * 40) / 2
+
+
+def test_estimate_ends_the_search_with_its_budget(design, trial):
+    limited = replace(design, space=replace(design.space, budget=Budget(9, 100.0)))
+    assert left(limited, [trial(4)], spent_s=70.0).low_s == 30 + 6 * 40
+
+
+def test_estimate_after_the_search_has_refits_only(design, trial):
+    done = trial(4, stage="final")
+    assert left(design, [trial(4), done], search_ended=True) == Estimate(5 * 40, 5 * 40)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [((300, 310), "about 5m10s left"), ((300, 540), "about 5m00s to 9m00s left"), ((0, 0), "about 0s left")],
+)
+def test_estimate_says_about(bounds, text):
+    assert str(Estimate(*bounds)) == text
