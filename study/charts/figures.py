@@ -51,6 +51,7 @@ def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], title: str) 
     texts = [
         [f"{count}\n{percent:.0f} %" for count, percent in zip(*row, strict=True)]
         for row in zip(counts, percents, strict=True)
+        if len(classes) <= MOST_ANNOTATED
     ]
     return _heatmap(percents, texts, classes, title, "share of the true class (%)", cmap="Blues", vmin=0, vmax=100)
 
@@ -66,7 +67,7 @@ def confusion_difference(before: np.ndarray, after: np.ndarray, classes: Sequenc
     """
     change = np.asarray(after, dtype=np.int64) - np.asarray(before, dtype=np.int64)
     largest = max(int(np.abs(change).max()), 1)
-    texts = [[f"{cell:+d}" if cell else "0" for cell in row] for row in change]
+    texts = [[f"{cell:+d}" if cell else "0" for cell in row] for row in change if len(classes) <= MOST_ANNOTATED]
     label = "change (images, after minus before)"
     return _heatmap(change, texts, classes, title, label, cmap="vlag", vmin=-largest, vmax=largest)
 

@@ -14,8 +14,12 @@ from study.config.plan import Design
 from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, within
 from study.errors import ConfigError
 
-FORMAT = 2
-"""Version of the manifest's keys; to be raised with any change that older versions of `study` cannot read."""
+FORMAT = 3
+"""Version of records; to be raised with any change that older versions of `study` cannot read."""
+SMALL = 2
+"""Version of the records of small studies, which keep no array in a file of its own."""
+MOST_CLASSES, MOST_IMAGES = 128, 16_384
+"""Largest numbers of classes and of test images of a small study."""
 
 
 CROP_LIMIT = 0.334
@@ -147,4 +151,5 @@ class Manifest:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "design"}
         kind = "search" if self.design.space else "baseline"
         values = {**plain, "classes": list(self.classes), "found": dataclasses.asdict(self.found)}
-        return {"format": FORMAT, **values, "kind": kind, **self.design.to_dict()}
+        large = len(self.classes) > MOST_CLASSES or self.test_images > MOST_IMAGES
+        return {"format": FORMAT if large else SMALL, **values, "kind": kind, **self.design.to_dict()}

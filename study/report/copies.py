@@ -9,6 +9,7 @@ from study.config.manifest import Manifest
 from study.data.audit import Audit
 from study.data.images import Dataset
 from study.report.elements import Section, Table, embed_picture
+from study.results.metrics import count_images, count_right
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 
@@ -94,8 +95,7 @@ def _without_leaks(audit: dict[str, Any], tested: list[TrialRecord]) -> Table:
     rows = []
     for trial in tested:
         assert trial.test
-        images = sum(map(sum, trial.test.confusion))
-        right = int(np.trace(trial.test.confusion))
+        images, right = count_images(trial.test.confusion), count_right(trial.test.confusion)
         right_leaked = sum(trial.test.predictions[index] == label for index, label in leaked)
         rest = images - len(leaked)
         without = f"{(right - right_leaked) / rest:.2%}" if rest else "–"

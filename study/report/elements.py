@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ class Table:
     marks: Sequence[str] = ()
     """Number of each row's trial, by which the page marks it together with charts; empty for other tables."""
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         """Whether each column holds numbers; such columns are aligned right and first sorted in descending order."""
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)

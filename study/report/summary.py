@@ -17,7 +17,7 @@ from study.formatting import format_bounds, format_duration
 from study.report.copies import doubts
 from study.report.elements import Recall, Summary, Tile
 from study.results.ledger import count_looks
-from study.results.metrics import MINIMISED, NAMES, format_metric
+from study.results.metrics import MINIMISED, NAMES, count_images, count_right, format_metric
 from study.results.record import SPENT, Record
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
@@ -85,8 +85,7 @@ def tiles_of(named: Sequence[tuple[str, TrialRecord]]) -> list[Tile]:
 def _wilson(trial: TrialRecord) -> tuple[float, float, float]:
     """Return the lower end, the test accuracy and the upper end, in percent."""
     assert trial.test
-    counts = np.asarray(trial.test.confusion)
-    right, images = int(np.trace(counts)), int(counts.sum())
+    right, images = count_right(trial.test.confusion), count_images(trial.test.confusion)
     low, high = accuracy_interval(right, images)
     return 100 * low, 100 * right / images, 100 * high
 

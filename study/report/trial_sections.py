@@ -20,7 +20,7 @@ from study.data.images import Dataset
 from study.formatting import format_value
 from study.models.list_models import count_operations
 from study.report.elements import Chart, Section, Table, draw_picture
-from study.results.metrics import class_scores, format_metric, largest_class
+from study.results.metrics import add_up, class_scores, count_images, count_right, format_metric, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.statistics import ClassPair, accuracy_interval, hardest_pair
@@ -40,8 +40,7 @@ RESULT_COLUMNS = (
 def result_row(trial: TrialRecord, manifest: Manifest) -> tuple[str, ...]:
     """Return a tested trial's cells in the order of RESULT_COLUMNS."""
     assert trial.test
-    counts = np.asarray(trial.test.confusion)
-    low, high = accuracy_interval(int(np.trace(counts)), int(counts.sum()))
+    low, high = accuracy_interval(count_right(trial.test.confusion), count_images(trial.test.confusion))
     images = sum(result.images_per_s * result.epoch_s for result in trial.epochs)
     return (
         trial.plan.title,
@@ -67,7 +66,8 @@ def is_helped(trial: TrialRecord) -> bool:
     From its second epoch on, each trial reads the outputs for validation images that it stored itself. These reads do
     not count: times and speeds cover training only.
     """
-    return any((result.features or {}).get("read", 0) > np.sum(result.val_confusion or 0) for result in trial.epochs)
+    validated = next((count_images(result.val_confusion) for result in trial.epochs if result.val_confusion), 0)
+    return any((result.features or {}).get("read", 0) > validated for result in trial.epochs)
 
 
 def results(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | None:
@@ -124,9 +124,8 @@ def confusions(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | N
     return Section("Confusion", " ".join(parts), tables, charts=charts)
 
 
-def _sum_confusions(trials: Sequence[TrialRecord]) -> NDArray[np.integer]:
-    total: NDArray[np.integer] = np.sum([trial.test.confusion for trial in trials if trial.test], axis=0)
-    return total
+def _sum_confusions(trials: Sequence[TrialRecord]) -> NDArray[np.int64]:
+    return add_up(trial.test.confusion for trial in trials if trial.test)
 
 
 def _mean_accuracy(trials: Sequence[TrialRecord]) -> float:
@@ -208,7 +207,7 @@ def hardest_pair_of(tested: Sequence[TrialRecord], manifest: Manifest) -> tuple[
     tested = [trial for trial in tested if not trial.nothing_learnt(manifest)]
     if not tested:
         return None, "No tested trial has learnt anything, so none shows which classes are hard to tell apart."
-    pair = hardest_pair(np.sum([trial.test.confusion for trial in tested if trial.test], axis=0))
+    pair = hardest_pair(_sum_confusions(tested))
     first, second = manifest.classes[pair.first], manifest.classes[pair.second]
     tests = "one test" if len(tested) == 1 else f"{len(tested)} tests"
     text = f"Classes: {first} and {second}. Wrong predictions over {tests}: {pair.first_as_second} of class {first} as"

@@ -3,13 +3,17 @@
 Needs no torch: the record reads these values back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from study.config.plan import METRICS
+from study.results.arrays import Counts, StoredArray
 
 NAMES = dict(zip(METRICS, ("accuracy", "balanced accuracy", "macro F1", "log loss"), strict=True))
 """Names of the metrics for people."""
@@ -27,23 +31,68 @@ class ClassScores(NamedTuple):
     images: int
 
 
-def accuracy(confusion: list[list[int]]) -> float:
+class Sums(NamedTuple):
+    """What all metrics but the log loss are computed from: three numbers of images for each class."""
+
+    right: NDArray[np.int64]
+    """Images of the class that were predicted as it."""
+    images: NDArray[np.int64]
+    """Images of the class."""
+    predicted: NDArray[np.int64]
+    """Images that were predicted as the class."""
+
+
+def sums_of(confusion: Counts) -> Sums:
+    """Return the sums of a confusion matrix; those of a stored one are computed once."""
+    if isinstance(confusion, StoredArray):
+        return _sum_file(*confusion.version, confusion.shape)
+    return _sum(np.asarray(confusion))
+
+
+@lru_cache(maxsize=1024)
+def _sum_file(file: Path, changed_ns: int, shape: tuple[int, ...]) -> Sums:
+    return _sum(np.asarray(StoredArray(file, shape)))
+
+
+def _sum(counts: NDArray[np.int64]) -> Sums:
+    return Sums(np.diag(counts).copy(), counts.sum(axis=1), counts.sum(axis=0))
+
+
+def add_up(confusions: Iterable[Counts]) -> NDArray[np.int64]:
+    """Return the sum of confusion matrices, (classes, classes)."""
+    total: NDArray[np.int64] = np.sum([np.asarray(confusion) for confusion in confusions], axis=0)
+    return total
+
+
+def count_images(confusion: Counts) -> int:
+    """Return the number of images in a confusion matrix."""
+    return int(sums_of(confusion).images.sum())
+
+
+def count_right(confusion: Counts) -> int:
+    """Return the number of images that were classified correctly."""
+    return int(sums_of(confusion).right.sum())
+
+
+def accuracy(confusion: Counts) -> float:
     """Return the accuracy of a confusion matrix: the sum of its diagonal over the sum of all counts, in [0, 1]."""
-    counts = np.asarray(confusion)
-    return float(np.trace(counts) / counts.sum())
+    return count_right(confusion) / count_images(confusion)
 
 
-def class_scores(confusion: list[list[int]]) -> list[ClassScores]:
+def class_scores(confusion: Counts) -> list[ClassScores]:
     """Return precision, recall and F1 of each class, as scikit-learn defines them (with zero_division=0)."""
-    counts = np.asarray(confusion)
-    right, images, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    return _scores(sums_of(confusion))
+
+
+def _scores(sums: Sums) -> list[ClassScores]:
+    right, images, predicted = sums
     wholes = predicted, images, (predicted + images) / 2
-    scores = [np.divide(right, whole, out=np.zeros(len(counts)), where=whole > 0) for whole in wholes]
+    scores = [np.divide(right, whole, out=np.zeros(len(right)), where=whole > 0) for whole in wholes]
     precision, recall, f1 = (values.tolist() for values in scores)
     return [ClassScores(*row) for row in zip(precision, recall, f1, images.tolist(), strict=True)]
 
 
-def measure(confusion: list[list[int]], loss: float | None) -> dict[str, float]:
+def measure(confusion: Counts, loss: float | None) -> dict[str, float]:
     """Return the metrics of a classifier on a set of images by their names, in the order of METRICS.
 
     Balanced accuracy is the mean recall of the classes that have images; macro F1 is the mean F1 of all classes.
@@ -52,9 +101,13 @@ def measure(confusion: list[list[int]], loss: float | None) -> dict[str, float]:
         confusion: numbers of images, (classes, classes): row = true class, column = predicted class.
         loss: mean cross-entropy, the log loss; None if it is not known, and left out of the result.
     """
-    scores = class_scores(confusion)
+    return _measure(sums_of(confusion), loss)
+
+
+def _measure(sums: Sums, loss: float | None) -> dict[str, float]:
+    scores = _scores(sums)
     values = {
-        "accuracy": accuracy(confusion),
+        "accuracy": float(sums.right.sum() / sums.images.sum()),
         "balanced_accuracy": float(np.mean([score.recall for score in scores if score.images])),
         "macro_f1": float(np.mean([score.f1 for score in scores])),
     }
@@ -71,13 +124,13 @@ def format_metric(metric: str, value: float) -> str:
     return f"{value:.4f}" if metric in MINIMISED else f"{value:.2%}"
 
 
-def largest_class(confusion: list[list[int]]) -> tuple[int, float]:
+def largest_class(confusion: Counts) -> tuple[int, float]:
     """Return the class that has the most images, by index, and its share of all images: how often a guess is right."""
-    sizes = np.sum(confusion, axis=1)
+    sizes = sums_of(confusion).images
     return int(sizes.argmax()), float(sizes.max() / sizes.sum())
 
 
-def nothing_learnt(confusion: list[list[int]], classes: Sequence[str], metric: str = "accuracy") -> str | None:
+def nothing_learnt(confusion: Counts, classes: Sequence[str], metric: str = "accuracy") -> str | None:
     """Return why a classifier has learnt nothing, or None if it has learnt something.
 
     It has learnt nothing if it predicts one class only, or if its metric is not above that of always predicting the
@@ -88,14 +141,15 @@ def nothing_learnt(confusion: list[list[int]], classes: Sequence[str], metric: s
         classes: class names, in the order of the rows.
         metric: metric that decides the study.
     """
-    predicted = np.flatnonzero(np.sum(confusion, axis=0))
+    sums = sums_of(confusion)
+    predicted = np.flatnonzero(sums.predicted)
     if len(predicted) == 1:
         return f"every image is predicted as {classes[predicted[0]]}"
     metric = "accuracy" if metric in MINIMISED else metric
     largest, share = largest_class(confusion)
-    guessed = np.zeros_like(confusion)
-    guessed[:, largest] = np.sum(confusion, axis=1)
-    reached, guess = (measure(counts, None)[metric] for counts in (confusion, guessed.tolist()))
+    only = np.arange(len(sums.images)) == largest
+    guessed = Sums(sums.images * only, sums.images, sums.images.sum() * only)
+    reached, guess = (_measure(counted, None)[metric] for counted in (sums, guessed))
     if reached > guess + 1e-12:  # the same fractions, summed in another order, differ in their last bits
         return None
     if metric == "accuracy":
@@ -109,13 +163,13 @@ class Evaluation:
 
     loss: float
     """Mean cross-entropy, without label smoothing."""
-    confusion: list[list[int]]
+    confusion: Counts
     """Numbers of images, (classes, classes): row = true class, column = predicted class."""
-    predictions: list[int]
+    predictions: list[int] | StoredArray
     """Predicted class of each image, in the order of the set."""
     seconds: float = field(default=0.0, compare=False)
     """Duration of the evaluation. Ignored when two evaluations are compared."""
-    losses: list[float] | None = None
+    losses: list[float] | StoredArray | None = None
     """Cross-entropy of each image, in the order of the set; None except for the verdict's trials."""
 
     @property
@@ -143,7 +197,7 @@ class EpochResult:
     """Training images divided by `epoch_s`."""
     val_loss: float | None = None
     """Mean validation loss; None, like `val_confusion`, if no validation images are held out."""
-    val_confusion: list[list[int]] | None = None
+    val_confusion: Counts | None = None
     features: dict[str, int] | None = None
     """Numbers of images, validation included, by the source of their prefix outputs: 'read' from the store, 'stored'
     after computing, 'computed' only, since storing is not worthwhile, or 'unstored', since the store does not work.

@@ -28,6 +28,7 @@ from study.config.plan import Plan
 from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.files import PARTIAL, new_directory, replace_file
+from study.results.arrays import find_arrays, plain, store_arrays
 from study.results.journal import Journal
 from study.results.metrics import EpochResult, Evaluation, score
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
@@ -159,7 +160,7 @@ class Record:
                 self._space = replace(self._space, budget=Budget(**budget))
             self._trials.pruner = build_pruner(self._space)
             self._ids = {
-                read_trial(trial).plan.key: trial._trial_id
+                self._read(trial).plan.key: trial._trial_id
                 for study in self._studies
                 for trial in study.get_trials(deepcopy=False)
             }
@@ -235,11 +236,11 @@ class Record:
 
     def note(self, key: str, value: object) -> None:
         """Store a JSON value about the whole study under a key."""
-        self._trials.set_user_attr(key, value)
+        self._trials.set_user_attr(key, store_arrays(value, self.directory, f"study-{key}"))
 
     def noted(self, key: str) -> Any:
         """Return the value that `note` stored under a key; None if there is none."""
-        return self._trials.user_attrs.get(key)
+        return find_arrays(self._trials.user_attrs.get(key), self.directory)
 
     def keep_audit(self, audit: Mapping[str, Any], copies: bytes | None) -> None:
         """Store what the audit of the images found, and a picture of copies beside the journal.
@@ -302,7 +303,7 @@ class Record:
                 inside = bool(waiting[0].system_attrs["fixed_params"])
                 with self._step():
                     trial = study.ask(build_distributions(self._space) if inside and self._space else None)
-                return read_trial(self._storage.get_trial(trial._trial_id)).plan
+                return self._read(self._storage.get_trial(trial._trial_id)).plan
         if self._space is None or self.judging or self.time_is_up():
             return None
         number = len(self._trials.get_trials(deepcopy=False))
@@ -372,7 +373,8 @@ class Record:
         with self._step():
             self._note_time()
             trial = self._running(plan)
-            trial.set_user_attr(f"epoch/{result.epoch}", {**asdict(result), "ended_ms": round(time.time() * 1000)})
+            values = store_arrays(plain(result), self.directory, f"{plan.key}-epoch-{result.epoch}")
+            trial.set_user_attr(f"epoch/{result.epoch}", {**values, "ended_ms": round(time.time() * 1000)})
             if result.val_confusion is not None:
                 trial.report(self._score(result.val_metrics), result.epoch)
             reason = self._reason_to_stop(plan, result)
@@ -393,7 +395,7 @@ class Record:
 
     def tested(self, plan: Plan, test: Evaluation) -> None:
         """Record a trial's result on the test images."""
-        self._running(plan).set_user_attr("test", asdict(test))
+        self._running(plan).set_user_attr("test", store_arrays(plain(test), self.directory, f"{plan.key}-test"))
 
     def facts(self, plan: Plan, facts: Mapping[str, Any]) -> None:
         """Record the facts that a trial's process reported about itself."""
@@ -436,7 +438,7 @@ class Record:
     def trial(self, plan: Plan) -> TrialRecord:
         """Return the current state of one trial."""
         with self._whole:
-            return read_trial(self._storage.get_trial(self._ids[plan.key]))
+            return self._read(self._storage.get_trial(self._ids[plan.key]))
 
     def has_ended(self, plan: Plan) -> bool:
         """Return whether a trial is complete, pruned or failed, without reading its results."""
@@ -446,17 +448,17 @@ class Record:
     def trials(self) -> list[TrialRecord]:
         """Return the current state of all trials except refits, by number."""
         with self._whole:
-            return [read_trial(trial) for trial in self._trials.get_trials(deepcopy=False)]
+            return [self._read(trial) for trial in self._trials.get_trials(deepcopy=False)]
 
     def reranks(self) -> list[TrialRecord]:
         """Return the current state of the re-ranking's trials, by number; none without a re-ranking."""
         with self._whole:
-            return [read_trial(trial) for study in self._studies[1:-1] for trial in study.get_trials(deepcopy=False)]
+            return [self._read(trial) for study in self._studies[1:-1] for trial in study.get_trials(deepcopy=False)]
 
     def finals(self) -> list[TrialRecord]:
         """Return the current state of the verdict's trials, by number."""
         with self._whole:
-            return [read_trial(trial) for trial in self._finals.get_trials(deepcopy=False)]
+            return [self._read(trial) for trial in self._finals.get_trials(deepcopy=False)]
 
     def all_trials(self) -> list[TrialRecord]:
         """Return the current state of all trials, the verdict's last."""
@@ -492,8 +494,11 @@ class Record:
     def _running(self, plan: Plan) -> optuna.Trial:
         return optuna.Trial(self._study_of(plan.stage), self._ids[plan.key])
 
+    def _read(self, trial: FrozenTrial) -> TrialRecord:
+        return read_trial(trial, self.directory)
+
     def _remember(self, trial: FrozenTrial) -> Plan:
-        plan = read_trial(trial).plan
+        plan = self._read(trial).plan
         self._ids[plan.key] = trial._trial_id
         return plan
 

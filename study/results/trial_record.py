@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.recipe import Recipe
+from study.results.arrays import Counts, find_arrays
 from study.results.metrics import EpochResult, Evaluation, nothing_learnt
 
 STATES = {
@@ -108,7 +110,7 @@ class TrialRecord:
         return self.test.metrics if self.test else self.epochs[-1].val_metrics if self.epochs else {}
 
     @property
-    def confusion(self) -> list[list[int]] | None:
+    def confusion(self) -> Counts | None:
         """Confusion of the test images, or after the last epoch of the validation images; None without either."""
         return self.test.confusion if self.test else self.epochs[-1].val_confusion if self.epochs else None
 
@@ -123,11 +125,12 @@ class TrialRecord:
         return self.state in {"complete", "pruned", "failed"}
 
 
-def read_trial(trial: FrozenTrial) -> TrialRecord:
-    """Read a trial in any state."""
+def read_trial(trial: FrozenTrial, directory: Path) -> TrialRecord:
+    """Read a trial in any state; large arrays are read from the study's directory when they are used."""
     attributes = trial.user_attrs
     epochs = sorted(
-        (dict(values) for key, values in attributes.items() if key.startswith("epoch/")), key=itemgetter("epoch")
+        (find_arrays(values, directory) for key, values in attributes.items() if key.startswith("epoch/")),
+        key=itemgetter("epoch"),
     )
     epoch_ends_ms = tuple(values.pop("ended_ms") for values in epochs)
     return TrialRecord(
@@ -137,7 +140,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         value=trial.value if trial.state is TrialState.COMPLETE else None,
         epochs=tuple(EpochResult(**values) for values in epochs),
         epoch_ends_ms=epoch_ends_ms,
-        test=Evaluation(**attributes["test"]) if "test" in attributes else None,
+        test=Evaluation(**find_arrays(attributes["test"], directory)) if "test" in attributes else None,
         tests_opened=sum(key.startswith("test_opened/") for key in attributes),
         reason=attributes.get("reason"),
         facts=attributes.get("facts", {}),

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from study.charts import figures
 from study.config.plan import METRICS
 from study.config.recipe import shown_fields
+from study.results.arrays import INLINE, StoredArray, plain
 from study.results.metrics import EpochResult
 from study.results.trial_record import TrialRecord
 from study.verdict.trial_table import Row
@@ -36,9 +36,17 @@ def trial_files(trial: TrialRecord, classes: Sequence[str]) -> dict[str, bytes]:
         files["confusion_matrix.png"] = figures.png(
             figures.confusion_matrix(np.asarray(confusion), classes, f"{title} · {split}")
         )
-        files["confusion_matrix.json"] = _json({"split": split, "classes": classes, "counts": confusion})
+        files["confusion_matrix.json"] = _json({"split": split, "classes": classes, **_counts(np.asarray(confusion))})
         files["classification_report.json"] = _json(_classification_report(np.asarray(confusion), classes))
     return files
+
+
+def _counts(confusion: np.ndarray) -> dict[str, Any]:
+    """Return a confusion matrix as JSON values: all counts, or of a large one those above 0 with their two classes."""
+    if confusion.size <= INLINE:
+        return {"counts": confusion.tolist()}
+    places = np.argwhere(confusion)
+    return {"cells": [[*place, int(confusion[*place])] for place in places.tolist()]}
 
 
 def epoch_metrics(result: EpochResult) -> dict[str, float | None]:
@@ -112,7 +120,7 @@ def search_files(
     files = {"trials.csv": _csv(columns, lines), "importances.json": json.dumps(importances, indent=1).encode()}
     files["verdict.txt"] = sentence(verdict).encode()
     if verdict:
-        files["verdict.json"] = json.dumps(asdict(verdict), indent=1).encode()
+        files["verdict.json"] = json.dumps(_small(plain(verdict)), indent=1).encode()
     if verdict and verdict.baseline and verdict.comparison:
         before, after = np.asarray(verdict.baseline.confusion), np.asarray(verdict.comparison.winner.confusion)
         pictures = {
@@ -124,6 +132,12 @@ def search_files(
         }
         files |= {name: figures.png(figure) for name, figure in pictures.items()}
     return files
+
+
+def _small(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a verdict's values without large confusion matrices, which its pictures show."""
+    small = {key: _small(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in small.items() if not isinstance(value, StoredArray)}
 
 
 def _csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:

@@ -6,6 +6,8 @@ The choice of the refit never depends on the test images. This module knows neit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.models.classifier import build
@@ -120,7 +122,7 @@ def _describe(record: Record, refit: TrialRecord, dataset: Dataset, pretrained: 
         recipe=refit.plan.recipe,
         seed=refit.plan.seed,
         classes=list(dataset.classes),
-        confusion=refit.test.confusion,
+        confusion=np.asarray(refit.test.confusion).tolist(),
         test_loss=refit.test.loss,
         metric=manifest.design.metric,
         data_seed=manifest.seed,

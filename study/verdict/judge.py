@@ -5,14 +5,15 @@ Reads records and plans trials. Runs nothing, opens no test set, and leaves the 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
 from study.config.plan import Plan, Repeats
 from study.config.recipe import Recipe
+from study.results.arrays import plain
 from study.results.ledger import Looks, count_looks, earlier_p_values
-from study.results.metrics import MINIMISED, NAMES, Evaluation, nothing_learnt, score
+from study.results.metrics import MINIMISED, NAMES, Evaluation, add_up, count_right, nothing_learnt, score
 from study.results.record import Record
 from study.results.trial_record import PRUNED, TrialRecord
 from study.seeding import derive_seed
@@ -260,7 +261,7 @@ def reach_verdict(
     )
     verdict = replace(verdict, reranked=[*reranked])
     record.note("test_labels", list(labels))
-    record.note("verdict", asdict(verdict))
+    record.note("verdict", plain(verdict))
     return verdict
 
 
@@ -286,7 +287,7 @@ def _side(tests: Sequence[Evaluation], metric: str) -> Side:
         accuracies=accuracies,
         mean=float(np.mean(accuracies)),
         std=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
-        confusion=np.sum([test.confusion for test in tests], axis=0).tolist(),
+        confusion=add_up(test.confusion for test in tests).tolist(),
         values=[] if metric == "accuracy" else [test.metrics[metric] for test in tests],
     )
 
@@ -299,7 +300,7 @@ def _mean_score(side: Side, metric: str) -> float:
 def _correct(tests: Mapping[int, Evaluation], labels: Sequence[int]) -> Flags:
     """Return which images were classified correctly, (seeds, images) bool; `tests` by seed."""
     flags: Flags = np.array([test.predictions for test in tests.values()]) == np.asarray(labels)
-    counted = [np.trace(test.confusion) for test in tests.values()]
+    counted = [count_right(test.confusion) for test in tests.values()]
     assert np.array_equal(flags.sum(axis=1), counted), "the labels must be those that the classifiers were tested with"
     return flags
 

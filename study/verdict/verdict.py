@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from pydantic import TypeAdapter
 
+from study.results.arrays import Counts
 from study.results.ledger import Looks
 from study.results.record import Record
 from study.verdict.statistics import Decision, Difference
@@ -22,7 +23,7 @@ class Side:
     """Mean of the accuracies."""
     std: float | None
     """Standard deviation of the accuracies over seeds (n - 1 in the denominator); None for one seed."""
-    confusion: list[list[int]]
+    confusion: Counts
     """Counts summed over the seeds, (classes, classes): row = true class, column = predicted class."""
     values: list[float] = field(default_factory=list)
     """The study's metric, in the order of the verdict's seeds; empty if it is the accuracy."""
@@ -49,7 +50,7 @@ class Comparison:
     is better, so for a log loss it is the baseline's minus the winner's."""
     mcnemar_p: list[float]
     """Exact p-value of each seed, in the order of the verdict's seeds."""
-    confusion_difference: list[list[int]]
+    confusion_difference: Counts
     """The winner's confusion counts minus the baseline's, (classes, classes)."""
     hardest_before: HardPair | None
     """The pair of classes that the baseline confuses most; None if it confuses none or has learnt nothing."""

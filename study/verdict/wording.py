@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from study.formatting import format_bounds, format_points, format_value
-from study.results.metrics import MINIMISED, NAMES, format_metric, largest_class, score
+from study.results.metrics import MINIMISED, NAMES, count_images, count_right, format_metric, largest_class, score
 from study.results.trial_record import TrialRecord
 from study.verdict.judge import rank
 from study.verdict.statistics import CONFIDENCE
@@ -125,13 +125,14 @@ def describe_closeness(trials: Sequence[TrialRecord], metric: str) -> str | None
     )
     if len(ranked) < 2 or metric in MINIMISED:
         return None
-    confusions = [np.asarray(trial.confusion) for trial in ranked]
-    images, right = int(confusions[0].sum()), int(np.trace(confusions[0]))
+    confusions = [trial.confusion for trial in ranked if trial.confusion]
+    images, right = count_images(confusions[0]), count_right(confusions[0])
     few = max(1, int(np.sqrt(right * (images - right) / images)))
     if metric == "accuracy":
-        apart = [abs(right - int(np.trace(other))) for other in confusions[1:]]
+        apart = [abs(right - count_right(other)) for other in confusions[1:]]
     else:
-        apart = [int(np.abs(confusions[0] - other).sum()) // 2 for other in confusions[1:]]
+        best = np.asarray(confusions[0])
+        apart = [int(np.abs(best - np.asarray(other)).sum()) // 2 for other in confusions[1:]]
     near = list(takewhile(lambda count: count <= few, apart))
     if not near:
         return None

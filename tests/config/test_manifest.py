@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.manifests import make_manifest, make_space
 
-from study.config.manifest import FORMAT, Manifest
+from study.config.manifest import FORMAT, SMALL, Manifest
 from study.errors import ConfigError
 
 RECORDS = Path(__file__).parents[1] / "records"
@@ -41,7 +41,7 @@ def test_manifest_survives_json(manifest):
 def test_manifest_of_an_old_study_is_unchanged(name):
     old = recorded(name)
     new = Manifest.from_dict(old).to_dict()
-    assert_holds(new, {**old, "format": FORMAT})
+    assert_holds(new, {**old, "format": SMALL})
     assert Manifest.from_dict(new) == Manifest.from_dict(old)
 
 
