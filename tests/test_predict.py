@@ -261,3 +261,18 @@ def test_predict_exits_1_on_a_model_that_cannot_be_read(saved, command, tmp_path
     code, out, err = command(save(tmp_path / "a.png"))
     assert (code, out) == (1, "")
     assert "model.safetensors: must hold a state dict" in err
+
+
+def test_documented_request_reads_files_as_predict_does(saved, tmp_path):
+    make_saved(saved.directory, fit="pad", stored_size=[32, 32], found={"grey_range": [1000, 3000]})
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    (code,) = re.findall(r"python -c '(import json, pathlib.*?)' > request.json", page, re.DOTALL)
+    deep = np.random.default_rng(0).integers(1000, 3000, (40, 50)).astype(np.uint16)
+    clear = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8))
+    for image in (Image.fromarray(deep), clear):
+        image.save("photo.png")
+        command = [sys.executable, "-c", code.replace("studies/try", "studies/one").replace("photo.jpg", "photo.png")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        (sent,) = json.loads(done.stdout)["inputs"]
+        read = read_image(Path("photo.png"), (32, 32), "pad", (1000, 3000))
+        assert np.array_equal(np.array(sent, np.uint8).transpose(2, 0, 1), read)
