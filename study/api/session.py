@@ -54,12 +54,21 @@ def hush(*, verbose: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home directory that it cannot write
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # in a notebook, it advises to install ipywidgets
     from optuna.logging import WARNING, set_verbosity
 
     set_verbosity(WARNING)
 
 
-LOGGERS = ("matplotlib", "optuna", "mlflow", "alembic", "ray.tune.execution.experiment_state", "ray.tune.tune")
+LOGGERS = (
+    "matplotlib",
+    "optuna",
+    "mlflow",
+    "alembic",
+    "ray.widgets.util",
+    "ray.tune.execution.experiment_state",
+    "ray.tune.tune",
+)
 """Loggers whose level a study changes."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import ProgressReporter
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -226,6 +227,17 @@ class RecordScheduler(FIFOScheduler):
         return {}
 
 
+class SilentReporter(ProgressReporter):
+    """Reporter that shows nothing; Ray Tune's own for notebooks clears the cell's output, even with verbose=0."""
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        """Return False."""
+        return False
+
+    def report(self, trials: list[Trial], done: bool, *sys_info: str) -> None:
+        """Show nothing."""
+
+
 class RecordStopper(Stopper):
     """Say which trials wait for CPU cores or GPUs, and end a search whose time is up while all its trials wait."""
 
@@ -338,6 +350,7 @@ def _run_until_tune_gives_up(
             storage_path=tempfile.mkdtemp(dir=scratch),
             stop=RecordStopper(record, searcher, listeners, partial(describe_shortage, resources)),
             verbose=0,
+            progress_reporter=SilentReporter(),
         ),
     )
     try:

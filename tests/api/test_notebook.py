@@ -1,5 +1,13 @@
 """A notebook's cell shows a study's lines in one output, and does not grow with every epoch."""
 
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
 from study.api.notebook import MAX_LINES, CellOutput, notebook_screen
 
 
@@ -59,3 +67,38 @@ def test_one_output_is_updated_not_often():
     assert cell.outputs == 1
     assert cell.updates < 500
     assert "#999 &lt;resnet18&gt;" in cell.html
+
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "assignment.ipynb"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook of the docs, run in an empty directory by a kernel of its own."""
+    room = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache"), "PYTHONPATH": str(NOTEBOOK.parents[1])}
+    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(room)}}).execute(env=environment)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the kernel's client
+def test_notebook_of_the_docs_ends_with_both_studies(executed):
+    assert "['notebook-search', 'notebook-baseline']" in executed[-1].outputs[0].data["text/plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_progress_of_a_study_is_one_output(executed):
+    shown = [cell.outputs for cell in executed if cell.source.startswith(("baseline =", "found ="))]
+    assert [len(outputs) for outputs in shown] == [1, 1]
+    assert all(outputs[0].data["text/plain"].count("\n#0 ") == 1 for outputs in shown)
+
+
+def test_notebook_of_the_docs_is_small_and_names_no_computer():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    assert "/venv" not in text and "/home" not in text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in cells[1:])
