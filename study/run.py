@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.api.planning import Job, plan_baseline, plan_resumption, plan_searches
+from study.api.planning import Job, plan_baseline, plan_probe, plan_resumption, plan_searches
 from study.api.session import run_job
 from study.command_line import overview
 from study.config.flags import build_parser, fill_in
@@ -34,6 +34,8 @@ def _run_options(options: argparse.Namespace) -> int:
         return _reproduce(options.reproduce)
     if options.resume:
         return _run([plan_resumption(options)])
+    if options.probe is not None:
+        return _run([plan_probe(options)])
     return _run(plan_searches(options) if options.search else [plan_baseline(options)])
 
 

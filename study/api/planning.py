@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.config.flags import change_budget, change_recipe, configure, count_candidates, read_space, with_resources
-from study.config.load_toml import baseline_recipe, load_baseline
+from study.config.load_toml import BACKBONES, baseline_recipe, load_baseline, load_portfolio, load_space
 from study.config.paths import check_new, find_study
-from study.config.plan import Design, Repeats, StudyConfig
+from study.config.plan import Design, Repeats, StudyConfig, probe_recipe
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.errors import ConfigError
 
@@ -59,6 +59,21 @@ def plan_baseline(options: argparse.Namespace) -> Job:
     return job
 
 
+def plan_probe(options: argparse.Namespace) -> Job:
+    """Plan a study of linear probes, one for each model; the shipped portfolio of models if none is named.
+
+    Raises:
+        ConfigError: options break their rules.
+        RecordError: a study of that name exists.
+    """
+    models = dict.fromkeys(options.probe or load_space(BACKBONES).models)
+    recipes = [probe_recipe(change_recipe(options, baseline_recipe(model)), model) for model in models]
+    config = configure(options, options.name or default_name("probe"))
+    job = Job(config, Design("probe", tuple(recipes), metric=options.metric or "accuracy"))
+    check_new(job.directory)
+    return job
+
+
 def plan_searches(options: argparse.Namespace) -> list[Job]:
     """Plan one study for each search space.
 
@@ -85,6 +100,7 @@ def plan_searches(options: argparse.Namespace) -> list[Job]:
             repeats,
             count_candidates(options, space),
             options.metric or "accuracy",
+            load_portfolio(),
         )
         for space in spaces
     ]
@@ -120,9 +136,9 @@ def plan_resumption(options: argparse.Namespace) -> Job:
             check_space(space, manifest)
         design = manifest.design
         _check_budget(options, record)
-        if record.space:
+        if record.space and design.space:
             record.set_budget(change_budget(options, record.space.budget))
-            design = replace(design, space=record.space)
+            design = replace(design, space=replace(design.space, budget=record.space.budget))
             config = with_resources(config, record.space)
     except BaseException:
         record.close()

@@ -38,6 +38,17 @@ DEMO_RECIPE = {"image_size": 32, "augmentation": "none"}
 """Fields of the recipe that --demo sets: the size of the digits, and no mirrored digits, which are no digits."""
 
 
+COMMANDS = ("baseline", "search", "probe", "resume", "reproduce", "models")
+"""Flags of which one says what to do."""
+NEEDS = {
+    **dict.fromkeys(("trials", "time_budget", "pruner", "repeats", "rerank"), ("search",)),
+    "metric": ("search", "probe"),
+    "epochs": ("baseline", "search"),
+    "as_written": ("baseline",),
+}
+"""Commands of which a flag needs one; those that --resume cannot change are refused there."""
+
+
 def build_parser() -> Parser:
     """Build the parser of `python -m study.run`."""
     parser = Parser(
@@ -57,6 +68,13 @@ def build_parser() -> Parser:
         metavar="SPACE",
         help="search for a better recipe, then compare the best one with the baseline on the test images (the verdict);"
         " SPACE is the name of a shipped search space, such as resnet18, or the path of a TOML file",
+    )
+    what.add_argument(
+        "--probe",
+        nargs="*",
+        metavar="MODEL",
+        help="rank pretrained models by a linear probe of their features on validation images, without fine-tuning"
+        " (default: the models of the shipped search space backbones)",
     )
     what.add_argument("--models", action="store_true", help="list all models with their blocks and parameter counts")
     what.add_argument(
@@ -205,14 +223,13 @@ def fill_in(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{command}: takes no other flags, but got {', '.join(map(_spell, others))}.")
     if options.resume and options.name:
         raise ConfigError(f"--name: must be left out with --resume, which names the study, but got {options.name!r}.")
-    commands = (options.models, options.reproduce, options.resume, options.search, options.baseline is not None)
-    if not any(commands):
-        raise ConfigError("one of --baseline, --search, --resume, --reproduce and --models must be given.")
-    searching, fixed = ("trials", "time_budget", "pruner", "metric", "repeats", "rerank"), ("as_written",)
-    foreign = fixed if options.search else searching if options.baseline is not None else ()
+    given = [name for name in COMMANDS if getattr(options, name) not in (None, False)]
+    if not given:
+        raise ConfigError(f"one of {', '.join(map(_spell, COMMANDS))} must be given.")
     for flag in _given(options):
-        if flag in foreign:
-            raise ConfigError(f"{_spell(flag)}: needs {'--baseline' if options.search else '--search'}.")
+        needed = NEEDS.get(flag)
+        if needed and not {"resume", *needed} & {*given}:
+            raise ConfigError(f"{_spell(flag)}: needs {' or '.join(map(_spell, needed))}.")
     if options.as_written and options.precision == "bf16":
         raise ConfigError("--precision: must be fp32 or auto with --as-written, but got 'bf16'.")
     if options.as_written and options.fit not in (None, "crop"):

@@ -17,8 +17,14 @@ from study.config.architectures import ARCHITECTURES
 from study.config.paths import absolute, search_spaces_directory
 from study.config.recipe import Model, Recipe
 from study.config.search_space import FIELDS, Budget, Domains, Pruner, Resources, SearchSpace, read_value
-from study.config.validation import AtLeastOne, Count, Fraction, checked, from_table, gather, within
+from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, gather, within
 from study.errors import ConfigError, unknown_name
+
+BACKBONES = "backbones"
+"""Shipped search space whose models are probed unless others are named."""
+BASELINE, PORTFOLIO = "baseline.toml", "portfolio.toml"
+NO_SPACES = (BASELINE, PORTFOLIO)
+"""Shipped files that hold no search space."""
 
 
 def _seconds(text: object) -> float:
@@ -36,6 +42,8 @@ def _read_fixed(table: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     searched = info.data.get("space", {})
 
     def read(field: str, value: object) -> Any:
+        if field == "model":
+            raise ConfigError(f"must be a key above the tables, or searched in [space], but got {value!r}.")
         if field in searched:
             raise ConfigError(f"must not be in [space] too, but got {value!r}.")
         return read_value(field, value)
@@ -43,12 +51,17 @@ def _read_fixed(table: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     return gather({field: partial(read, field, value) for field, value in table.items()})
 
 
+def _read_values(table: dict[str, Any]) -> dict[str, Any]:
+    return gather({field: partial(read_value, field, value) for field, value in table.items()})
+
+
 def _read_recipe(table: dict[str, Any]) -> dict[str, Any]:
     """Check the baseline's table [recipe], which holds every field of a recipe but the model."""
+    fields = FIELDS.keys() - {"model"}
     if "model" in table:
-        raise ConfigError(f"model: {unknown_name('key', 'model', FIELDS)}")
+        raise ConfigError(f"model: {unknown_name('key', 'model', fields)}")
     recipe = Recipe(model=next(iter(ARCHITECTURES)), **table)
-    return {field: getattr(recipe, field) for field in FIELDS}
+    return {field: getattr(recipe, field) for field in FIELDS if field in fields}
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
@@ -92,6 +105,21 @@ class _BaselineFile:
     recipe: Annotated[dict[str, Any], AfterValidator(_read_recipe)]
 
 
+@checked
+class _Known:
+    """A recipe of the portfolio: its source, and the values of some fields."""
+
+    source: Name
+    values: Annotated[dict[str, Any], AfterValidator(_read_values)]
+
+
+@checked
+class _PortfolioFile:
+    """The file of recipes that are known to work."""
+
+    recipe: list[Annotated[_Known, from_table(_Known)]]
+
+
 @dataclass(frozen=True)
 class Baseline:
     """The assignment's models, data and recipe, as read from `baseline.toml`."""
@@ -111,7 +139,7 @@ def load_baseline() -> Baseline:
     Raises:
         ConfigError: the shipped file was edited and now breaks rules. The message lists every mistake.
     """
-    file = search_spaces_directory() / "baseline.toml"
+    file = search_spaces_directory() / BASELINE
     with within(f"{file}: "):
         read = _BaselineFile(**_read(file))
     return Baseline(tuple(read.models), read.data.cifar10_fraction, read.data.seed, read.recipe)
@@ -126,6 +154,17 @@ def baseline_recipe(model: str) -> Recipe:
     return Recipe(model=model, **load_baseline().values)
 
 
+def load_portfolio() -> tuple[dict[str, Any], ...]:
+    """Read the recipes that a search tries before the sampler's own proposals, as values of some of their fields.
+
+    Raises:
+        ConfigError: the shipped file was edited and now breaks rules. The message lists every mistake.
+    """
+    file = search_spaces_directory() / PORTFOLIO
+    with within(f"{file}: "):
+        return tuple(known.values for known in _PortfolioFile(**_read(file)).recipe)
+
+
 def load_space(name: str) -> SearchSpace:
     """Read and check a search space.
 
@@ -135,15 +174,28 @@ def load_space(name: str) -> SearchSpace:
     Raises:
         ConfigError: the space does not exist or breaks rules. The message lists each with file, key and rule.
     """
-    shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.stem != "baseline"}
+    shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.name not in NO_SPACES}
     file = shipped.get(name, absolute(name))
     if not file.is_file():
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
     with within(f"{file if name in shipped else name}: "):
-        read = _SpaceFile(**_read(file))
+        read = _SpaceFile(**_with_model(_read(file)))
         base = Recipe(model=read.model, **{**load_baseline().values, **read.fixed})
         budget = Budget(read.budget.trials, read.budget.time)
         return SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources)
+
+
+def _with_model(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the table of a space's file with a model, the first of those that it searches."""
+    space = table.get("space")
+    searched = space.get("model") if isinstance(space, dict) else None
+    if searched is None:
+        return table
+    if "model" in table:
+        raise ConfigError(f"model: must be left out, since [space] searches it, but got {table['model']!r}.")
+    choices = searched.get("choices") if isinstance(searched, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else load_baseline().models[0]
+    return {"model": first, **table}  # a mistake in `searched` is reported when it is read
 
 
 def _read(file: Path) -> dict[str, Any]:

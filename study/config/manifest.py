@@ -149,7 +149,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values; the design's parts stand beside the other keys."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "design"}
-        kind = "search" if self.design.space else "baseline"
+        kind = "search" if self.design.space else "probe" if self.design.stage == "probe" else "baseline"
         values = {**plain, "classes": list(self.classes), "found": dataclasses.asdict(self.found)}
         large = len(self.classes) > MOST_CLASSES or self.test_images > MOST_IMAGES
         return {"format": FORMAT if large else SMALL, **values, "kind": kind, **self.design.to_dict()}

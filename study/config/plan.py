@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -35,15 +35,26 @@ class Plan:
     number: int | None
     """Optuna's trial number, from 0, refits counted separately; None until the record has numbered it."""
     stage: str
-    """Part of the study: baseline, as-written, search, rerank (a candidate's refit) or final (for the verdict)."""
+    """Part of the study: baseline, as-written, probe, search, screen (a model's probe before a search), rerank (a
+    candidate's refit) or final (for the verdict)."""
     recipe: Recipe
     seed: int
 
     @property
     def key(self) -> str:
-        """Unique name of the trial within its study; refits have a prefix, since their numbers begin with 0 again."""
+        """Unique name of the trial within its study; stages beside the main one number their trials from 0 again."""
         assert self.number is not None, "the record must have numbered the trial"
-        return f"{self.stage}-{self.number}" if self.stage in {"rerank", "final"} else str(self.number)
+        return f"{self.stage}-{self.number}" if self.stage in {"screen", "rerank", "final"} else str(self.number)
+
+    @property
+    def probes(self) -> bool:
+        """Whether the trial fits a linear classifier on the pretrained network's features, instead of fine-tuning."""
+        return self.stage in {"probe", "screen"}
+
+    @property
+    def validates(self) -> bool:
+        """Whether the trial measures its metric on validation images, and sees no test images."""
+        return self.stage in {"probe", "screen", "search", "rerank"}
 
     @property
     def keeps_weights(self) -> bool:
@@ -66,12 +77,19 @@ class Plan:
     def title(self) -> str:
         """Label that distinguishes the trial from the others of its study."""
         recipe = self.recipe
+        if self.probes:
+            return f"#{self.key} {recipe.model} · linear probe"
         refit = f" · seed {self.seed}"
         kind = {"as-written": " · as written", "rerank": refit, "final": refit}.get(self.stage, "")
         return (
             f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {format_value(recipe.lr)}"
             f" · batch {recipe.batch_size}{kind}"
         )
+
+
+def probe_recipe(recipe: Recipe, model: str) -> Recipe:
+    """Return the recipe of a model's linear probe, which sees the images as `recipe` does, but without augmentation."""
+    return replace(recipe, model=model, unfreeze_depth=0, augmentation="none", epochs=1)
 
 
 @checked
@@ -132,11 +150,23 @@ class Design:
     """Number of candidates of a search that are refitted before the verdict; 0 for none."""
     metric: str = "accuracy"
     """Metric that decides a search: its values, the pruning, the winner, the verdict and the champion."""
+    portfolio: tuple[Mapping[str, Any], ...] = ()
+    """Values of some fields of recipes that are known to work, which a search tries before the sampler's proposals."""
 
     @property
     def models(self) -> tuple[str, ...]:
         """Models of the study, each once."""
-        return tuple(dict.fromkeys(recipe.model for recipe in self.recipes))
+        return tuple(dict.fromkeys([*(recipe.model for recipe in self.recipes), *self.screened]))
+
+    @property
+    def screened(self) -> tuple[str, ...]:
+        """Models that a search compares, each of which is probed before; () if it searches one model."""
+        return self.space.models if self.space and len(self.space.models) > 1 else ()
+
+    @property
+    def validates(self) -> bool:
+        """Whether trials are compared on validation images: in a search, and where models are probed."""
+        return self.space is not None or self.stage == "probe"
 
     @property
     def fit(self) -> str:
@@ -163,6 +193,7 @@ class Design:
             "repeats": self.repeats,
             "rerank": self.rerank,
             "metric": self.metric,
+            "portfolio": [dict(values) for values in self.portfolio],
         }
 
     @classmethod
@@ -175,4 +206,5 @@ class Design:
             repeats=values["repeats"],
             rerank=values.get("rerank", 0),
             metric=values.get("metric", "accuracy"),
+            portfolio=tuple(values.get("portfolio", ())),
         )

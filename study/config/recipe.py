@@ -21,6 +21,8 @@ AUGMENTATIONS = ("autoaugment", "none", "flip", "trivialaugment", "randaugment",
 FITS = ("crop", "pad", "squash")
 CLASS_WEIGHTS = ("none", "balanced")
 
+HEAD_INITS = ("random", "probe")
+
 DEPTHS = range(6)
 """Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
 
@@ -81,6 +83,8 @@ class Recipe:
     """Parameter of the beta distribution of the shares in which mixup blends two images; 0 for no mixup."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """Parameter of the beta distribution of the shares in which CutMix joins two images; 0 for no CutMix."""
+    head_init: Annotated[str, one_of("choice", HEAD_INITS)] = "random"
+    """Initial weights of a new last layer: random, or those of a linear probe (arXiv:2202.10054)."""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition.

@@ -73,9 +73,11 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         _check_same("--as-written", stage, "as-written")
     elif options.baseline is not None and stage != "as-written":
         _check_same("--baseline", stage, "baseline")
-    if options.baseline:
-        models = " ".join(dict.fromkeys(options.baseline))
-        _check_same("--baseline", " ".join(manifest.design.models), models)
+    if options.probe is not None:
+        _check_same("--probe", stage, "probe")
+    for flag, given_models in (("--baseline", options.baseline), ("--probe", options.probe)):
+        if given_models:
+            _check_same(flag, " ".join(manifest.design.models), " ".join(dict.fromkeys(given_models)))
 
 
 def check_space(space: SearchSpace, manifest: Manifest) -> None:

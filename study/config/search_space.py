@@ -4,7 +4,7 @@ Knows neither Optuna's distributions nor Ray's resources: the adapters translate
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
@@ -15,11 +15,9 @@ from study.config.recipe import Recipe
 from study.config.validation import AtLeastOne, check_value, checked, from_table, gather, one_of
 from study.errors import ConfigError, unknown_name
 
-FIELDS: Mapping[str, Any] = {
-    name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("model", "fit")
-}
-"""Type of each recipe field that can be searched or fixed: all fields but the model, which is a key of the file, and
-the fit, in which a study's images are stored once for all trials."""
+FIELDS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "fit"}
+"""Type of each recipe field that can be searched: all but the fit, in which a study's images are stored once for all
+trials."""
 _RULES: Mapping[str, Any] = get_type_hints(Recipe, include_extras=True)
 """The same types with the rules of their values."""
 
@@ -83,7 +81,7 @@ DOMAINS: Mapping[str, type[Domain]] = {"int": Int, "float": Float, "categorical"
 
 
 def read_value(field: str, value: object) -> Any:
-    """Return the value of a recipe's field, all but the model, with its type.
+    """Return the value of a recipe's field with its type.
 
     Raises:
         ConfigError: the field is unknown, or the value breaks its rule.
@@ -126,7 +124,7 @@ def _read_domains(given: object) -> object:
 
 
 Domains = Annotated[Mapping[str, Domain], BeforeValidator(_read_domains), Field(min_length=1)]
-"""Domain of each searched recipe field; at least one field, never the model."""
+"""Domain of each searched recipe field; at least one field."""
 
 
 @checked
@@ -172,12 +170,23 @@ class SearchSpace:
     file: Annotated[Path, Field(strict=False)]
     """Absolute path of the file."""
     domains: Domains
-    """Domain of each searched recipe field; at least one field, never the model."""
+    """Domain of each searched recipe field; at least one field."""
     base: Annotated[Recipe, from_table(Recipe)]
-    """Recipe that holds the values of all other fields: the baseline's recipe, overridden by [fixed]."""
+    """Recipe that holds the values of all other fields: the baseline's recipe, overridden by [fixed]. If models are
+    searched, its model is the first of them."""
     budget: Annotated[Budget, from_table(Budget)]
     pruner: Annotated[Pruner, from_table(Pruner)]
     resources: Annotated[Resources, from_table(Resources)]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that the search may choose from; one, unless the field `model` is searched."""
+        domain = self.domains.get("model")
+        return tuple(map(str, domain.choices)) if isinstance(domain, Categorical) else (self.base.model,)
+
+    def with_models(self, models: Sequence[str]) -> Self:
+        """Return the space with fewer models to choose from."""
+        return dataclasses.replace(self, domains={**self.domains, "model": Categorical(tuple(models))})
 
     def contains(self, recipe: Recipe) -> bool:
         """Tell whether `recipe` is in the space: searched fields in their domains, all other fields as in the base."""

@@ -24,6 +24,7 @@ from study.results.metrics import largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
+from study.verdict.screen import HOPELESS_NOTE, PROBE_COLUMNS, probe_cells, probe_rows, probe_sentence
 
 
 def describe(record: Record, dataset: Dataset | None) -> View:
@@ -36,6 +37,7 @@ def describe(record: Record, dataset: Dataset | None) -> View:
         confusions(tested, manifest),
         hardest(tested, manifest, dataset),
         training(tested, manifest),
+        _probes(record),
         images_section(record, tested),
         _given(tested, dataset),
         class_table(record.all_trials(), manifest),
@@ -51,7 +53,7 @@ def _particulars(record: Record) -> Section:
     """Return what else determines the results: data, weights, seed and versions."""
     manifest = record.manifest
     rows = [
-        *manifest.found.describe(searched=record.space is not None),
+        *manifest.found.describe(searched=manifest.design.validates),
         ("data fingerprint", manifest.data_fingerprint),
         ("split fingerprint", manifest.split_fingerprint),
         ("weights", manifest.weights),
@@ -59,6 +61,22 @@ def _particulars(record: Record) -> Section:
         ("software", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
     ]
     return Section("Data, weights and versions", "", [Table(("", ""), rows)])
+
+
+def _probes(record: Record) -> Section | None:
+    """Return the section on linear probes; None if the study has none."""
+    design = record.manifest.design
+    rows = probe_rows(record.trials() if design.stage == "probe" else record.screens(), design.metric)
+    if not rows:
+        return None
+    text = (
+        f"{probe_sentence(rows)} Each probe is a logistic regression on the features before the network's last layer,"
+        " without fine-tuning. The intervals cover images only. Each probe's penalty was chosen on the same images, so"
+        " its accuracy is a little too good. Images/s are those of prediction, preprocessing included."
+    )
+    note = HOPELESS_NOTE if any(row.hopeless for row in rows) else ""
+    cells = [probe_cells(row, design.metric) for row in rows]
+    return Section("Linear probes", text, [Table(PROBE_COLUMNS, cells, caption=note)])
 
 
 def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:
@@ -198,7 +216,7 @@ def run_command(record: Record) -> str:
         flags["test-fraction"] = manifest.found.test_fraction
     if recipe.fit != "crop":
         flags["fit"] = recipe.fit
-    for name in ("epochs", "image_size"):
+    for name in ("epochs", "image_size")[design.stage == "probe" :]:
         value = getattr(recipe, name)
         if space is None or (name not in space.domains and getattr(space.base, name) == value):
             flags[name.replace("_", "-")] = value
@@ -212,7 +230,11 @@ def run_command(record: Record) -> str:
         if space.budget.time_s is not None:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:
-        what = ["--baseline", *design.models, *(["--as-written"] if design.stage == "as-written" else [])]
+        what = [
+            f"--{'probe' if design.stage == 'probe' else 'baseline'}",
+            *design.models,
+            *(["--as-written"] if design.stage == "as-written" else []),
+        ]
     what += ["--skip-broken"] if manifest.found.skip_broken else []
     lines = [shlex.join(["python", "-m", "study.run", *what])]
     for part in (shlex.join([f"--{name}", str(value)]) for name, value in flags.items()):

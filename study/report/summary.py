@@ -21,6 +21,7 @@ from study.results.metrics import MINIMISED, NAMES, count_images, count_right, f
 from study.results.record import SPENT, Record
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
+from study.verdict.screen import probe_rows, probe_sentence
 from study.verdict.statistics import accuracy_interval
 from study.verdict.trial_table import compare, faster
 from study.verdict.verdict import Comparison, Side, Verdict, count_seeds, stored_verdict
@@ -36,6 +37,8 @@ MOST_INTERVALS = 6
 
 def summarise(record: Record) -> Summary:
     """Return the first screen of a study's report."""
+    if record.manifest.design.stage == "probe":
+        return _summarise_probes(record)
     return _summarise_search(record) if record.space else _summarise_fixed(record)
 
 
@@ -45,6 +48,8 @@ def answer(record: Record) -> str:
         verdict = stored_verdict(record)
         nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
+    if record.manifest.design.stage == "probe":
+        return probe_sentence(probe_rows(record.trials(), record.manifest.design.metric))
     rows = compare(record.trials(), record.manifest.classes)
     if not rows:
         return "No trial was tested."
@@ -88,6 +93,33 @@ def _wilson(trial: TrialRecord) -> tuple[float, float, float]:
     right, images = count_right(trial.test.confusion), count_images(trial.test.confusion)
     low, high = accuracy_interval(right, images)
     return 100 * low, 100 * right / images, 100 * high
+
+
+def _summarise_probes(record: Record) -> Summary:
+    manifest = record.manifest
+    question = f"Which pretrained model has the most useful features for {manifest.data}?"
+    rows = probe_rows(record.trials(), manifest.design.metric)
+    drawn = [
+        Interval(
+            row.model,
+            100 * row.metrics["accuracy"],
+            100 * row.low,
+            100 * row.high,
+            f"{row.metrics['accuracy']:.2%} ({100 * row.low:.1f} to {100 * row.high:.1f})",
+            "var(--before)" if index else "var(--after)",
+        )
+        for index, row in enumerate(rows)
+    ]
+    label = "validation accuracy of a linear probe (%), with its 95 % interval for new images"
+    return Summary(
+        record.name,
+        question,
+        f"Most useful features: {rows[0].model}" if rows else "",
+        answer(record),
+        drawing=draw_intervals(drawn, label) if drawn else None,
+        warnings=_warnings(record, None),
+        facts=_facts(record),
+    )
 
 
 def _summarise_fixed(record: Record) -> Summary:

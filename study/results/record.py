@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -41,6 +41,8 @@ TIME_IS_UP = "the time budget is spent"
 """The reason recorded for a trial that the time budget stopped."""
 COPY = "copy_uid"
 """Key of the id that a copy of a study has in MLflow, so that its runs are not those of the original."""
+MODELS = "models"
+"""Key of the models that a search still considers after their probes."""
 SPENT = "spent_s"
 """Key of the seconds that the study has run, at the last recorded moment."""
 
@@ -56,8 +58,8 @@ guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
 class Record:
     """The journal of one study. One process may open it for writing; any process may open it for reading.
 
-    The journal holds an Optuna study for the trials under the name that the study began with, one for the verdict's
-    trials under `<name> final`, and one for the re-ranking's under `<name> rerank`, if the design has one. So
+    The journal holds an Optuna study for the trials under the name that the study began with, and one for each stage
+    before and after them that the design has: `<name> screen`, `<name> rerank` and `<name> final`. So probes,
     validation accuracies, their means and test accuracies are never ranked together. The directory may be renamed,
     moved and copied.
     """
@@ -109,10 +111,10 @@ class Record:
                 with journal.step():
                     storage = JournalStorage(journal)
                     study = optuna.create_study(storage=storage, study_name=directory.name, direction="maximize")
-                    optuna.create_study(storage=storage, study_name=f"{directory.name} final", direction="maximize")
-                    if manifest.design.rerank:
-                        name = f"{directory.name} rerank"
-                        optuna.create_study(storage=storage, study_name=name, direction="maximize")
+                    for stage in _stages(manifest):
+                        optuna.create_study(
+                            storage=storage, study_name=f"{directory.name} {stage}", direction="maximize"
+                        )
                     study.set_user_attr("manifest", manifest.to_dict())
         except OSError as error:
             raise RecordError(
@@ -149,19 +151,20 @@ class Record:
             self._storage = JournalStorage(self._journal)
             self._begun_as = optuna.get_all_study_names(self._storage)[0]
             self._trials = optuna.load_study(study_name=self._begun_as, storage=self._storage)
-            self._finals = optuna.load_study(study_name=f"{self._begun_as} final", storage=self._storage)
             self.manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
-            self._studies = [self._trials, self._finals]
-            if self.manifest.design.rerank:
-                reranks = optuna.load_study(study_name=f"{self._begun_as} rerank", storage=self._storage)
-                self._studies.insert(1, reranks)
+            self._stages = {
+                stage: optuna.load_study(study_name=f"{self._begun_as} {stage}", storage=self._storage)
+                for stage in _stages(self.manifest)
+            }
             self._space = self.manifest.design.space
             if self._space and (budget := self.noted("budget")):
                 self._space = replace(self._space, budget=Budget(**budget))
+            if self._space and (models := self.noted(MODELS)):
+                self._space = self._space.with_models(models)
             self._trials.pruner = build_pruner(self._space)
             self._ids = {
                 self._read(trial).plan.key: trial._trial_id
-                for study in self._studies
+                for study in (self._trials, *self._stages.values())
                 for trial in study.get_trials(deepcopy=False)
             }
         except RecordError:
@@ -204,9 +207,7 @@ class Record:
             for trial in self.all_trials():
                 if trial.state != "running":
                     continue
-                if trial.test or (
-                    trial.plan.stage in {"search", "rerank"} and len(trial.epochs) == trial.plan.recipe.epochs
-                ):
+                if trial.test or (trial.plan.validates and len(trial.epochs) == trial.plan.recipe.epochs):
                     self.complete(trial.plan)
                 else:
                     self._left.append(trial.plan)
@@ -268,6 +269,12 @@ class Record:
             self.note("budget", asdict(budget))
             self._space = replace(self._space, budget=budget)
 
+    def keep_models(self, models: Sequence[str]) -> None:
+        """Search only these models from now on: those that their probes did not show to be hopeless."""
+        assert self._space
+        self.note(MODELS, [*models])
+        self._space = self._space.with_models(models)
+
     def add(self, plans: Iterable[Plan]) -> None:
         """Add planned trials and number them; the sampler also learns from those inside the search space.
 
@@ -297,7 +304,7 @@ class Record:
         """
         if self._left:
             return self._left.pop(0)
-        for study in self._studies:
+        for study in self._in_order():
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if waiting:
                 inside = bool(waiting[0].system_attrs["fixed_params"])
@@ -306,6 +313,8 @@ class Record:
                 return self._read(self._storage.get_trial(trial._trial_id)).plan
         if self._space is None or self.judging or self.time_is_up():
             return None
+        if self.manifest.design.screened and self.noted(MODELS) is None:
+            return None  # the probes decide first which models are searched
         number = len(self._trials.get_trials(deepcopy=False))
         if number >= self._space.budget.trials:
             return None
@@ -319,7 +328,14 @@ class Record:
     @property
     def judging(self) -> bool:
         """Whether refits are planned, for a re-ranking or the verdict; then the search proposes no more trials."""
-        return any(study.get_trials(deepcopy=False) for study in self._studies[1:])
+        refits = (self._stages[stage] for stage in ("rerank", "final") if stage in self._stages)
+        return any(study.get_trials(deepcopy=False) for study in refits)
+
+    def _in_order(self) -> list[optuna.Study]:
+        """Return the Optuna studies of all stages in the order in which they run."""
+        before = [self._stages["screen"]] if "screen" in self._stages else []
+        after = [study for stage, study in self._stages.items() if stage != "screen"]
+        return [*before, self._trials, *after]
 
     def _reason_to_stop(self, plan: Plan, result: EpochResult) -> str | None:
         """Return why a search trial must stop after the given epoch; None if it must not."""
@@ -450,19 +466,27 @@ class Record:
         with self._whole:
             return [self._read(trial) for trial in self._trials.get_trials(deepcopy=False)]
 
+    def screens(self) -> list[TrialRecord]:
+        """Return the current state of the probes before a search, by number; none if no models are compared."""
+        return self._trials_of("screen")
+
     def reranks(self) -> list[TrialRecord]:
         """Return the current state of the re-ranking's trials, by number; none without a re-ranking."""
-        with self._whole:
-            return [self._read(trial) for study in self._studies[1:-1] for trial in study.get_trials(deepcopy=False)]
+        return self._trials_of("rerank")
 
     def finals(self) -> list[TrialRecord]:
         """Return the current state of the verdict's trials, by number."""
-        with self._whole:
-            return [self._read(trial) for trial in self._finals.get_trials(deepcopy=False)]
+        return self._trials_of("final")
 
     def all_trials(self) -> list[TrialRecord]:
-        """Return the current state of all trials, the verdict's last."""
-        return [*self.trials(), *self.reranks(), *self.finals()]
+        """Return the current state of all trials, the probes before a search first and the verdict's last."""
+        with self._whole:
+            return [self._read(trial) for study in self._in_order() for trial in study.get_trials(deepcopy=False)]
+
+    def _trials_of(self, stage: str) -> list[TrialRecord]:
+        with self._whole:
+            trials = self._stages[stage].get_trials(deepcopy=False) if stage in self._stages else []
+            return [self._read(trial) for trial in trials]
 
     @property
     def checkpoints(self) -> Path:
@@ -479,7 +503,7 @@ class Record:
         return score(metric, metrics[metric])
 
     def _study_of(self, stage: str) -> optuna.Study:
-        return {"rerank": self._studies[1], "final": self._finals}.get(stage, self._trials)
+        return self._stages.get(stage, self._trials)
 
     def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
         with self._step():
@@ -520,6 +544,12 @@ class Record:
         for start, end in pairwise([*begun, math.inf]):
             spent_ms += max((moment - start for moment in known if start <= moment < end), default=0)
         return spent_ms / 1000
+
+
+def _stages(manifest: Manifest) -> list[str]:
+    """Return the stages of a study that have trials of their own, in the order in which they run."""
+    design = manifest.design
+    return [*(["screen"] if design.screened else []), *(["rerank"] if design.rerank else []), "final"]
 
 
 def _foreign_version(path: Path) -> str:

@@ -26,6 +26,7 @@ from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore, Source
 from study.training.features import CHUNK, epoch_outputs, rebatch
 from study.training.hardware import Hardware, make_deterministic
+from study.training.probe import begin_with_probe
 from study.training.updates import Updates, build_updates
 
 
@@ -105,6 +106,9 @@ def train(
     weights = class_weights(recipe, images.labels, classes)
     weights = None if weights is None else weights.to(hardware.device)
     done_epochs = checkpoint.restore(classifier, updates) if checkpoint else 0
+    if recipe.head_init == "probe" and not done_epochs:
+        begin_with_probe(classifier, recipe, images, classes=classes, seed=seed, hardware=hardware, store=features)
+        updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)  # an average begins with the probe too
     tally = Counter(features.tally) if features else Counter()
     begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
     upcoming = begin(done_epochs + 1)

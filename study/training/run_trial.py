@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,13 +15,14 @@ import torch
 from study.config.plan import Plan
 from study.data.images import Images
 from study.errors import first_line
-from study.models.classifier import StateDict, build
-from study.results.metrics import EpochResult, Evaluation, Progress
+from study.models.classifier import Classifier, StateDict, build
+from study.results.metrics import EpochResult, Evaluation, Progress, accuracy
 from study.training import reference
 from study.training.checkpoint import Checkpoint
 from study.training.feature_store import FeatureStore, default_directory, default_limit_bytes
 from study.training.hardware import Hardware, choose_hardware
 from study.training.loop import check_finite, evaluate, summarise, train
+from study.training.probe import compute_features, fit_probe, measure_prediction
 
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, cuDNN
@@ -68,6 +70,8 @@ class Facts:
     """Number of CPU threads that torch uses."""
     arithmetic: str
     """Hardware and software that determine the last bits of the results."""
+    predict_images_per_s: float | None = None
+    """Images per second of the whole network at prediction, measured by a probe; None for other trials."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,11 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         pretrained=pretrained,
         seed=plan.seed,
     )
-    yield _facts(classifier.network, hardware)
     store = None if inputs.cache_gb == 0 else _open_store(inputs.cache_gb)
+    if plan.probes:
+        yield from _run_probe(plan, inputs, classifier, hardware, store, watch)
+        return
+    yield _facts(classifier.network, hardware)
     checkpoint = None
     if inputs.checkpoints:
         checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
@@ -146,6 +153,59 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
         yield test if plan.stage == "final" else replace(test, losses=None)
+
+
+def _run_probe(
+    plan: Plan,
+    inputs: Inputs,
+    classifier: Classifier,
+    hardware: Hardware,
+    store: FeatureStore | None,
+    watch: Callable[[Progress], None] | None,
+) -> Iterator[Report]:
+    """Fit a linear probe on the training images, and yield facts and one result, with its validation.
+
+    The epoch's seconds are those of the features of the training images and of all fits.
+    """
+    recipe, held_out = plan.recipe, inputs.validation
+    assert held_out is not None
+    classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
+    speed = measure_prediction(classifier, recipe, held_out, hardware)
+    yield replace(_facts(classifier.network, hardware), predict_images_per_s=speed)
+    tally = Counter(store.tally) if store else Counter()
+    started = time.perf_counter()
+
+    def on_chunk(done: int) -> None:
+        if watch:
+            watch(Progress(1, done, len(inputs.train), done / (time.perf_counter() - started)))
+
+    features = compute_features(classifier, recipe, inputs.train, hardware, store, on_chunk)
+    features_s = time.perf_counter() - started
+    held_features = compute_features(classifier, recipe, held_out, hardware, store)
+    held_out_s = time.perf_counter() - started - features_s
+    probe = fit_probe(
+        features,
+        inputs.train.labels,
+        held_features,
+        held_out.labels,
+        classes=inputs.classes,
+        balanced=recipe.class_weights == "balanced",
+    )
+    epoch_s = time.perf_counter() - started - held_out_s
+    validation = summarise(probe.logits(held_features), held_out.labels, classes=inputs.classes, started=started)
+    training = summarise(probe.logits(features), inputs.train.labels, classes=inputs.classes, started=started)
+    yield EpochResult(
+        1,
+        training.loss,
+        epoch_s,
+        len(inputs.train) / epoch_s,
+        train_accuracy=accuracy(training.confusion),
+        val_loss=validation.loss,
+        val_confusion=validation.confusion,
+        val_s=held_out_s,
+        features=dict((store.tally - tally).items()) if store else None,
+        store_failure=store.failure if store else None,
+    )
 
 
 def open_checkpoint(directory: Path, study: str, plan: Plan) -> Checkpoint:

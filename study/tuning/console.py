@@ -33,6 +33,7 @@ from study.tuning.finish_study import StudyResult
 from study.verdict.estimate import Estimate, estimate
 from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
+from study.verdict.screen import HOPELESS_NOTE, PROBE_COLUMNS, probe_cells, probe_rows, probe_sentence
 from study.verdict.trial_table import Row, faster
 from study.verdict.wording import describe_closeness, details, sentence
 
@@ -102,7 +103,7 @@ class Console:
         sizes = np.bincount(dataset.test.labels, minlength=len(dataset.classes))
         largest, share = largest_class(np.diag(sizes).tolist())
         self._print(f"classes  the largest, {dataset.classes[largest]}, has {share:.2%} of the test images")
-        for name, text in manifest.found.describe(searched=manifest.design.space is not None):
+        for name, text in manifest.found.describe(searched=manifest.design.validates):
             self._print(f"{name:<8} {text}")
 
     def on_audit(self, audit: Audit) -> None:
@@ -195,6 +196,7 @@ class Console:
     def print_result(self, result: StudyResult) -> None:
         """Print the results, the failed trials, and the places of the model, the files and the MLflow UI."""
         self.close()
+        self._print_probes(result)
         if result.rows:
             self._out.print(_baseline_table(result.rows))
             if statement := faster(result.rows):
@@ -220,6 +222,21 @@ class Console:
         self._print(f"\nfiles    {result.directory}", to_paste=True)
         for line in _next_commands(result):
             self._print(line, to_paste=True)
+
+    def _print_probes(self, result: StudyResult) -> None:
+        """Print what linear probes have shown, if the study has any."""
+        if self._record is None:
+            return
+        design = self._record.manifest.design
+        trials = result.trials if design.stage == "probe" else self._record.screens()
+        if rows := probe_rows(trials, design.metric):
+            table = Table(*PROBE_COLUMNS, title="Linear probes, the best first", title_justify="left")
+            for row in rows:
+                table.add_row(*probe_cells(row, design.metric))
+            if any(row.hopeless for row in rows):
+                table.caption, table.caption_justify = HOPELESS_NOTE, "left"
+            self._out.print(table)
+            self._print(probe_sentence(rows))
 
     def _print_search(self, result: StudyResult) -> None:
         assert self._record

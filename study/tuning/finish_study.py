@@ -25,6 +25,7 @@ from study.tracking.tracker import Tracker
 from study.tuning.keep_model import unkept
 from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
+from study.verdict.screen import probe_rows, probe_sentence
 from study.verdict.trial_table import Row, compare, faster
 from study.verdict.verdict import Verdict, stored_verdict, verdict_metrics
 from study.verdict.wording import sentence
@@ -110,6 +111,9 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     rows: list[Row] = []
     if record.space:
         findings = _findings(record, importances, verdict, find_winner(record))
+    elif record.manifest.design.stage == "probe":
+        probes = probe_rows(trials, record.manifest.design.metric)
+        findings = _Findings(bool(probes), probe_sentence(probes), {})
     else:
         rows = compare(trials, classes)
         findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))

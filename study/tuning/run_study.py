@@ -41,6 +41,7 @@ from study.tuning.ray_adapters import Listener, run_trials
 from study.tuning.reuse_refits import reuse_refits
 from study.verdict.judge import plan_finals, reach_verdict
 from study.verdict.rerank import find_winner, plan_reranks, rank_candidates
+from study.verdict.screen import plan_first_trials, plan_screens, promising_models
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient
@@ -143,6 +144,9 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
     with _begin(config, design, observer, record) as desk:
         if design.space:
             _search(desk, design.space)
+        elif design.validates:
+            rest, held_out = desk.parts
+            desk.run(train=rest, validation=held_out, share=True)
         else:
             desk.run(train=desk.dataset.train, test=desk.dataset.test)
             keep_models(desk.record, desk.dataset, desk.pretrained)
@@ -170,6 +174,10 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     baseline = design.recipes[0]
     rest, held_out = desk.parts
     if not record.judging:  # else the search has ended, and the verdict's trials need other images
+        if design.screened:
+            desk.run(train=rest, validation=held_out, share=True)
+            record.keep_models(promising_models(record))
+            record.add(plan_first_trials(record))
         desk.run(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
     while plans := plan_reranks(record, desk.config.seed):
@@ -215,8 +223,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         copies = draw_copies(audit, dataset) if record is None else None  # before any image is dropped
         if config.leaks == "drop":
             dataset = drop_leaks(dataset, audit)
-        parts = _parts(dataset, config.seed) if design.space else [dataset.train]
-        measured = {"test": dataset.test} | ({"validation": parts[1]} if design.space else {})
+        parts = _parts(dataset, config.seed) if design.validates else [dataset.train]
+        measured = {"test": dataset.test} | ({"validation": parts[1]} if design.validates else {})
         check_metric(design.metric, dataset.classes, measured)
         _watch_fingerprints(dataset, parts, observer)
         manifest = _describe(config, design, dataset, parts)
@@ -241,7 +249,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
             record = Record.create(config.mlruns / "studies" / config.name, manifest)
             stack.callback(record.close)
             record.keep_audit(audit.summary(), copies)
-        record.add(Plan(None, design.stage, recipe, config.seed) for recipe in design.recipes)
+        record.add(plan_screens(design, config.seed) or plan_first_trials(record))
         observer.on_record(record)
         tracker = stack.enter_context(_tracking(config, record, dataset, client))
         yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch)
@@ -257,7 +265,7 @@ def _tracking(
     def draw(plan: Plan) -> bytes | None:
         if dataset is None:
             return None
-        searched = plan.stage == "rerank" or (plan.stage == "search" and record.space)
+        searched = plan.validates and record.manifest.design.validates
         train = parts(dataset, plan.seed)[0] if searched else dataset.train
         return figures.png(draw_batch(plan, replace(dataset, train=train)))
 

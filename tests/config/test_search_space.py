@@ -184,7 +184,7 @@ def test_domain_holds_both_ends(domain, inside, outside):
     [
         ("lr = 0.1", "space.lr: must be a table, but got 0.1."),
         ('lrr = { type = "float" }', "space.lrr: unknown key 'lrr'. Did you mean 'lr'? Known: "),
-        ('model = { type = "categorical", choices = ["vgg16"] }', "space.model: unknown key 'model'."),
+        ('model = { type = "categorical", choices = ["vgg16"] }', "model: must be left out, since [space] searches it"),
         ("lr = { low = 0.1, high = 0.2 }", "space.lr.type: must be 'float' or 'categorical', but got None."),
         ('lr = { type = "flot", low = 0.1 }', "space.lr.type: must be 'float' or 'categorical', but got 'flot'."),
         ("lr = { type = [], low = 0.1 }", "space.lr.type: must be 'float' or 'categorical', but got []."),

@@ -1,0 +1,229 @@
+"""Fit a linear probe: logistic regression on the features that a pretrained network computes before its last layer.
+
+The features come from the feature store where they can. This module trains no network and knows no study.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from study.config.architectures import ARCHITECTURES
+from study.config.recipe import Recipe
+from study.data.images import Images
+from study.data.splits import draw_held_out
+from study.errors import TrialError
+from study.models.classifier import Classifier
+from study.seeding import derive_seed
+from study.training.feature_store import FeatureStore
+from study.training.features import epoch_outputs
+from study.training.hardware import Hardware
+
+PENALTIES = tuple(10.0**power for power in range(-5, 3))
+"""Inverse strengths C of the penalty that are tried, from strong to weak, on features of unit variance.
+
+scikit-learn's C: the loss is C · (sum of the images' cross-entropies) + ½ · (sum of squared weights).
+"""
+PATIENCE = 2
+"""Weaker penalties are no longer tried once this many in a row have raised the validation loss."""
+MAX_ITERATIONS = 1_000
+HELD_OUT = 0.1
+"""Fraction of the training images that chooses the penalty where the probe only begins a network's training."""
+
+TIMED_IMAGES, TIMED_RUNS = 32, 3
+"""Images and runs that measure the speed of prediction: few, since a probe is to take one forward pass an image."""
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier: `features @ weight.T + bias` gives the logits (n, classes)."""
+
+    weight: NDArray[np.float64]
+    """(classes, features)."""
+    bias: NDArray[np.float64]
+    """(classes,)."""
+    penalty: float
+    """The chosen value of PENALTIES."""
+
+    def logits(self, features: Features) -> Tensor:
+        """Return the logits (n, classes) float32 of features (n, features)."""
+        return torch.from_numpy(features @ self.weight.T + self.bias).float()
+
+
+def fit_probe(
+    features: Features,
+    labels: NDArray[np.int64],
+    held_out: Features,
+    held_out_labels: NDArray[np.int64],
+    *,
+    classes: int,
+    balanced: bool = False,
+) -> Probe:
+    """Fit logistic regressions from the strongest penalty on, and return the one with the least loss on other images.
+
+    scikit-learn's solver L-BFGS starts each fit from the last, which makes the path of fits as fast as one (Friedman,
+    Hastie and Tibshirani, doi:10.18637/jss.v033.i01). Nothing is random.
+
+    Args:
+        features: features of the training images, (n, features) float32.
+        labels: their classes, (n,); each class occurs.
+        held_out: features of the images that choose the penalty, (m, features) float32.
+        held_out_labels: their classes, (m,).
+        classes: number of classes, at least 2.
+        balanced: whether classes count the same, whatever the number of their images.
+
+    Raises:
+        TrialError: features are not finite.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    if not (np.isfinite(features).all() and np.isfinite(held_out).all()):
+        raise TrialError("features: must be finite, but are not. Try --precision fp32, or other weights.")
+    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    scaled = ((features - mean) / scale).astype(np.float32)
+    model = LogisticRegression(
+        solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True, class_weight="balanced" if balanced else None
+    )
+    best, least, worse = None, np.inf, 0
+    for penalty in PENALTIES:
+        # One thread: the result then depends on no number of cores, and many small products gain nothing from more.
+        # Beside other programs, threads that wait for each other took 35 times as long.
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning), threadpool_limits(1):
+            model.set_params(C=penalty).fit(scaled, labels)
+        probe = _unscaled(model.coef_, model.intercept_, mean, scale, penalty, classes)
+        loss = nn.functional.cross_entropy(probe.logits(held_out), torch.from_numpy(held_out_labels)).item()
+        if loss < least:
+            best, least, worse = probe, loss, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            break
+    assert best
+    return best
+
+
+def _unscaled(
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    penalty: float,
+    classes: int,
+) -> Probe:
+    """Return the probe for features as they are, from one for features of mean 0 and deviation 1."""
+    if classes == 2:  # scikit-learn returns the logit of the second class; a softmax of ± half of it is the same
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight.astype(np.float64) / scale
+    return Probe(weight, bias - weight @ mean, penalty)
+
+
+def compute_features(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    hardware: Hardware,
+    store: FeatureStore | None,
+    on_chunk: Callable[[int], None] = lambda done: None,
+) -> Features:
+    """Return the inputs of the last layer, (n, features) float32, for all images in order, without augmentation.
+
+    Args:
+        classifier: classifier on the device; it is put into evaluation mode.
+        recipe: recipe that gives the model and the image size.
+        images: images of any split.
+        hardware: device and precision.
+        store: feature store for the frozen blocks' outputs; None to compute them.
+        on_chunk: called with the number of images so far.
+    """
+    classifier.set_evaluation()
+    seen: list[Tensor] = []
+    hook = _last_layer(classifier).register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].flatten(1).float().cpu())
+    )
+    try:
+        chunks = epoch_outputs(
+            classifier, recipe, images, torch.arange(len(images)), augmentation=None, hardware=hardware, store=store
+        )
+        with torch.inference_mode(), hardware.autocast():
+            for chunk in chunks:
+                classifier.suffix(chunk)
+                on_chunk(sum(map(len, seen)))
+    finally:
+        hook.remove()
+    features: Features = torch.cat(seen).numpy()
+    return features
+
+
+def measure_prediction(classifier: Classifier, recipe: Recipe, images: Images, hardware: Hardware) -> float:
+    """Return how many images a second the whole network classifies, preprocessing included: the median of three runs.
+
+    Args:
+        classifier: classifier on the device; it is put into evaluation mode.
+        recipe: recipe that gives the model and the image size.
+        images: any images, of which the first TIMED_IMAGES are classified.
+        hardware: device and precision.
+    """
+    classifier.set_evaluation()
+    order = torch.arange(min(len(images), TIMED_IMAGES))
+    seconds = []
+    for _ in range(1 + TIMED_RUNS):  # the first one warms up
+        started = time.perf_counter()
+        chunks = epoch_outputs(classifier, recipe, images, order, augmentation=None, hardware=hardware, store=None)
+        with torch.inference_mode(), hardware.autocast():
+            for chunk in chunks:
+                classifier.suffix(chunk).argmax(dim=1).cpu()
+        seconds.append(time.perf_counter() - started)
+    return len(order) / statistics.median(seconds[1:])
+
+
+def begin_with_probe(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    *,
+    classes: int,
+    seed: int,
+    hardware: Hardware,
+    store: FeatureStore | None,
+) -> None:
+    """Give the last layer the weights of a probe that was fitted on the training images.
+
+    Fine-tuning then begins with a head that suits the features, and distorts them less: linear probing, then
+    fine-tuning (Kumar et al., arXiv:2202.10054). A tenth of the images, drawn from the seed, chooses the penalty.
+
+    Raises:
+        TrialError: features are not finite.
+    """
+    features = compute_features(classifier, recipe, images, hardware, store)
+    draw = derive_seed(seed, "probe")
+    held = draw_held_out(images.labels, (), fraction=HELD_OUT, seed=draw, groups=None, what="validation")
+    rest = np.delete(np.arange(len(images)), held)
+    probe = fit_probe(
+        features[rest],
+        images.labels[rest],
+        features[held],
+        images.labels[held],
+        classes=classes,
+        balanced=recipe.class_weights == "balanced",
+    )
+    layer = _last_layer(classifier)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
+        layer.bias.copy_(torch.from_numpy(probe.bias))
+
+
+def _last_layer(classifier: Classifier) -> nn.Linear:
+    layer = classifier.network.get_submodule(ARCHITECTURES[classifier.name].last_layer)
+    assert isinstance(layer, nn.Linear)
+    return layer
