@@ -219,6 +219,9 @@ class Console:
             if any(final.state == "complete" for final in result.finals):
                 reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
             self._print(f"\nmodel    not kept: {reason}")
+        if self._record and (self._record.manifest.source, self._weights) == ("digits", "none"):
+            self._print("\ndemo     untrained networks on scikit-learn's digits: this shows no transfer learning")
+            self._print("yours    python -m study.run --search resnet18 --data FOLDER    (FOLDER/CLASS/*.jpg)")
         self._print(f"\nfiles    {result.directory}", to_paste=True)
         for line in _next_commands(result):
             self._print(line, to_paste=True)

@@ -416,3 +416,14 @@ def test_end_of_a_search_breaks_no_words_in_80_columns(record, space):
     assert max(len(line) for line in lines if not line.startswith(to_paste)) <= 80
     assert sum(line.startswith(to_paste) for line in lines) == 4
     assert "MLflow   " + ui_command(local_uri(record.directory)) in lines
+
+
+@pytest.mark.parametrize(("source", "shown"), [("digits", True), ("/pets", False)])
+def test_the_end_of_a_demo_leads_to_own_images(tmp_path, source, shown):
+    record = Record.create(tmp_path / "demo", make_manifest(source=source))
+    console, output = pipe()
+    console.on_record(record)
+    console.print_result(ended(record))
+    record.close()
+    assert ("--search resnet18 --data FOLDER" in output.getvalue()) == shown
+    assert ("no transfer learning" in output.getvalue()) == shown
