@@ -28,8 +28,8 @@ def draw_confusion(counts: NDArray[np.integer], classes: Sequence[str], title: s
     """
     n = len(classes)
     assert n <= MOST_DRAWN
-    side = int(np.interp(n, (2, 10, MOST_ANNOTATED, 50, MOST_DRAWN), (72, 44, 30, 12, 7)))
-    letter = float(np.interp(side, (7, 12, 30), (6.5, 9.5, 12.5)))
+    side = int(np.interp(n, (2, 10, MOST_ANNOTATED, 50, MOST_DRAWN), (72, 38, 30, 14, 9)))
+    letter = float(np.interp(side, (9, 14, 30), (7.5, 9.5, 12.5)))
     names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in classes]
     longest = max(map(len, names)) * letter * 0.62
     level = longest < side - 4

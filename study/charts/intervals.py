@@ -47,7 +47,7 @@ def draw_intervals(rows: Sequence[Interval], label: str, *, zero: bool = False) 
         name = row.name if len(row.name) <= LONGEST_NAME else row.name[: LONGEST_NAME - 1] + "…"
         style = {"stroke": row.colour}
         low, high, at = (percent(scale.at(value)) for value in (row.low, row.high, row.value))
-        parts.append(tag("text", f"{name}  ", tag("tspan", row.text, class_="strong"), x=0, y=y - 16))
+        parts.append(tag("text", f"{name}  ", tag("tspan", row.text, class_="strong"), x=0, y=y - 16, class_="halo"))
         parts.append(tag("line", x1=low, x2=high, y1=y, y2=y, class_="reach", **style))
         for end in (low, high):
             parts.append(tag("line", x1=end, x2=end, y1=y - 6, y2=y + 6, class_="reach", **style))
