@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_options(options: argparse.Namespace) -> int:
     fill_in(options)
-    if options.models:
-        return _list_models()
+    if options.models is not None:
+        return _list_models(options.models)
     if options.reproduce:
         return _reproduce(options.reproduce)
     if options.resume:
@@ -45,10 +45,11 @@ def _run(jobs: Sequence[Job]) -> int:
     return 0 if all(result.succeeded for result in results) else 1
 
 
-def _list_models() -> int:
-    from study.models.list_models import format_models, list_models
+def _list_models(pattern: str) -> int:
+    from study.models.list_models import EVERYTHING, SHOWN, find_models, format_families, format_models
 
-    print(format_models(list_models()))
+    limit = None if pattern == EVERYTHING else SHOWN
+    print(format_models(find_models(pattern), limit) if pattern else format_families())
     return 0
 
 

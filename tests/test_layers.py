@@ -18,7 +18,7 @@ GROUND = [
 ]  # fmt: skip
 PACKAGES = {
     "config": [
-        "architectures", "validation", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",
+        "validation", "catalogue", "recipe", "search_space", "paths", "load_toml", "plan", "manifest",
         "resume_flags", "flags",
     ],
     "results": [
@@ -31,7 +31,10 @@ PACKAGES = {
         "stored_pixels", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
         "sources",
     ],
-    "models": ["classifier", "preprocessing", "pretrained", "list_models", "saved_model"],
+    "models": [
+        "architectures", "cut", "networks", "classifier", "preprocessing", "pretrained", "operations", "list_models",
+        "saved_model",
+    ],
     "augmentation": ["augment", "mixing"],
     "training": [
         "hardware", "gpu_cache", "feature_file", "feature_store", "features", "reference", "updates", "checkpoint",

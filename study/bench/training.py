@@ -163,7 +163,7 @@ def _bare_suffix(images: Images, asked: Asked) -> float:
     recipe = Recipe(**asked["recipe"])
     hardware = choose_hardware("auto")
     classifier = _build(recipe)
-    classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
+    classifier.move_to(hardware.device)
     order = torch.arange(len(images))
     chunks = epoch_outputs(
         classifier, recipe, images, order,

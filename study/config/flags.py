@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from study.command_line import Parser
+from study.config.catalogue import catalogue
 from study.config.load_toml import BudgetTable, load_baseline, load_space
 from study.config.paths import absolute, cache_directory
 from study.config.plan import METRICS, Repeats, StudyConfig
-from study.config.recipe import FITS, Recipe
+from study.config.recipe import AUTO, FITS, Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
 from study.environment import TRACKING_URI
@@ -27,7 +28,7 @@ SOURCES = ("cifar10", "digits")
 TABLES = (".csv", ".tsv")
 """Endings of the files that list images."""
 WEIGHTS = ("imagenet", "none")
-"""Weights known by name; any other --weights is a file."""
+"""Weights known by name; any other --weights is a file or a directory."""
 DEMO = {"data": "digits", "weights": "none"}
 """Values that --demo gives to flags, unless they are given."""
 DEMO_MODELS = ["resnet18"]
@@ -76,7 +77,13 @@ def build_parser() -> Parser:
         help="rank pretrained models by a linear probe of their features on validation images, without fine-tuning"
         " (default: the models of the shipped search space backbones)",
     )
-    what.add_argument("--models", action="store_true", help="list all models with their blocks and parameter counts")
+    what.add_argument(
+        "--models",
+        nargs="?",
+        const="",
+        metavar="PATTERN",
+        help="list the models whose names match PATTERN, such as 'timm/vit_small*' or resnet; without it, all families",
+    )
     what.add_argument(
         "--reproduce", metavar="NAME|latest", help="retrain the model that a search saved, and compare the test results"
     )
@@ -118,8 +125,9 @@ def build_parser() -> Parser:
     )
     images.add_argument(
         "--weights",
-        metavar="imagenet|none|FILE",
-        help="initial weights; none is random, FILE is a state dict, .pth or .safetensors (default: imagenet)",
+        metavar="imagenet|none|FILE|DIR",
+        help="initial weights; imagenet is the library's own, none is random, FILE is a state dict, .pth or"
+        " .safetensors, DIR holds a file NAME.pth or NAME.safetensors for each model (default: imagenet)",
     )
     images.add_argument(
         "--demo",
@@ -132,7 +140,11 @@ def build_parser() -> Parser:
         "--epochs", type=int, metavar="N", help="training epochs (default: 5, or as in the search space)"
     )
     recipe.add_argument(
-        "--image-size", type=int, metavar="PX", help="side of the input image (default: 224, or as in the search space)"
+        "--image-size",
+        type=image_size,
+        metavar="auto|PX",
+        help="side of the input image; auto is the side that the model's weights were made for (default: 224 for"
+        " torchvision's models, auto for timm's, or as in the search space)",
     )
     recipe.add_argument(
         "--fit",
@@ -212,6 +224,11 @@ def repeats(text: str) -> Repeats:
     return "auto" if text == "auto" else int(text)
 
 
+def image_size(text: str) -> int | str:
+    """Parse the value of --image-size; argparse turns the ValueError of another word into a usage error."""
+    return AUTO if text == AUTO else int(text)
+
+
 def fill_in(options: argparse.Namespace) -> None:
     """Set the flags that --demo abbreviates, and refuse flags that the command cannot use.
 
@@ -219,7 +236,7 @@ def fill_in(options: argparse.Namespace) -> None:
         ConfigError: no command is given, or the command cannot use a flag.
     """
     for command in ("models", "reproduce"):
-        if getattr(options, command) and (others := [flag for flag in _given(options) if flag != command]):
+        if getattr(options, command) is not None and (others := [flag for flag in _given(options) if flag != command]):
             raise ConfigError(f"--{command}: takes no other flags, but got {', '.join(map(_spell, others))}.")
     if options.resume and options.name:
         raise ConfigError(f"--name: must be left out with --resume, which names the study, but got {options.name!r}.")
@@ -303,9 +320,11 @@ def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
     Raises:
         ConfigError: flags break their rules; the message lists all of them.
     """
-    demo = DEMO_RECIPE if options.demo else {}
+    demo: dict[str, Any] = {**DEMO_RECIPE} if options.demo else {}
+    if demo and not catalogue()[recipe.model].allows(demo["image_size"]):
+        demo["image_size"] = AUTO
     if options.as_written:  # the assignment's own code always augments
-        demo = {**demo, "augmentation": recipe.augmentation}
+        demo["augmentation"] = recipe.augmentation
     with _as_flags():
         return replace(recipe, **{**demo, **recipe_changes(options)})
 
@@ -402,6 +421,6 @@ def _weights(given: str) -> str:
     if given in WEIGHTS:
         return given
     file = absolute(given)
-    if not file.is_file():
-        raise ConfigError(unknown_name("weights or file", given, WEIGHTS))
+    if not file.exists():
+        raise ConfigError(unknown_name("weights, file or directory", given, WEIGHTS))
     return str(file)

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from study.config.architectures import ARCHITECTURES
+from study.config.catalogue import TIMM, catalogue
 from study.config.paths import absolute, search_spaces_directory
-from study.config.recipe import Model, Recipe
+from study.config.recipe import AUTO, Model, Recipe
 from study.config.search_space import FIELDS, Budget, Domains, Pruner, Resources, SearchSpace, read_value
 from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, gather, within
 from study.errors import ConfigError, unknown_name
@@ -60,7 +60,7 @@ def _read_recipe(table: dict[str, Any]) -> dict[str, Any]:
     fields = FIELDS.keys() - {"model"}
     if "model" in table:
         raise ConfigError(f"model: {unknown_name('key', 'model', fields)}")
-    recipe = Recipe(model=next(iter(ARCHITECTURES)), **table)
+    recipe = Recipe(model="vgg16", **table)
     return {field: getattr(recipe, field) for field in FIELDS if field in fields}
 
 
@@ -149,9 +149,18 @@ def baseline_recipe(model: str) -> Recipe:
     """Return the assignment's recipe for `model`.
 
     Raises:
-        ConfigError: `model` is no key of ARCHITECTURES.
+        ConfigError: the model is unknown, or cannot be fine-tuned.
     """
-    return Recipe(model=model, **load_baseline().values)
+    return Recipe(model=model, **_defaults(model))
+
+
+def _defaults(model: str) -> dict[str, Any]:
+    """Return the assignment's values: its images are of 224 pixels; timm's models see images of their own size."""
+    values = dict(load_baseline().values)
+    entry = catalogue().get(model)
+    if entry and (model.startswith(TIMM) or not entry.allows(values["image_size"])):
+        values["image_size"] = AUTO
+    return values
 
 
 def load_portfolio() -> tuple[dict[str, Any], ...]:
@@ -180,7 +189,7 @@ def load_space(name: str) -> SearchSpace:
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
     with within(f"{file if name in shipped else name}: "):
         read = _SpaceFile(**_with_model(_read(file)))
-        base = Recipe(model=read.model, **{**load_baseline().values, **read.fixed})
+        base = Recipe(model=read.model, **{**_defaults(read.model), **read.fixed})
         budget = Budget(read.budget.trials, read.budget.time)
         return SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources)
 

@@ -7,10 +7,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
-from study.config.architectures import ARCHITECTURES
+from study.config.catalogue import catalogue, check_size, known_models, own_size
 from study.config.validation import AtLeastOne, checked, one_of
+from study.errors import ConfigError, nearest_name
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
@@ -26,7 +27,38 @@ HEAD_INITS = ("random", "probe")
 DEPTHS = range(6)
 """Unfreeze depths: from the head alone (0) to the head and all five blocks (5)."""
 
-Model = Annotated[str, one_of("model", ARCHITECTURES)]
+AUTO = "auto"
+"""Image size that stands for the model's own."""
+
+
+def _check_model(name: str) -> str:
+    entry = catalogue().get(name)
+    if entry is None:
+        raise ConfigError(unknown_model(name))
+    if entry.problem:
+        raise ConfigError(f"must be a network that can be fine-tuned here, but {name} {entry.problem}.")
+    return name
+
+
+def unknown_model(name: str) -> str:
+    """Word the error for a name that no library has: with the nearest names, but not with all thousands."""
+    known = known_models()
+    if name not in known and f"timm/{name}" in known:
+        return f"unknown model {name!r}. Did you mean 'timm/{name}'? --models lists all {len(known):,}."
+    near = nearest_name(name, [known_name for known_name in known])
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"unknown model {name!r}.{hint} --models lists all {len(known):,}."
+
+
+def _own_or_given(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Replace auto by the model's own size; without a model, in a table of a file, keep it."""
+    if value != AUTO:
+        return check(value)
+    model = (info.data or {}).get("model")
+    return own_size(model) if model else value
+
+
+Model = Annotated[str, AfterValidator(_check_model)]
 
 
 @checked
@@ -40,7 +72,7 @@ class Recipe:
     """
 
     model: Model
-    """Name of a torchvision classifier: a key of ARCHITECTURES."""
+    """Name of a classifier in the catalogue: torchvision's own, or timm/NAME or timm/NAME.TAG."""
     unfreeze_depth: Annotated[int, Field(ge=0, le=DEPTHS[-1])]
     """Number of blocks trained besides the head, counted from the head, 0 to 5."""
     optimizer: Annotated[str, one_of("choice", OPTIMIZERS)]
@@ -61,8 +93,8 @@ class Recipe:
     """Label smoothing, in [0, 1)."""
     augmentation: Annotated[str, one_of("choice", AUGMENTATIONS)]
     """Augmentation of the training images: none, or flip, or one of the others and a flip."""
-    image_size: Annotated[int, Field(ge=32)]
-    """Side of the network's square input image, in pixels, at least 32."""
+    image_size: Annotated[int, Field(ge=32), WrapValidator(_own_or_given)]
+    """Side of the network's square input image, in pixels, at least 32; auto becomes the model's own side."""
     fit: Annotated[str, one_of("choice", FITS)] = "crop"
     """What happens to images that are not square: crop, pad (with black) or squash; the same for a study's trials."""
     class_weights: Annotated[str, one_of("choice", CLASS_WEIGHTS)] = "none"
@@ -85,6 +117,14 @@ class Recipe:
     """Parameter of the beta distribution of the shares in which CutMix joins two images; 0 for no CutMix."""
     head_init: Annotated[str, one_of("choice", HEAD_INITS)] = "random"
     """Initial weights of a new last layer: random, or those of a linear probe (arXiv:2202.10054)."""
+
+    def __post_init__(self) -> None:
+        """Check that the model accepts images of this size.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        check_size(self.model, self.image_size)
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return the fields as plain values, in the order of their definition.

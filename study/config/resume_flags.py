@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from study.config.catalogue import own_size
 from study.config.manifest import Manifest
 from study.config.plan import StudyConfig
+from study.config.recipe import AUTO
 from study.config.search_space import SearchSpace
 from study.errors import ConfigError
 
@@ -65,6 +67,8 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
     }
     for option, value in recorded.items():
         now = given.get(option, getattr(options, option))
+        if now == AUTO and option == "image_size":
+            now = own_size(recipe.model)
         moved = Path(str(value)).is_absolute() and Path(str(now)).is_absolute()
         if now is not None and not moved:
             _check_same(f"--{option.replace('_', '-')}", value, now)

@@ -155,9 +155,10 @@ def write_safetensors(file: Path, saved: SavedModel) -> None:
 def read_safetensors(file: Path, card: ModelCard) -> Callable[[Tensor], Tensor]:
     """Return the function of the library's own network with a file's weights."""
     from safetensors.torch import load_file
-    from torchvision.models import get_model
 
-    network = get_model(card.recipe.model, weights=None, num_classes=len(card.classes))
+    from study.models.networks import build_network
+
+    network = build_network(card.recipe.model, len(card.classes))
     network.load_state_dict(load_file(file))
     return Graph(card, network.eval())
 

@@ -1,6 +1,7 @@
-"""Build a torchvision classifier that is cut in two at an unfreeze depth.
+"""Build a classifier of torchvision or timm that is cut in two at an unfreeze depth.
 
-`architectures.py` says where the cuts are. Does not know who trains the suffix or shares the prefix's outputs.
+`architectures.py` says where 26 networks are cut, and `cut.py` finds the cuts of the others. Does not know who trains
+the suffix or shares the prefix's outputs.
 """
 
 import hashlib
@@ -11,10 +12,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
-from study.config.architectures import ARCHITECTURES, FLATTEN
 from study.config.recipe import DEPTHS
+from study.errors import WeightsError
+from study.models.architectures import ARCHITECTURES, FLATTEN
+from study.models.cut import BLOCKS, cut
+from study.models.networks import block_ends, build_network, build_on_meta, last_layers, thin_functions
 from study.seeding import derive_seed
 
 StateDict = dict[str, Tensor]
@@ -26,9 +29,9 @@ class Classifier:
 
     name: str
     network: nn.Module
-    """torchvision's module, which owns the parameters under torchvision's names."""
+    """The library's module, which owns the parameters under the library's names."""
     prefix: nn.Sequential
-    """The frozen blocks; empty if all five are trained. If none is, the head's layers without weights follow."""
+    """The frozen blocks; empty if all five are trained. If none is, layers without weights follow, such as pooling."""
     suffix: nn.Sequential
     """The trained blocks and the head."""
 
@@ -51,13 +54,19 @@ class Classifier:
         """Return the number of parameters that are trained."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
+    def move_to(self, device: torch.device) -> None:
+        """Move all tensors to a device; images of a batch are then best laid out channels last."""
+        for part in (self.network, self.prefix, self.suffix):  # the parts hold constants that the network lacks
+            part.to(device, non_blocking=True).to(memory_format=torch.channels_last)
+
     def set_training(self) -> None:
         """Put the suffix into training mode and the prefix into evaluation mode, where its BatchNorm does not drift."""
         self.prefix.eval()
         self.suffix.train()
 
     def set_evaluation(self) -> None:
-        """Put both parts into evaluation mode."""
+        """Put the network and both parts into evaluation mode."""
+        self.network.eval()  # the code around the parts asks the network itself for its mode
         self.prefix.eval()
         self.suffix.eval()
 
@@ -68,17 +77,22 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     Initial values depend on `seed` only, and global random generators stay unchanged.
 
     Args:
-        model: torchvision's name.
+        model: name in the catalogue.
         classes: number of outputs.
         unfreeze_depth: number of trained blocks besides the head, 0 to 5.
         pretrained: weights from `load_pretrained`; layers of the head that they lack get torch's default values.
             Frozen tensors are shared with them and trained ones are copies, so that their memory may be read-only. None
-            to initialise the whole network as torchvision does.
+            to initialise the whole network as its library does.
         seed: seed of the initial values.
+
+    Raises:
+        WeightsError: the network cannot be built, or cannot be cut.
     """
+    if model not in ARCHITECTURES:
+        return _build_any(model, classes, unfreeze_depth, pretrained, seed)
     if pretrained is None:
         with _seeded(seed, "weights"):
-            network = get_model(model, num_classes=classes)
+            network = build_network(model, classes)
     else:
         network = build_on_meta(model, classes)
     architecture = ARCHITECTURES[model]
@@ -107,11 +121,37 @@ def digest_weights(module: nn.Module) -> str:
     return digest_state(module.state_dict())
 
 
-def build_on_meta(model: str, classes: int) -> nn.Module:
-    """Build the network without memory for its tensors, for their names and shapes."""
-    with torch.device("meta"):
-        network: nn.Module = get_model(model, num_classes=classes)
-    return network
+def parts_of(model: str, network: nn.Module) -> list[nn.Module]:
+    """Return the network's five blocks and its head, which in a row compute what it computes.
+
+    Raises:
+        WeightsError: the network cannot be cut.
+    """
+    if model in ARCHITECTURES:
+        architecture = ARCHITECTURES[model]
+        return [_chain(network, paths) for paths in (*architecture.blocks, architecture.head)]
+    try:
+        return [*cut(network, block_ends(model, network), last_layers(model), thin_functions(model))]
+    except WeightsError as error:
+        raise WeightsError(f"{model}: {error}. Choose another model.") from error
+
+
+def _build_any(model: str, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
+    """Build a network that is cut by its graph; the arguments are those of `build`."""
+    with _seeded(seed, "weights"):  # for its head, and for the constants that no file holds
+        network = build_network(model, classes)
+    if pretrained is not None:
+        network.load_state_dict({**network.state_dict(), **pretrained}, assign=True)
+    parts = parts_of(model, network)
+    prefix, suffix = nn.Sequential(*parts[: BLOCKS - unfreeze_depth]), nn.Sequential(*parts[BLOCKS - unfreeze_depth :])
+    frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
+    for tensor in network.state_dict(keep_vars=True).values():
+        if id(tensor) not in frozen:
+            tensor.data = tensor.data.clone()
+    prefix.requires_grad_(False)
+    classifier = Classifier(model, network, prefix, suffix)
+    classifier.set_evaluation()
+    return classifier
 
 
 def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
@@ -120,6 +160,9 @@ def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
 
 def head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
     """Return the layers of the head, the last one first, each with its tensors among `names`."""
+    names = [*names]
+    if model not in ARCHITECTURES:
+        return {last: [name for name in names if name.startswith(f"{last}.")] for last in last_layers(model)}
     blocks = tuple(f"{path}." for paths in ARCHITECTURES[model].blocks for path in paths)
     layers: dict[str, list[str]] = {}
     for name in names:

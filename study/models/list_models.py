@@ -1,87 +1,100 @@
-"""List the models that `architectures.py` cuts, with their input sizes and parameters.
+"""List the models of the catalogue: by family, or those whose names match a pattern.
 
-Builds shapes alone, on torch's meta device, so that listing all of them takes no memory and no weights.
+Reads file names alone and imports neither torch nor timm, so that listing thousands of models takes no time.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model, get_model_weights
+from study.config.catalogue import TIMM, Entry, known_models
+from study.errors import ConfigError, nearest_name
 
-from study.config.architectures import ARCHITECTURES, FLATTEN
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """Sizes of one model with ImageNet's 1,000 classes."""
-
-    name: str
-    blocks: tuple[int, ...]
-    """Number of parameters of each block, from the image to the head."""
-    head: int
-    """Number of parameters of the head."""
-    input_size: int
-    """Image side in pixels that the ImageNet weights were trained for."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters of the whole network."""
-        return sum(self.blocks) + self.head
+SHOWN = 100
+"""Number of models that a pattern lists at most."""
+EVERYTHING = "*"
+"""Pattern that lists all models, however many there are."""
 
 
-def list_models() -> list[ModelFacts]:
-    """Return the sizes of all models, in the order of the table of architectures."""
-    return [_describe(name) for name in ARCHITECTURES]
+def find_models(pattern: str) -> list[Entry]:
+    """Return the models whose names match a pattern, such as `resnet*`, or contain it, in the catalogue's order.
 
-
-def format_models(models: Iterable[ModelFacts]) -> str:
-    """Format the models as a table, one line each; parameters in thousands."""
-    lines = [
-        f"{'thousands of parameters:':>37}",
-        f"{'model':<20}{'input':>7}{'all':>10}{'in five blocks, from the image on':>45}{'head':>10}",
+    Raises:
+        ConfigError: there is none.
+    """
+    known = known_models()
+    wild = any(letter in pattern for letter in "*?[")
+    found = [
+        entry
+        for name, entry in known.items()
+        if (fnmatchcase(name, pattern) or fnmatchcase(name, TIMM + pattern) if wild else pattern in name)
     ]
-    for model in models:
-        parts = "".join(f"{count / 1000:>9,.0f}" for count in model.blocks)
-        counts = f"{model.parameters / 1000:>10,.0f}{parts}{model.head / 1000:>10,.0f}"
-        lines.append(f"{model.name:<20}{model.input_size:>4} px{counts}")
+    if not found:
+        near = nearest_name(pattern, known)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(f"--models: must match a model's name, but {pattern!r} matches none.{hint}")
+    return found
+
+
+def format_families() -> str:
+    """Format a summary: one line for each family of each library, and how to see more."""
+    known = known_models()
+    lines = [f"{'family':<34}{'models':>7}{'with tags':>11}{'parameters':>18}   smallest"]
+    groups: dict[tuple[bool, str], list[Entry]] = {}
+    for entry in known.values():
+        groups.setdefault((entry.name.startswith(TIMM), entry.family), []).append(entry)
+    for (timm, family), entries in sorted(groups.items()):
+        plain = [entry for entry in entries if "." not in entry.name]
+        ordered = sorted(plain, key=lambda entry: entry.parameters)
+        span = f"{_millions(ordered[0].parameters)} to {_millions(ordered[-1].parameters)}"
+        place = f"{TIMM if timm else ''}{family}"
+        tags = len(entries) - len(plain)
+        lines.append(f"{place:<34}{len(plain):>7}{tags or '':>11}{span:>18}   {ordered[0].name}")
+    lines += [
+        "",
+        f"{len(known):,} names. --models PATTERN lists those that match, such as 'timm/vit_small*' or resnet18;"
+        f" --models '{EVERYTHING}' lists all.",
+    ]
     return "\n".join(lines)
 
 
-def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classes: int) -> tuple[int, int]:
-    """Return the multiply-adds of one image's forward pass: in the frozen blocks, and in the trained part.
-
-    Args:
-        model: name in `architectures.py`.
-        image_size: side in pixels.
-        unfreeze_depth: number of trained blocks besides the head.
-        classes: number of outputs.
-    """
-    with torch.device("meta"):
-        network: nn.Module = get_model(model, num_classes=classes).eval()
-        outputs = torch.empty(1, 3, image_size, image_size)
-    architecture = ARCHITECTURES[model]
-    frozen = len(architecture.blocks) - unfreeze_depth
-    counts = []
-    for paths in (architecture.blocks[:frozen], (*architecture.blocks[frozen:], architecture.head)):
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            for path in (path for block in paths for path in block):
-                outputs = outputs.flatten(1) if path == FLATTEN else network.get_submodule(path)(outputs)
-        counts.append(counter.get_total_flops() // 2)
-    return counts[0], counts[1]
+def format_models(models: Sequence[Entry], limit: int | None = SHOWN) -> str:
+    """Format models as a table, one line each: parameters, multiply-adds, input, and where the weights are."""
+    shown = models[:limit]
+    width = max(len("model"), *(len(entry.name) for entry in shown)) + 2
+    lines = [f"{'model':<{width}}{'parameters':>11}{'multiply-adds':>15}{'input':>9}  other inputs{'':<22}weights"]
+    here = local_weights(shown)
+    for entry in shown:
+        sizes = "none" if entry.step == 0 else entry.describe_sizes()
+        where = "none" if not entry.weights else "here" if entry.name in here else "to download"
+        lines.append(
+            f"{entry.name:<{width}}{_millions(entry.parameters):>11}{_billions(entry.operations):>15}{entry.size:>6} px"
+            f"  {sizes:<34}{where}"
+        )
+    if len(models) > len(shown):
+        lines.append(f"… and {len(models) - len(shown):,} more. Give a narrower pattern.")
+    return "\n".join(lines)
 
 
-def _describe(name: str) -> ModelFacts:
-    with torch.device("meta"):
-        network: nn.Module = get_model(name)
-    architecture = ARCHITECTURES[name]
-    blocks = tuple(_count(network, paths) for paths in architecture.blocks)
-    input_size: int = get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
-    return ModelFacts(name, blocks, _count(network, architecture.head), input_size)
+def local_weights(models: Iterable[Entry]) -> set[str]:
+    """Return the names of the models whose weights lie in the caches of torch and of the Hugging Face hub."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    checkpoints = Path(os.environ.get("TORCH_HOME") or cache / "torch", "hub", "checkpoints")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    files = {path.name for path in checkpoints.glob("*")}
+    repositories = {path.parts[-4] for path in hub.glob("models--*/snapshots/*/*.safetensors")}
+    return {
+        entry.name
+        for entry in models
+        if entry.weights in files or f"models--{entry.weights.replace('/', '--')}" in repositories
+    }
 
 
-def _count(network: nn.Module, paths: Iterable[str]) -> int:
-    modules = (network.get_submodule(path) for path in paths if path != FLATTEN)
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def _billions(count: int) -> str:
+    return f"{count / 1e9:,.2f} G" if count else "–"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M"

@@ -1,4 +1,4 @@
-"""Load pretrained weights, torchvision's or those of a file, without running code in the file."""
+"""Load pretrained weights, those of torchvision, of timm or of a file, without running code in the file."""
 
 import re
 import socket
@@ -13,15 +13,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from study.config.architectures import ARCHITECTURES
+from study.config.catalogue import TIMM, catalogue
 from study.errors import WeightsError
-from study.models.classifier import StateDict, build_on_meta, digest_state, head_layers
-from study.models.preprocessing import default_weights
+from study.models.architectures import ARCHITECTURES
+from study.models.classifier import StateDict, digest_state, head_layers
+from study.models.networks import AUXILIARY, build_on_meta, default_weights, last_layers
 
 DOWNLOAD_TIMEOUT_S = 30.0
 """Seconds without data after which a download fails; torch.hub itself would wait for ever."""
 
 SHOWN_MISMATCHES = 20
+ENDINGS = (".safetensors", ".pth")
+"""Endings of the files that a directory of weights may hold."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Pretrained:
     """Weights to start from."""
 
     state: StateDict | None
-    """Contiguous float32 (and int64) tensors under torchvision's names, without the head's layers that are new; None if
+    """Contiguous float32 (and int64) tensors under the library's names, without the head's layers that are new; None if
     all layers are new."""
     digest: str
     """Digest of `state` for caches and records: 16 hexadecimal digits, or 'none'."""
@@ -49,9 +52,9 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     layers of its head if they have the network's shapes.
 
     Args:
-        model: torchvision's name.
-        weights: 'imagenet' (torchvision's default weights), 'none', or the path of a state dict under torchvision's
-            names, as `.safetensors` or by `torch.save`.
+        model: name in the catalogue.
+        weights: 'imagenet' (the library's own weights), 'none', the path of a state dict under the library's names, as
+            `.safetensors` or by `torch.save`, or a directory that `find_file` searches.
         classes: number of outputs of the classifier.
 
     Raises:
@@ -59,31 +62,37 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     """
     if weights == "none":
         return Pretrained(None, "none", "no pretrained weights: every layer is new")
-    if weights == "imagenet":
+    file = Path(weights)
+    found: object
+    if weights == "imagenet" and model.startswith(TIMM):
+        file, found = Path(model), _download_timm(model)
+    elif weights == "imagenet":
         file = Path(torch.hub.get_dir(), "checkpoints", Path(default_weights(model).url).name)
         found = _download(model, file)
     else:
-        file = Path(weights)
+        file = find_file(file, model) if file.is_dir() else file
         found = _read(file)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise WeightsError(f"{file}: must hold a state dict alone, but is something else. Save model.state_dict().")
+    found = {name: tensor for name, tensor in found.items() if not name.startswith(AUXILIARY.get(model, ()))}
     if mismatches := _mismatches(model, found):
         raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
 
-    last = ARCHITECTURES[model].last_layer
+    lasts = last_layers(model)
     expected = build_on_meta(model, classes).state_dict()
     new = [
         layer
         for layer, names in head_layers(model, expected).items()
-        if (layer == last and weights == "imagenet")
+        if (layer in lasts and weights == "imagenet")
         or not all(name in found and found[name].shape == expected[name].shape for name in names)
     ]
+    last = lasts[0]
     if last in new:
         outputs = found[f"{last}.bias"].numel() if f"{last}.bias" in found else "none"
         note = f"last layer {last} is new ({classes} outputs; the file has {outputs})"
     else:
         note = f"last layer {last} is the file's own ({classes} outputs)"
-    if others := [layer for layer in new if layer != last]:
+    if others := [layer for layer in new if layer not in lasts]:
         note += f"; also new, since the file has no weights of that shape: {', '.join(others)}"
     expected = {name: tensor for name, tensor in expected.items() if name.rpartition(".")[0] not in new}
     # Files older than torch 0.4.1 lack BatchNorm's counters, which are not used at a fixed momentum.
@@ -108,10 +117,44 @@ def _download(model: str, file: Path) -> object:
         cause = str(getattr(error, "reason", error)).partition("\n")[0] or type(error).__name__
         raise WeightsError(
             f"{model}: ImageNet weights must be downloaded once, but got {cause!r}. Put {file.name} into {file.parent},"
-            " or give --weights FILE, --weights none or --demo."
+            " or give --weights FILE, --weights DIR, --weights none or --demo."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_s)
+
+
+def _download_timm(model: str) -> StateDict:
+    """Load timm's weights from the cache of the Hugging Face hub; download them if they are missing."""
+    import timm
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    name = model.removeprefix(TIMM)
+    if not catalogue()[model].weights:
+        raise WeightsError(f"{model}: must have pretrained weights, but timm offers none. Give --weights FILE or none.")
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub, the disk and the reader raise many kinds
+        cause = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(
+            f"{model}: weights must be downloaded once, but got {cause!r}. On a machine with a network, take"
+            f" {name}.safetensors from the model's page, and give --weights FILE, or --weights DIR for its directory;"
+            f" or copy the hub's cache to {HF_HUB_CACHE} (HF_HOME moves it); or give --weights none or --demo."
+        ) from error
+    return dict(network.state_dict())
+
+
+def find_file(directory: Path, model: str) -> Path:
+    """Return the file of a model's weights in a directory: NAME.safetensors or NAME.pth, timm's tag may be missing.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    name = model.removeprefix(TIMM)
+    names = [f"{stem}{ending}" for stem in dict.fromkeys((name, name.partition(".")[0])) for ending in ENDINGS]
+    for candidate in names:
+        if (directory / candidate).is_file():
+            return directory / candidate
+    raise WeightsError(f"{directory}: must hold {' or '.join(names)}, but has no such file.")
 
 
 def _read(file: Path) -> object:

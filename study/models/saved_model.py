@@ -16,7 +16,6 @@ from pydantic import AfterValidator, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from study.config.architectures import ARCHITECTURES
 from study.config.manifest import Found
 from study.config.plan import METRICS
 from study.config.recipe import Recipe
@@ -24,6 +23,7 @@ from study.config.validation import AtLeastOne, Count, Fraction, check_value, ch
 from study.errors import ConfigError, RecordError, unknown_name
 from study.files import new_directory
 from study.models.classifier import Classifier, build
+from study.models.networks import last_layers
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
 from study.results.metrics import accuracy, measure, nothing_learnt, score
@@ -212,7 +212,7 @@ def load_model(directory: Path) -> SavedModel:
     model, classes = card.recipe.model, len(card.classes)
     file = directory / WEIGHTS_FILE
     found = load_pretrained(model, str(file), classes=classes)
-    if found.state is None or f"{ARCHITECTURES[model].last_layer}.weight" not in found.state:
+    if found.state is None or f"{last_layers(model)[0]}.weight" not in found.state:
         raise RecordError(f"{file}: must have {classes} outputs, as {CARD_FILE} says, but {found.note}.")
     classifier = build(
         model,

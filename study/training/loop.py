@@ -99,7 +99,7 @@ def train(
     """
     if features:
         _ = classifier.prefix_digest  # on the CPU: from a GPU, each of the weights would be a copy to wait for
-    classifier.network.to(hardware.device, non_blocking=True).to(memory_format=torch.channels_last)
+    classifier.move_to(hardware.device)
     make_deterministic(classifier.network, hardware.device)
     sizes = batch_sizes(len(images), recipe.batch_size)
     updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from study.config.architectures import ARCHITECTURES
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.data.splits import draw_held_out
 from study.errors import TrialError
 from study.models.classifier import Classifier
+from study.models.networks import last_layers
 from study.seeding import derive_seed
 from study.training.feature_store import FeatureStore
 from study.training.features import epoch_outputs
@@ -224,6 +224,6 @@ def begin_with_probe(
 
 
 def _last_layer(classifier: Classifier) -> nn.Linear:
-    layer = classifier.network.get_submodule(ARCHITECTURES[classifier.name].last_layer)
+    layer = classifier.network.get_submodule(last_layers(classifier.name)[0])
     assert isinstance(layer, nn.Linear)
     return layer

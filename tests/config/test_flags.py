@@ -85,7 +85,7 @@ def test_configure_refuses_a_test_fraction_out_of_range(fraction):
 def test_configure_names_a_missing_weights_file(tmp_path):
     file = tmp_path / "mine.pth"
     with pytest.raises(
-        ConfigError, match=r"^--weights: unknown weights or file '.*mine\.pth'\. .*Known: imagenet, none"
+        ConfigError, match=r"^--weights: unknown weights, file or directory '.*mine\.pth'\. .*Known: imagenet, none"
     ):
         configure(parse("--baseline", "--weights", str(file)), "one")
     file.touch()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
-from study.config.architectures import ARCHITECTURES
 from study.config.recipe import DEPTHS
+from study.models.architectures import ARCHITECTURES
 from study.models.classifier import StateDict, build
 
 ONE_OF_EACH = ("vgg11_bn", "resnet18", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")

@@ -1,37 +1,74 @@
-"""The list of models says what torchvision's own networks and weights say."""
+"""The list of models is short, says what the libraries say, and knows which weights are here."""
+
+import csv
+from importlib import resources
 
 import pytest
-from torchvision.models import get_model_weights
+from support.models_csv import describe
+from torchvision import models as torchvision_models
+from torchvision.models import get_model_weights, list_models
 
-from study.config.architectures import ARCHITECTURES
-from study.models.list_models import count_operations, format_models, list_models
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {model.name: model for model in list_models()}
-
-
-def test_every_model_is_listed_once(models):
-    assert list(models) == list(ARCHITECTURES)
-    assert len(list_models()) == len(ARCHITECTURES)
+from study.config.catalogue import catalogue, known_models
+from study.errors import ConfigError
+from study.models.list_models import find_models, format_families, format_models, local_weights
+from study.models.operations import count_operations
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_blocks_and_head_are_all_of_a_models_parameters(models, name):
-    assert models[name].parameters == get_model_weights(name)["DEFAULT"].meta["num_params"]
-    assert len(models[name].blocks) == 5
+def test_catalogue_holds_every_classifier_of_torchvision():
+    names = [name for name in known_models() if not name.startswith("timm/")]
+    assert names == list_models(module=torchvision_models)
 
 
-@pytest.mark.parametrize(("name", "side"), [("vgg16", 224), ("efficientnet_b1", 240), ("efficientnet_b3", 300)])
-def test_the_input_size_is_the_weights_own(models, name, side):
-    assert models[name].input_size == side
+@pytest.mark.parametrize("name", ["vgg16", "swin_t", "efficientnet_b3", "vit_h_14"])
+def test_catalogue_says_what_torchvision_says(name):
+    weights, entry = get_model_weights(name)["DEFAULT"], catalogue()[name]
+    assert entry.parameters == weights.meta["num_params"]
+    assert (entry.size, entry.weights) == (weights.transforms().crop_size[0], weights.url.rpartition("/")[2])
 
 
-def test_the_table_aligns_its_lines(models):
-    heading, *lines = format_models(models.values()).splitlines()[1:]
-    assert {len(line) for line in lines} == {len(heading)}
-    assert lines[4].split() == ["vgg16", "224", "px", "138,358", "39", "221", "1,475", "5,900", "7,079", "123,643"]
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet10t", "timm/test_vit", "timm/eva02_tiny_patch14_224"])
+def test_catalogue_says_what_is_measured(name):
+    with resources.files("study.config").joinpath("models.csv").open(encoding="utf-8") as file:
+        row = next(row for row in csv.DictReader(file) if row["name"] == name)
+    measured = describe(name)
+    keys = ("parameters", "size", "step", "smallest", "problem")
+    assert {key: row[key] for key in keys} == {key: str(measured[key]) for key in keys}
+
+
+def test_find_models_takes_a_wildcard_or_a_part():
+    assert {"resnet18", "timm/resnet18", "timm/resnet18.a1_in1k"} <= {entry.name for entry in find_models("resnet18")}
+    assert {entry.name.partition(".")[0] for entry in find_models("timm/resnet10t*")} == {"timm/resnet10t"}
+    assert find_models("resnet10t*") == find_models("timm/resnet10t*")
+
+
+def test_find_models_suggests_a_name():
+    with pytest.raises(ConfigError, match=r"but 'vgg61' matches none\. Did you mean 'vgg16'\?"):
+        find_models("vgg61")
+
+
+def test_format_models_shows_at_most_its_limit():
+    lines = format_models(find_models("resnet"), limit=3).splitlines()
+    assert len(lines) == 5
+    assert lines[-1].endswith("more. Give a narrower pattern.")
+
+
+def test_format_families_fits_two_screens():
+    lines = format_families().splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) <= 120
+
+
+def test_local_weights_are_found_in_both_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    models = [catalogue()[name] for name in ("resnet18", "vgg16", "timm/resnet10t", "timm/resnet10t.c3_in1k")]
+    assert local_weights(models) == set()
+    snapshot = tmp_path / "hf" / "hub" / "models--timm--resnet10t.c3_in1k" / "snapshots" / "abc"
+    for file in (tmp_path / "torch" / "hub" / "checkpoints" / models[0].weights, snapshot / "model.safetensors"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert local_weights(models) == {"resnet18", "timm/resnet10t", "timm/resnet10t.c3_in1k"}
 
 
 @pytest.mark.parametrize(("model", "millions"), [("resnet18", 1814), ("vgg16", 15470)])

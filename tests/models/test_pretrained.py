@@ -281,7 +281,7 @@ def test_load_pretrained_tells_how_to_do_without_a_network(
         monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", f"http://127.0.0.1:{bound.getsockname()[1]}/{name}")
         message = refusal("imagenet", "resnet18")
     assert "refused" in message
-    assert f"Put {name} into {served}, or give --weights FILE, --weights none or --demo." in message
+    assert f"Put {name} into {served}, or give --weights FILE, --weights DIR, --weights none or --demo." in message
 
 
 def test_load_pretrained_names_a_damaged_download(served: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from study.config.architectures import ARCHITECTURES
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
+from study.models.architectures import ARCHITECTURES
 from study.models.classifier import Classifier, build
 from study.models.saved_model import ModelCard, SavedModel, load_model, save_model
 

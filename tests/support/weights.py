@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision.models import get_model
 
-from study.config.architectures import ARCHITECTURES
+from study.models.architectures import ARCHITECTURES
 from study.models.classifier import Classifier, StateDict
 
 SMALL = "mobilenet_v3_small"
