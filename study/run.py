@@ -40,8 +40,13 @@ def _run_options(options: argparse.Namespace) -> int:
 
 
 def _run(jobs: Sequence[Job]) -> int:
-    """Run studies one after the other; the exit code is not 0 if one of them failed."""
+    """Run studies one after the other, and compare several; the exit code is not 0 if one of them failed."""
     results = [run_job(job) for job in jobs]
+    if len(jobs) > 1:
+        from study.report.render import write_comparison
+
+        page, found = write_comparison([job.directory for job in jobs])
+        print(f"\ncompared {found}\n         {page}")
     return 0 if all(result.succeeded for result in results) else 1
 
 

@@ -105,7 +105,8 @@ def searched(tmp_path_factory):
     """Search two spaces with one command; return the directory, what the command printed, and its studies' records."""
     room = tmp_path_factory.mktemp("searched")
     (room / "first.toml").write_text(f"{SPACE}[budget]\ntrials = 4\n")
-    another = SPACE.replace("resnet18", "resnet34")
+    models = 'model = { type = "categorical", choices = ["resnet34", "mobilenet_v3_small"] }\n'
+    another = SPACE.replace('model = "resnet18"\n', "").replace("[space]\n", f"[space]\n{models}")
     (room / "second.toml").write_text(f'{another}[budget]\ntrials = 2\n[pruner]\nname = "none"\n')
     flags = ["--data", write_image_folder(room / "pets"), "--weights", "none", "--image-size", "32"]
     command = study_command("--search", "first.toml", "second.toml", *flags, "--epochs", "2", "--repeats", "2")
@@ -128,6 +129,22 @@ def test_search_makes_each_space_a_study(searched):
 def test_search_prints_images_space_trials_and_verdict(searched):
     for expected in ("14 training, 2 validation and 8 test", "lr 1e-05 … 0.01 (log)", "verdict", "Best trials by val"):
         assert expected in searched.output
+
+
+@pytest.mark.slow
+def test_search_over_models_probes_each_of_them_first(searched):
+    first, second = searched.records
+    assert first.screens() == []
+    assert [trial.plan.recipe.model for trial in second.screens()] == ["resnet34", "mobilenet_v3_small"]
+    assert all(trial.facts["predict_images_per_s"] > 0 for trial in second.screens())
+    assert "Linear probes" in (second.directory / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_searches_of_one_command_are_compared_at_the_end(searched):
+    page = searched.records[0].directory / "comparison.html"
+    assert page.is_file()
+    assert searched.output.rstrip().endswith(str(page)) and "the highest test accuracy is" in searched.output
 
 
 @pytest.mark.slow

@@ -40,16 +40,14 @@ def _write(names: Iterable[str]) -> int:
     directories = [find_study(name, Path("mlruns").absolute()) for name in names]
     from study.data.pixel_store import PixelStore, default_directory
     from study.data.sources import find_images
-    from study.report.render import COMPARISON_FILE, render, write_page, write_report
+    from study.report.render import write_comparison, write_report
     from study.results.record import Record
 
-    store = PixelStore(default_directory())
-    records = [Record.read(directory) for directory in directories]
-    if len(records) == 1:
-        file = write_report(records[0], find_images(records[0], store))
+    if len(directories) > 1:
+        file, _ = write_comparison(directories)
     else:
-        file = directories[0] / COMPARISON_FILE
-        write_page(file, render([(record, find_images(record, store)) for record in records]))
+        record = Record.read(directories[0])
+        file = write_report(record, find_images(record, PixelStore(default_directory())))
     print(file)
     return 0
 

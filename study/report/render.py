@@ -30,6 +30,29 @@ def write_report(record: "Record", dataset: "Dataset | None") -> Path:
     return write_page(record.directory / REPORT_FILE, render([(record, dataset)]))
 
 
+def write_comparison(directories: Sequence[Path]) -> tuple[Path, str]:
+    """Write the page that compares several studies into the directory of the first one.
+
+    Args:
+        directories: directories of the studies, at least two.
+
+    Returns:
+        The path of the page, and its main result in a sentence or two.
+
+    Raises:
+        RecordError: a study cannot be read, or the page cannot be written.
+    """
+    from study.data.pixel_store import PixelStore, default_directory
+    from study.data.sources import find_images
+    from study.report.compare_studies import compare_studies
+    from study.results.record import Record
+
+    store = PixelStore(default_directory())
+    records = [Record.read(directory) for directory in directories]
+    page = render([(record, find_images(record, store)) for record in records])
+    return write_page(directories[0] / COMPARISON_FILE, page), compare_studies(records).found
+
+
 def summary_html(record: "Record") -> str:
     """Return the first screen of a study's report as a part of an HTML page, with its style: for notebooks."""
     from study.report.summary import summarise
