@@ -67,7 +67,7 @@ def plan_probe(options: argparse.Namespace) -> Job:
         RecordError: a study of that name exists.
     """
     models = dict.fromkeys(options.probe or load_space(BACKBONES).models)
-    recipes = [probe_recipe(change_recipe(options, baseline_recipe(model)), model) for model in models]
+    recipes = [probe_recipe(change_recipe(options, baseline_recipe(model))) for model in models]
     config = configure(options, options.name or default_name("probe"))
     job = Job(config, Design("probe", tuple(recipes), metric=options.metric or "accuracy"))
     check_new(job.directory)

@@ -342,7 +342,8 @@ def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
     with _as_flags(name="pruner"):
         pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
     base = change_recipe(options, space.base)
-    return replace(space, base=base, budget=change_budget(options, space.budget), pruner=pruner)
+    own_sizes = space.own_sizes and base.image_size == space.base.image_size
+    return replace(space, own_sizes=own_sizes, base=base, budget=change_budget(options, space.budget), pruner=pruner)
 
 
 def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:

@@ -191,7 +191,10 @@ def load_space(name: str) -> SearchSpace:
         read = _SpaceFile(**_with_model(_read(file)))
         base = Recipe(model=read.model, **{**_defaults(read.model), **read.fixed})
         budget = Budget(read.budget.trials, read.budget.time)
-        return SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources)
+        own = "model" in read.space and "image_size" not in read.space and read.fixed.get("image_size", AUTO) == AUTO
+        space = SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources, own)
+        gather({model: partial(space.recipe, {"model": model}) for model in space.models if "model" in space.domains})
+        return space
 
 
 def _with_model(table: dict[str, Any]) -> dict[str, Any]:

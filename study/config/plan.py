@@ -87,9 +87,9 @@ class Plan:
         )
 
 
-def probe_recipe(recipe: Recipe, model: str) -> Recipe:
-    """Return the recipe of a model's linear probe, which sees the images as `recipe` does, but without augmentation."""
-    return replace(recipe, model=model, unfreeze_depth=0, augmentation="none", epochs=1)
+def probe_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a linear probe, which sees the images as `recipe` does, but without augmentation."""
+    return replace(recipe, unfreeze_depth=0, augmentation="none", epochs=1)
 
 
 @checked
@@ -181,7 +181,7 @@ class Design:
             domain = self.space.domains.get("image_size")
             searched = () if domain is None else domain.choices if isinstance(domain, Categorical) else (domain.high,)
             sizes += [self.space.recipe({"image_size": size}).image_size for size in searched]
-            sizes.append(self.space.base.image_size)
+            sizes += [self.space.recipe({"model": model}).image_size for model in self.space.models]
         return max(sizes)
 
     def to_dict(self) -> dict[str, Any]:

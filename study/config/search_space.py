@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, get_type_hints
 
 from pydantic import BeforeValidator, Field, SkipValidation
 
-from study.config.recipe import Recipe
+from study.config.recipe import AUTO, Recipe
 from study.config.validation import AtLeastOne, check_value, checked, from_table, gather, one_of
 from study.errors import ConfigError, unknown_name
 
@@ -177,6 +177,8 @@ class SearchSpace:
     budget: Annotated[Budget, from_table(Budget)]
     pruner: Annotated[Pruner, from_table(Pruner)]
     resources: Annotated[Resources, from_table(Resources)]
+    own_sizes: bool = False
+    """Whether each model that is searched sees images of its own size, instead of the base's."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -195,7 +197,8 @@ class SearchSpace:
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with `values` for searched fields."""
-        return dataclasses.replace(self.base, **values)
+        own = {"image_size": AUTO} if self.own_sizes and "model" in values else {}
+        return dataclasses.replace(self.base, **{**own, **values})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the space as JSON values; `from_dict` is the inverse."""
@@ -204,7 +207,8 @@ class SearchSpace:
             kept = {"choices": [*domain.choices]} if isinstance(domain, Categorical) else dataclasses.asdict(domain)
             domains[field] = {"type": type(domain).__name__.lower(), **kept}
         sections = {key: dataclasses.asdict(getattr(self, key)) for key in ("budget", "pruner", "resources")}
-        return {"name": self.name, "file": str(self.file), "space": domains, "base": self.base.to_dict(), **sections}
+        return {"name": self.name, "file": str(self.file), "space": domains, "base": self.base.to_dict(), **sections,
+                "own_sizes": self.own_sizes}  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

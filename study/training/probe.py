@@ -203,7 +203,7 @@ def begin_with_probe(
     fine-tuning (Kumar et al., arXiv:2202.10054). A tenth of the images, drawn from the seed, chooses the penalty.
 
     Raises:
-        TrialError: features are not finite.
+        TrialError: features are not finite, or the last layer is no linear layer.
     """
     features = compute_features(classifier, recipe, images, hardware, store)
     draw = derive_seed(seed, "probe")
@@ -218,12 +218,13 @@ def begin_with_probe(
         balanced=recipe.class_weights == "balanced",
     )
     layer = _last_layer(classifier)
+    if not isinstance(layer, nn.Linear):
+        raise TrialError(f"head_init: must be random for {classifier.name}, since its last layer is no linear layer.")
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
         layer.bias.copy_(torch.from_numpy(probe.bias))
 
 
-def _last_layer(classifier: Classifier) -> nn.Linear:
-    layer = classifier.network.get_submodule(last_layers(classifier.name)[0])
-    assert isinstance(layer, nn.Linear)
-    return layer
+def _last_layer(classifier: Classifier) -> nn.Module:
+    """Return the layer that maps features to logits; of several, whose outputs are averaged, the first."""
+    return classifier.network.get_submodule(last_layers(classifier.name)[0])

@@ -29,7 +29,10 @@ PORTFOLIO_SHARE = 3
 
 def plan_screens(design: Design, seed: int) -> list[Plan]:
     """Plan one probe for each model that a search compares; none if it searches one model."""
-    return [Plan(None, "screen", probe_recipe(design.recipes[0], model), seed) for model in design.screened]
+    if design.space is None:
+        return []
+    recipes = [probe_recipe(design.space.recipe({"model": model})) for model in design.screened]
+    return [Plan(None, "screen", recipe, seed) for recipe in recipes]
 
 
 def rank_probes(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -166,7 +169,7 @@ def first_proposals(
     found: list[Recipe] = []
     for values in portfolio:
         for model in models:
-            recipe = replace(space.base, **values, model=model)
+            recipe = replace(space.recipe({"model": model}), **values)
             if space.contains(recipe) and recipe not in [without, *found]:
                 found.append(recipe)
     return found[: (space.budget.trials - 1) // PORTFOLIO_SHARE]

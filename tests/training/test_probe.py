@@ -135,7 +135,7 @@ def inputs(make_images):
 
 
 def test_probe_trial_reports_its_speed_and_one_result(inputs, make_recipe):
-    plan = Plan(0, "probe", probe_recipe(make_recipe(), "resnet18"), 0)
+    plan = Plan(0, "probe", probe_recipe(make_recipe()), 0)
     facts, result = run_trial(plan, inputs)
     assert isinstance(facts, Facts) and facts.predict_images_per_s > 0
     assert (result.epoch, sum(map(sum, result.val_confusion))) == (1, 24)
@@ -143,7 +143,7 @@ def test_probe_trial_reports_its_speed_and_one_result(inputs, make_recipe):
 
 
 def test_probe_trial_reads_what_an_earlier_one_stored(inputs, make_recipe):
-    plan = Plan(0, "screen", probe_recipe(make_recipe(), "resnet18"), 0)
+    plan = Plan(0, "screen", probe_recipe(make_recipe()), 0)
     shared = dataclasses.replace(inputs, cache_gb=0.1)
     results = [list(run_trial(plan, shared))[1] for _ in range(2)]
     assert [result.features for result in results] == [{"stored": 72}, {"read": 72}]
