@@ -1,4 +1,4 @@
-"""Draw values with their intervals on one axis, as SVG."""
+"""Draw values with their intervals on one axis, as SVG with a label in HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +52,6 @@ def draw_intervals(rows: Sequence[Interval], label: str, *, zero: bool = False) 
         for end in (low, high):
             parts.append(tag("line", x1=end, x2=end, y1=y - 6, y2=y + 6, class_="reach", **style))
         parts.append(tag("circle", cx=at, cy=y, r=6, fill=row.colour))
-    parts.append(tag("text", label, x="50%", y=bottom + 40, class_="tick middle"))
     told = "; ".join(f"{row.name} {row.text}" for row in rows)
-    return tag("svg", *parts, width="100%", height=bottom + 48, role="img", aria_label=f"{label}: {told}")
+    drawn = tag("svg", *parts, width="100%", height=bottom + 24, role="img", aria_label=f"{label}: {told}")
+    return drawn + tag("p", label, class_="label", aria_hidden="true")  # unlike a text in SVG, it wraps on a phone

@@ -260,6 +260,14 @@ def test_pages_fit_a_desktop_without_an_error(browser, page, request):
     assert errors_of(browser) == []
 
 
+def test_label_of_the_intervals_wraps_on_a_phone(browser, resize, baseline_report):
+    resize(390, mobile=True)
+    browser.get(baseline_report)
+    label = browser.find_element("css selector", ".drawing .label")
+    assert "test accuracy (%)" in label.text
+    assert label.rect["x"] >= 0 and label.rect["x"] + label.rect["width"] <= 390
+
+
 @pytest.mark.parametrize("page", ["report", "baseline_report", "comparison"])
 def test_pages_fit_a_phone_without_an_error(browser, resize, page, request):
     resize(390, mobile=True)
