@@ -21,9 +21,9 @@ import torch
 
 from study.bench.training import Figure, measure_augmentation, measure_training
 from study.command_line import Parser
+from study.compute.hardware import Hardware, choose_hardware
 from study.config.load_toml import load_baseline
 from study.files import scratch_directory
-from study.training.hardware import Hardware, choose_hardware
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 QUICK_MODEL = "resnet18"

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from study.bench.training import CLASSES, ROUNDS, Figure
+from study.compute.hardware import choose_hardware
 from study.config.load_toml import baseline_recipe
 from study.data.audit import audit_images
 from study.data.decoding import Form, Unwatched, decode_files, identify_files
@@ -31,7 +32,6 @@ from study.data.sources import load_dataset
 from study.data.splits import split_validation
 from study.data.stored_pixels import StoredPixels
 from study.models.classifier import build
-from study.training.hardware import choose_hardware
 from study.training.loop import train
 from study.tuning.cluster import TRIAL_ENVIRONMENT
 

@@ -23,15 +23,15 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
 from study.augmentation.augment import augment, draw
+from study.compute.feature_store import FeatureStore
+from study.compute.features import WINDOW, epoch_outputs, rebatch
+from study.compute.gpu_cache import constants_kept, release_memory
+from study.compute.hardware import choose_hardware
 from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.models.classifier import Classifier, build
 from study.training import reference
-from study.training.feature_store import FeatureStore
-from study.training.features import WINDOW, epoch_outputs, rebatch
-from study.training.gpu_cache import constants_kept, release_memory
-from study.training.hardware import choose_hardware
 from study.training.loop import batch_sizes, train
 from study.training.updates import build_optimizer
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from study.augmentation.augment import augment, draw, fit_after
 from study.augmentation.mixing import mix
 from study.charts import figures
+from study.compute.features import CHUNK
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.training import reference
-from study.training.features import CHUNK
 from study.training.loop import epoch_mixing, epoch_order
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from study.augmentation.mixing import Mixing, Targets, build_targets, draw_mixing
+from study.compute.feature_store import FeatureStore, Source
+from study.compute.features import CHUNK, epoch_outputs, rebatch
+from study.compute.hardware import Hardware, make_deterministic
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.errors import TrialError
@@ -23,9 +26,6 @@ from study.models.classifier import Classifier
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
 from study.training.checkpoint import Checkpoint
-from study.training.feature_store import FeatureStore, Source
-from study.training.features import CHUNK, epoch_outputs, rebatch
-from study.training.hardware import Hardware, make_deterministic
 from study.training.probe import begin_with_probe
 from study.training.updates import Updates, build_updates
 

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from study.compute.feature_store import FeatureStore
+from study.compute.features import epoch_outputs
+from study.compute.hardware import Hardware
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.data.splits import draw_held_out
@@ -21,9 +24,6 @@ from study.errors import TrialError
 from study.models.classifier import Classifier
 from study.models.networks import last_layers
 from study.seeding import derive_seed
-from study.training.feature_store import FeatureStore
-from study.training.features import epoch_outputs
-from study.training.hardware import Hardware
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))
 """Inverse strengths C of the penalty that are tried, from strong to weak, on features of unit variance.

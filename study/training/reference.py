@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from torchvision.models import VGG16_Weights, get_model
 from torchvision.transforms import v2
 
+from study.compute.hardware import Hardware
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.seeding import derive_seed
-from study.training.hardware import Hardware
 
 TRAINED = {"vgg16": ("features.24", "features.26", "features.28", "classifier"), "resnet18": ("layer4", "fc")}
 """Names of the trained layers of each model: the last convolutional block and all layers after it."""

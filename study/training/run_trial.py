@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from study.compute.feature_store import FeatureStore, default_directory, default_limit_bytes
+from study.compute.hardware import Hardware, choose_hardware
 from study.config.plan import Plan
 from study.data.images import Images
 from study.errors import first_line
@@ -19,8 +21,6 @@ from study.models.classifier import Classifier, StateDict, build
 from study.results.metrics import EpochResult, Evaluation, Progress, accuracy
 from study.training import reference
 from study.training.checkpoint import Checkpoint
-from study.training.feature_store import FeatureStore, default_directory, default_limit_bytes
-from study.training.hardware import Hardware, choose_hardware
 from study.training.loop import check_finite, evaluate, summarise, train
 from study.training.probe import compute_features, fit_probe, measure_prediction
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from study.compute.hardware import choose_hardware
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.data.pixel_store import PixelStore, default_directory
@@ -19,7 +20,6 @@ from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, ModelCard, find_model
 from study.results.metrics import EpochResult, Evaluation
-from study.training.hardware import choose_hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.cluster import TRIAL_ENVIRONMENT
 from study.verdict.statistics import CONFIDENCE, accuracy_interval

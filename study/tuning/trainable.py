@@ -9,9 +9,9 @@ from typing import Any
 
 from ray import tune
 
+from study.compute.gpu_cache import release_memory
 from study.errors import DataError, RecordError, StudyError
 from study.results.metrics import Progress
-from study.training.gpu_cache import release_memory
 from study.training.run_trial import Failure, Inputs, Report, describe_failure, run_trial
 from study.tuning.node_images import with_local_images
 

@@ -12,7 +12,7 @@ from study.bench import large_data, orchestration
 from study.bench.__main__ import build_parser, describe_machine, format_tables, judge, main
 from study.bench.orchestration import DEPTHS, make_recipes
 from study.bench.training import ROUNDS, Figure
-from study.training.hardware import choose_hardware
+from study.compute.hardware import choose_hardware
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
 

@@ -18,14 +18,14 @@ from support.images import make_images
 from support.manifests import small_recipe
 
 from study.bench.training import AUGMENTATION
+from study.compute.feature_store import FeatureStore
+from study.compute.gpu_cache import SHARE, device_memory, release_memory
+from study.compute.hardware import Hardware, choose_hardware
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.models.classifier import Classifier, build
 from study.results.metrics import EpochResult
 from study.training.checkpoint import Checkpoint
-from study.training.feature_store import FeatureStore
-from study.training.gpu_cache import SHARE, device_memory, release_memory
-from study.training.hardware import Hardware, choose_hardware
 from study.training.loop import evaluate, train
 from study.training.run_trial import describe_failure
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from study.compute.hardware import Hardware
 from study.config.plan import Plan
 from study.errors import RecordError
 from study.models.classifier import build
 from study.results.record import Record
 from study.training.checkpoint import Checkpoint
-from study.training.hardware import Hardware
 from study.training.loop import train
 from study.training.run_trial import open_checkpoint
 from study.training.updates import build_updates

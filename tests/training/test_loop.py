@@ -7,13 +7,13 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
+from study.compute.feature_store import FeatureStore
+from study.compute.gpu_cache import device_memory
+from study.compute.hardware import Hardware
 from study.data.images import Images
 from study.errors import TrialError
 from study.models.classifier import build
 from study.results.metrics import class_scores
-from study.training.feature_store import FeatureStore
-from study.training.gpu_cache import device_memory
-from study.training.hardware import Hardware
 from study.training.loop import batch_sizes, class_weights, evaluate, train
 
 CPU = Hardware(torch.device("cpu"), "fp32")

@@ -9,11 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
+from study.compute.feature_store import FeatureStore
+from study.compute.hardware import choose_hardware
 from study.config.plan import Plan, probe_recipe
 from study.errors import TrialError
 from study.models.classifier import build
-from study.training.feature_store import FeatureStore
-from study.training.hardware import choose_hardware
 from study.training.loop import train
 from study.training.probe import PENALTIES, begin_with_probe, compute_features, fit_probe
 from study.training.run_trial import Facts, Inputs, run_trial

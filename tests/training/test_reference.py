@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torchvision.models import VGG16_Weights
 
+from study.compute.hardware import Hardware
 from study.training import reference
-from study.training.hardware import Hardware
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from study.compute.gpu_cache import device_memory
 from study.config.plan import Plan
 from study.errors import TrialError
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
-from study.training.gpu_cache import device_memory
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial
 from study.tuning.trainable import trainable
 

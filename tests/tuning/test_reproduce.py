@@ -7,13 +7,13 @@ import pytest
 import torch
 from support.saved_models import make_card
 
+from study.compute.hardware import Hardware
 from study.config.plan import Plan
 from study.data.images import fingerprint
 from study.data.sources import load_dataset
 from study.errors import ConfigError, RecordError
 from study.models.saved_model import CARD_FILE, MODEL_DIRECTORY, ModelCard
 from study.results.metrics import Evaluation
-from study.training.hardware import Hardware
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.reproduce import Reproduction, describe, reproduce
 

@@ -18,13 +18,13 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 
+from study.compute import feature_store
+from study.compute.feature_file import Key
+from study.compute.feature_store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, default_limit_bytes
+from study.compute.hardware import Hardware, choose_hardware
 from study.data.images import Images
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
-from study.training import feature_store
-from study.training.feature_file import Key
-from study.training.feature_store import MAX_LIMIT_BYTES, SEGMENT, FeatureStore, default_limit_bytes
-from study.training.hardware import Hardware, choose_hardware
 from study.training.loop import evaluate, train
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from study.augmentation.augment import Draws, augment, draw, fit_after
 from study.augmentation.mixing import Mixing, mix
+from study.compute.feature_file import Key
+from study.compute.feature_store import FeatureStore
+from study.compute.gpu_cache import DeviceMemory, constants_kept, device_memory
+from study.compute.hardware import Hardware
 from study.config.recipe import DEPTHS, Recipe
 from study.data.images import Images
 from study.data.stored_pixels import StoredPixels, windows
 from study.models.classifier import Classifier, digest_weights
 from study.models.preprocessing import preprocessing
-from study.training.feature_file import Key
-from study.training.feature_store import FeatureStore
-from study.training.gpu_cache import DeviceMemory, constants_kept, device_memory
-from study.training.hardware import Hardware
 
 CHUNK = 64
 """Images per forward pass of the prefix."""

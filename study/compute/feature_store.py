@@ -20,9 +20,9 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from study.compute.feature_file import HEADER_BYTES, Key, Loaded, Span, Unreadable, read_segment, write_segment
 from study.config.paths import cache_directory
 from study.files import make_room, replace_file
-from study.training.feature_file import HEADER_BYTES, Key, Loaded, Span, Unreadable, read_segment, write_segment
 
 SEGMENT = 256
 """Images per file, a multiple of the caller's chunk size. A trial waits for one segment before its first step. Trials

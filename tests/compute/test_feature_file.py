@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from study.training.feature_file import Key
+from study.compute.feature_file import Key
 
 KEY = Key("resnet18", "0" * 16, 1, 32, "1" * 16, "2" * 16, "autoaugment", 0, 1, "bf16", "a machine")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from study.training.hardware import average_pool, make_deterministic
+from study.compute.hardware import average_pool, make_deterministic
 
 SIDES = [(1, 1), (3, 3), (7, 7), (8, 8), (7, 9), (14, 14), (4, 7)]
 

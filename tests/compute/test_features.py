@@ -5,12 +5,12 @@ import torch
 from support.images import store_images
 
 from study.augmentation.augment import draw
+from study.compute.feature_store import FeatureStore
+from study.compute.features import CHUNK, epoch_outputs, prefix_outputs, rebatch, run_blocks
+from study.compute.gpu_cache import DeviceMemory
+from study.compute.hardware import Hardware
 from study.models.classifier import build
 from study.models.preprocessing import preprocessing
-from study.training.feature_store import FeatureStore
-from study.training.features import CHUNK, epoch_outputs, prefix_outputs, rebatch, run_blocks
-from study.training.gpu_cache import DeviceMemory
-from study.training.hardware import Hardware
 from study.training.loop import train
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -89,7 +89,7 @@ def test_prefix_outputs_leave_autograd_on_between_chunks(make_images):
 @pytest.mark.parametrize("augmentation", ["none", "autoaugment"])
 def test_training_is_the_same_from_a_file(make_images, make_recipe, tmp_path, monkeypatch, augmentation):
     """Bit for bit, with several parts of an epoch read ahead."""
-    monkeypatch.setattr("study.training.features.WINDOW", CHUNK)
+    monkeypatch.setattr("study.compute.features.WINDOW", CHUNK)
     images, recipe = make_images(2 * CHUNK + 6), make_recipe(batch_size=48, augmentation=augmentation)
 
     def fit(some):
@@ -125,7 +125,7 @@ def test_epoch_outputs_are_the_same_from_the_devices_memory(make_images, make_re
 def test_train_keeps_its_epochs_in_the_devices_memory(make_images, make_recipe, tmp_path, monkeypatch):
     """A second trial needs neither the images nor the store's files."""
     memory, store = DeviceMemory(10**8), FeatureStore(tmp_path, 10**8)
-    monkeypatch.setattr("study.training.features.device_memory", lambda device, gpu_share: memory)
+    monkeypatch.setattr("study.compute.features.device_memory", lambda device, gpu_share: memory)
     images, recipe = make_images(CHUNK + 6), make_recipe(batch_size=48)
 
     def fit():

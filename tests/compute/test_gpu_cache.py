@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from study.training.gpu_cache import DeviceMemory, device_memory, release_memory
+from study.compute.gpu_cache import DeviceMemory, device_memory, release_memory
 
 
 def tensors(count, size=10):
