@@ -233,7 +233,9 @@ class Console:
         design = self._record.manifest.design
         trials = result.trials if design.stage == "probe" else self._record.screens()
         if rows := probe_rows(trials, design.metric):
-            table = Table(*PROBE_COLUMNS, title="Linear probes, the best first", title_justify="left")
+            table = Table(title="Linear probes, the best first", title_justify="left")
+            for heading in PROBE_COLUMNS:
+                table.add_column(heading, overflow="fold")  # the end of a name tells models apart
             for row in rows:
                 table.add_row(*probe_cells(row, design.metric))
             if any(row.hopeless for row in rows):

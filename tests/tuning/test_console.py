@@ -11,7 +11,7 @@ from support.images import make_images
 from support.manifests import make_manifest, make_space
 
 from study.config.manifest import Found
-from study.config.plan import Design, Plan
+from study.config.plan import Design, Plan, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
 from study.models.pretrained import Pretrained
@@ -427,3 +427,23 @@ def test_the_end_of_a_demo_leads_to_own_images(tmp_path, source, shown):
     record.close()
     assert ("--search resnet18 --data FOLDER" in output.getvalue()) == shown
     assert ("no transfer learning" in output.getvalue()) == shown
+
+
+def test_table_of_probes_keeps_the_ends_of_long_names(tmp_path, make_recipe):
+    """Names of timm often differ at their ends only."""
+    models = ["timm/tf_efficientnet_lite0", "timm/tf_efficientnet_lite1"]
+    recipes = [probe_recipe(make_recipe(model=model)) for model in models]
+    record = Record.create(tmp_path / "probe", make_manifest(Design("probe", tuple(recipes))))
+    record.add(Plan(None, "probe", recipe, 0) for recipe in recipes)
+    for _ in models:
+        plan = record.next_trial()
+        record.facts(plan, {**FACTS, "parameters": 3_400_000, "predict_images_per_s": 123.0})
+        record.epoch(plan, epoch(1, 8))
+        record.complete(plan)
+    output = io.StringIO()
+    console = Console("none", open_screen(file=output, width=80))
+    console.on_record(record)
+    console.print_result(ended(record))
+    record.close()
+    cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
+    assert "".join(cells) == "".join(models)
