@@ -24,15 +24,18 @@ from torchvision.transforms import v2
 
 from study.augmentation.augment import augment, draw
 from study.compute.feature_store import FeatureStore
-from study.compute.features import WINDOW, epoch_outputs, rebatch
+from study.compute.features import CHUNK, WINDOW, epoch_outputs, rebatch
 from study.compute.gpu_cache import constants_kept, release_memory
-from study.compute.hardware import choose_hardware
+from study.compute.hardware import Hardware, choose_hardware
 from study.config.load_toml import baseline_recipe, load_baseline
+from study.config.plan import probe_recipe
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.models.classifier import Classifier, build
+from study.models.preprocessing import preprocessing
 from study.training import reference
 from study.training.loop import batch_sizes, train
+from study.training.probe import compute_features
 from study.training.updates import build_optimizer
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 
@@ -77,7 +80,7 @@ def measure_training(
     """Measure part 1: images per second of one training epoch of the assignment's recipe.
 
     Args:
-        model: name of the network, vgg16 or resnet18.
+        model: name of the network; the assignment's own code can train vgg16 and resnet18 only.
         folder: directory for the stores.
         images: number of images of an epoch, stored at 32 by 32 pixels.
         image_size: side of the network's input in pixels; None for the assignment's.
@@ -187,6 +190,36 @@ def _bare_suffix(images: Images, asked: Asked) -> float:
     return len(images) / _seconds(epoch)
 
 
+def _probe_features(images: Images, asked: Asked) -> float:
+    """Compute a linear probe's features, and store what the probe stores."""
+    recipe, classifier, hardware = _probed(asked)
+    with tempfile.TemporaryDirectory(dir=asked["folder"]) as directory:
+        store = FeatureStore(Path(directory), STORE_BYTES)
+        return len(images) / _seconds(lambda: compute_features(classifier, recipe, images, hardware, store))
+
+
+def _bare_forward(images: Images, asked: Asked) -> float:
+    """Run preprocessing and the whole network in a bare loop; this is the upper limit for a probe."""
+    recipe, classifier, hardware = _probed(asked)
+    preprocess = preprocessing(recipe.model, recipe.image_size)
+    classifier.set_evaluation()
+
+    def run() -> None:
+        with torch.inference_mode(), hardware.autocast():
+            for batch in torch.from_numpy(images.pixels).split(CHUNK):
+                inputs = batch.to(hardware.device).contiguous(memory_format=torch.channels_last)
+                classifier.network(preprocess(inputs)).cpu()
+
+    return len(images) / _seconds(run)
+
+
+def _probed(asked: Asked) -> tuple[Recipe, Classifier, Hardware]:
+    recipe, hardware = probe_recipe(Recipe(**asked["recipe"])), choose_hardware("auto")
+    classifier = _build(recipe)
+    classifier.move_to(hardware.device)
+    return recipe, classifier, hardware
+
+
 def _build(recipe: Recipe) -> Classifier:
     return build(recipe.model, classes=CLASSES, unfreeze_depth=recipe.unfreeze_depth, pretrained=None, seed=0)
 
@@ -219,6 +252,8 @@ TRAINING: dict[str, tuple[Measure, bool]] = {
     "empty store": (_with_empty_store, True),
     "full store": (_with_full_store, True),
     "bare suffix": (_bare_suffix, True),
+    "probe": (_probe_features, True),
+    "bare forward": (_bare_forward, True),
 }
 """Sides of part 1, by name: the measuring function, and whether it runs in the environment of a study's trials."""
 AUGMENTATION: dict[str, tuple[Measure, bool]] = {
