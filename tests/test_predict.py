@@ -160,17 +160,6 @@ def test_predict_names_unreadable_images_predicts_the_others_and_exits_1(command
     assert [line.split(": ")[1] for line in err.splitlines()] == list(map(str, (torn, text, tmp_path / "absent.png")))
 
 
-def test_the_readmes_request_holds_the_pixels_that_predict_would_read(tmp_path, monkeypatch, capsys):
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    photo = save(tmp_path / "photo.jpg", size=(1300, 900), exif=exif)
-    code = re.search(r"python -c '(.*?)' \|", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(code[1], {})
-    (pixels,) = json.loads(capsys.readouterr().out)["inputs"]
-    assert np.array_equal(np.array(pixels).transpose(2, 0, 1), read_image(photo, (256, 256)))
-
-
 def test_predict_names_an_unreadable_folder_and_predicts_the_rest(command, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     before, after = save(folder / "a" / "before.png"), save(folder / "z" / "after.png")

@@ -262,7 +262,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--models", "--search", "vgg16"], "not allowed with"),
         (["--models", "--epochs", "3"], "--models: takes no other flags, but got --epochs."),
-        (["--baseline", "--weights", "no.pth"], "--weights: unknown weights or file 'no.pth'."),
+        (["--baseline", "--weights", "no.pth"], "--weights: unknown weights, file or directory 'no.pth'."),
         (["--reproduce", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest"], "mlruns: must hold a study, but holds none."),
         (["--resume", "latest", "--name", "one"], "--name: must be left out with --resume"),
@@ -274,7 +274,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--baseline", "--data", "cifar01", "--weights", "none"], "Did you mean 'cifar10'?"),
         (["--baseline", "--data", "no/such/folder"], "unknown data set, folder or file 'no/such/folder'"),
         (["--baselin"], "--baseline"),
-        (["--verbose"], "one of --baseline, --search, --resume, --reproduce and --models must be given"),
+        (["--verbose"], "one of --baseline, --search, --probe, --resume, --reproduce, --models must be given"),
     ],
 )
 def test_usage_error_exits_2_and_leaves_nothing(study, arguments, message):
