@@ -32,8 +32,8 @@ PACKAGES = {
         "sources",
     ],
     "models": [
-        "architectures", "cut", "networks", "classifier", "preprocessing", "pretrained", "operations", "list_models",
-        "saved_model",
+        "architectures", "cut", "networks", "classifier", "twins", "preprocessing", "pretrained", "operations",
+        "list_models", "saved_model",
     ],
     "augmentation": ["augment", "mixing"],
     "compute": ["hardware", "gpu_cache", "feature_file", "feature_store", "features"],

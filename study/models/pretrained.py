@@ -1,5 +1,6 @@
 """Load pretrained weights, those of torchvision, of timm or of a file, without running code in the file."""
 
+import contextlib
 import re
 import socket
 import warnings
@@ -17,10 +18,16 @@ from study.config.catalogue import TIMM, catalogue
 from study.errors import WeightsError
 from study.models.architectures import ARCHITECTURES
 from study.models.classifier import StateDict, digest_state, head_layers
-from study.models.networks import AUXILIARY, build_on_meta, default_weights, last_layers
+from study.models.networks import AUXILIARY, build_on_meta, default_weights, last_layers, timm_config
+from study.models.twins import rename_twin, twin_of
 
 DOWNLOAD_TIMEOUT_S = 30.0
 """Seconds without data after which a download fails; torch.hub itself would wait for ever."""
+
+CONNECT_TIMEOUT_S = 10.0
+"""Seconds after which the Hugging Face hub is given up, before a download begins."""
+_HUB_FILE = "model.safetensors"
+"""File of a repository that timm asks for first."""
 
 SHOWN_MISMATCHES = 20
 ENDINGS = (".safetensors", ".pth")
@@ -53,8 +60,8 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
 
     Args:
         model: name in the catalogue.
-        weights: 'imagenet' (the library's own weights), 'none', the path of a state dict under the library's names, as
-            `.safetensors` or by `torch.save`, or a directory that `find_file` searches.
+        weights: 'imagenet' (the library's own weights), 'none', the path of a state dict under the library's names or
+            those of its twin, as `.safetensors` or by `torch.save`, or a directory that `find_file` searches.
         classes: number of outputs of the classifier.
 
     Raises:
@@ -75,8 +82,12 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise WeightsError(f"{file}: must hold a state dict alone, but is something else. Save model.state_dict().")
     found = {name: tensor for name, tensor in found.items() if not name.startswith(AUXILIARY.get(model, ()))}
+    twin = None
     if mismatches := _mismatches(model, found):
-        raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
+        twin = twin_of(model)
+        if twin is None or _mismatches(twin, found):
+            raise WeightsError(f"{file}: must hold weights of {model}, but {_shorten(mismatches)}.{_likeness(found)}")
+        found = rename_twin(model, twin, found)
 
     lasts = last_layers(model)
     expected = build_on_meta(model, classes).state_dict()
@@ -94,6 +105,8 @@ def load_pretrained(model: str, weights: str, *, classes: int) -> Pretrained:
         note = f"last layer {last} is the file's own ({classes} outputs)"
     if others := [layer for layer in new if layer not in lasts]:
         note += f"; also new, since the file has no weights of that shape: {', '.join(others)}"
+    if twin:
+        note += f"; the file's tensors were those of {twin}, the same network"
     expected = {name: tensor for name, tensor in expected.items() if name.rpartition(".")[0] not in new}
     # Files older than torch 0.4.1 lack BatchNorm's counters, which are not used at a fixed momentum.
     state = {
@@ -132,6 +145,7 @@ def _download_timm(model: str) -> StateDict:
     if not catalogue()[model].weights:
         raise WeightsError(f"{model}: must have pretrained weights, but timm offers none. Give --weights FILE or none.")
     try:
+        _reach_hub(timm_config(model)["hf_hub_id"])
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub, the disk and the reader raise many kinds
         cause = str(error).partition("\n")[0] or type(error).__name__
@@ -141,6 +155,20 @@ def _download_timm(model: str) -> StateDict:
             f" or copy the hub's cache to {HF_HUB_CACHE} (HF_HOME moves it); or give --weights none or --demo."
         ) from error
     return dict(network.state_dict())
+
+
+def _reach_hub(repository: str) -> None:
+    """Ask the Hugging Face hub for a repository that is not in its cache, once, so that an error comes at once.
+
+    The download itself would try six times, in almost a minute, with two lines on the screen each time.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if isinstance(try_to_load_from_cache(repository, _HUB_FILE), str):
+        return
+    with contextlib.suppress(RemoteEntryNotFoundError):  # timm then asks for other files
+        get_hf_file_metadata(hf_hub_url(repository, _HUB_FILE), timeout=CONNECT_TIMEOUT_S)
 
 
 def find_file(directory: Path, model: str) -> Path:
