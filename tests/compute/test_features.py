@@ -162,6 +162,25 @@ def test_epoch_outputs_are_the_same_from_a_shorter_prefixs(make_images, make_rec
     assert store.tally == {"stored": 50}
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(("model", "size"), [("timm/test_vit", 32), ("timm/test_efficientnet", 64)])
+def test_epoch_outputs_of_timm_are_the_same_from_the_store(make_images, make_recipe, tmp_path, model, size, depth):
+    images, recipe = make_images(10), make_recipe(model=model, unfreeze_depth=depth, image_size=size)
+    classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
+
+    def epoch(store):
+        stream = epoch_outputs(
+            classifier, recipe, images, torch.arange(10), augmentation=(0, 1), hardware=CPU, store=store
+        )
+        return torch.cat(list(stream))
+
+    store = FeatureStore(tmp_path, 10**8)
+    computed, stored, read = epoch(None), epoch(store), epoch(store)
+    assert torch.equal(stored, computed)
+    assert torch.equal(read, computed)
+    assert store.tally == {"stored": 10, "read": 10}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_epoch_outputs_stay_on_the_gpu(make_images, make_recipe, tmp_path):
     images, recipe, device = make_images(CHUNK), make_recipe(), torch.device("cuda")

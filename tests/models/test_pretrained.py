@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,12 +17,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from support.weights import SMALL, SMALL_LAST, backbone, changed, copy_of, new_state, train_one_step
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
 from study.errors import WeightsError
 from study.models.classifier import StateDict, build
+from study.models.networks import build_network
+from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
 
 
@@ -303,3 +308,139 @@ def test_load_pretrained_gives_a_silent_server_up(served: Path, monkeypatch: pyt
         assert "timed out" in refusal("imagenet", "resnet18")
     assert socket.getdefaulttimeout() == before
     assert list(served.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["resnet10t.c3_in1k.safetensors", "resnet10t.pth"])
+def test_load_pretrained_finds_a_models_file_in_a_directory(name: str, tmp_path: Path) -> None:
+    """The tag that names timm's weights may be missing."""
+    state = dict(build_network("timm/resnet10t", 10).state_dict())
+    if name.endswith(".pth"):
+        torch.save(state, tmp_path / name)
+    else:
+        safetensors.torch.save_file(state, tmp_path / name)
+    found = load_pretrained("timm/resnet10t.c3_in1k", str(tmp_path), classes=10).state
+    assert found is not None
+    assert changed(state, found) == set()
+
+
+def test_load_pretrained_names_the_files_that_a_directory_lacks(tmp_path: Path) -> None:
+    assert refusal(str(tmp_path), "timm/resnet10t.c3_in1k") == (
+        f"{tmp_path}: must hold resnet10t.c3_in1k.safetensors or resnet10t.c3_in1k.pth or resnet10t.safetensors or"
+        " resnet10t.pth, but has no such file."
+    )
+
+
+HUB = "timm/test_vit"
+TOKEN = "hf_secret_of_a_person"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Serve one repository like the Hugging Face hub; yields the address, and the requests with their tokens."""
+    content = safetensors.torch.save(dict(build_network(HUB, 1000).state_dict()))
+    requests: list[tuple[str, str | None]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            known = self.path == f"/{HUB}.r160_in1k/resolve/main/model.safetensors"
+            requests.append((f"{self.command} {self.path}", self.headers["Authorization"]))
+            self.send_response(200 if known else 404)
+            if known:
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(content) if known else 0))
+            self.end_headers()
+            if known and self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+        thread.join()
+
+
+def load_from_hub(address: str, tmp_path: Path) -> str:
+    """Load the hub's weights in a process of its own, whose variables the hub's library reads; return all it prints."""
+    code = f"""
+from study.errors import WeightsError
+from study.models.pretrained import load_pretrained
+try:
+    print("note:", load_pretrained("{HUB}", "imagenet", classes=10).note)
+except WeightsError as error:
+    print("error:", error)
+"""
+    own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN, "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **own},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_load_pretrained_downloads_from_the_hub_once(
+    hub: tuple[str, list[tuple[str, str | None]]], tmp_path: Path
+) -> None:
+    """With the person's token, which is printed nowhere; the second process needs no hub."""
+    address, requests = hub
+    first = load_from_hub(address, tmp_path)
+    assert "note: last layer head is new (10 outputs; the file has 1000)" in first
+    assert (f"GET /{HUB}.r160_in1k/resolve/main/model.safetensors", f"Bearer {TOKEN}") in requests
+    second = load_from_hub("http://127.0.0.1:9", tmp_path)
+    assert "note: last layer head is new (10 outputs; the file has 1000)" in second
+    assert "Retrying" not in second
+    assert TOKEN not in first + second
+
+
+@pytest.mark.slow
+def test_load_pretrained_tells_at_once_that_no_hub_answers(tmp_path: Path) -> None:
+    """In one line, without the lines of retries; the token is not shown."""
+    printed = load_from_hub("http://127.0.0.1:9", tmp_path)
+    assert printed.startswith(
+        f"error: {HUB}: weights must be downloaded once, but got '[Errno 111] Connection refused'"
+    )
+    assert printed.count("\n") == 1
+    assert TOKEN not in printed
+
+
+SHARED = Path(__file__).parents[3] / "shared"
+"""Real ImageNet weights and photos that may lie beside the checkout."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no real ImageNet weights in ../shared/weights")
+def test_load_pretrained_real_weights_tell_photos_apart() -> None:
+    """Features of 50 photos place 50 others by the nearest mean of a class; an untrained network's do not."""
+    model = "timm/tf_efficientnet_lite0"
+    file = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
+    pretrained = load_pretrained(model, str(file), classes=1000)
+    assert pretrained.state is not None
+    build_network(model, 1000).load_state_dict(pretrained.state, strict=True)
+    directories = sorted((SHARED / "cifar10-tenth" / "train").iterdir())
+    files = [file for directory in directories for file in sorted(directory.iterdir())[:10]]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    inputs = preprocessing(model, 128)(pixels)
+
+    def accuracy(state: StateDict | None) -> float:
+        prefix = build(model, classes=1000, unfreeze_depth=0, pretrained=state, seed=0).prefix
+        with torch.inference_mode():
+            features = nn.functional.normalize(torch.cat([prefix(part) for part in inputs.split(25)])).unflatten(
+                0, (10, 10)
+            )
+        means = features[:, :5].mean(1)
+        nearest = torch.cdist(features[:, 5:].flatten(0, 1), means).argmin(1)
+        return float((nearest == torch.arange(10).repeat_interleave(5)).float().mean())
+
+    assert accuracy(pretrained.state) >= 0.5
+    assert accuracy(None) <= 0.35
