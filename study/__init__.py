@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from study.api.functions import audit_data, baseline, list_studies, load, search
+    from study.api.functions import audit_data, baseline, list_studies, load, probe, search
     from study.api.handle import Study
 
 __version__ = "0.1.0"
-__all__ = ["Study", "audit_data", "baseline", "list_studies", "load", "search"]
+__all__ = ["Study", "audit_data", "baseline", "list_studies", "load", "probe", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Unpack
 
 from study.api.audits import DataAudit, audit_source
 from study.api.handle import Study
-from study.api.keywords import BaselineOptions, SearchOptions, read_options, worded_for_python
-from study.api.planning import Job, plan_baseline, plan_searches
+from study.api.keywords import BaselineOptions, ProbeOptions, SearchOptions, read_options, worded_for_python
+from study.api.planning import Job, plan_baseline, plan_probe, plan_searches
 from study.api.running import run_here
 from study.api.session import process_restored
 from study.config.flags import images_of
@@ -56,6 +56,24 @@ def search(space: str | Path, *, data: "Data | None" = None, **options: Unpack[S
     with worded_for_python():
         read = read_options("search", [str(space)], SearchOptions, {**options, "data": _named(data)})
         result = run_here(lambda: _plan(lambda options: plan_searches(options)[0], read, data))
+    return Study(result.directory)
+
+
+def probe(*models: str, data: "Data | None" = None, **options: Unpack[ProbeOptions]) -> Study:
+    """Rank pretrained models by linear probes of their features, as `python -m study.run --probe` does.
+
+    Args:
+        models: names of models; none for those of the shipped search space backbones.
+        data: cifar10 (the default), digits, a folder, a CSV file, a DataFrame or images; see docs/python.md.
+        options: the flags of `python -m study.run`, with underscores.
+
+    Raises:
+        StudyError: arguments are wrong, or the study cannot begin.
+        KeyboardInterrupt: the user stopped the study; `resume` goes on with it.
+    """
+    with worded_for_python():
+        read = read_options("probe", [*models], ProbeOptions, {**options, "data": _named(data)})
+        result = run_here(lambda: _plan(plan_probe, read, data))
     return Study(result.directory)
 
 

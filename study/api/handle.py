@@ -79,6 +79,30 @@ class Study:
         return pd.DataFrame(rows)
 
     @property
+    def ranking(self) -> "pd.DataFrame":
+        """Linear probes, the best model first: a study's own, or those before a search; no rows if there are none.
+
+        Columns: model; accuracy in [0, 1] on validation images, and the metric that ranks, if it is another one; low
+        and high, the accuracy's 95 % interval (Wilson); seconds of the probe; parameters of the network; images_per_s
+        of its prediction.
+        """
+        import pandas as pd
+
+        from study.verdict.screen import probe_rows
+
+        record = self._record()
+        design = record.manifest.design
+        values = dict.fromkeys(("accuracy", design.metric))
+        columns = ("model", *values, "low", "high", "seconds", "parameters", "images_per_s")
+        trials = record.trials() if design.stage == "probe" else record.screens()
+        rows = [
+            (row.model, *(row.metrics[name] for name in values), row.low, row.high, row.seconds, row.parameters,
+             row.predict_images_per_s)
+            for row in probe_rows(trials, design.metric)
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
     def report(self) -> Path:
         """Path of the HTML report.
 
@@ -161,8 +185,9 @@ class Study:
                 lines.append(("verdict", sentence(self.verdict)))
         else:
             for trial in trials:
-                accuracy = trial.test and trial.test.metrics.get("accuracy")
-                result = trial.state if accuracy is None else f"test accuracy {accuracy:.2%}"
+                accuracy = trial.metrics.get("accuracy")
+                kind = "test" if trial.test else "validation"
+                result = trial.state if accuracy is None else f"{kind} accuracy {accuracy:.2%}"
                 lines.append((f"#{trial.plan.key}", f"{trial.plan.recipe.model}: {result}"))
         return [*lines, ("files", str(self.directory))]
 

@@ -48,7 +48,6 @@ class StudyOptions(MachineOptions, total=False):
     skip_broken: bool
     leaks: Literal["keep", "drop"]
     demo: bool
-    epochs: int
     image_size: int
     fit: Literal["crop", "pad", "squash"]
     seed: int
@@ -59,23 +58,31 @@ class StudyOptions(MachineOptions, total=False):
 class BaselineOptions(StudyOptions, total=False):
     """Options of a study of the baseline's recipe."""
 
+    epochs: int
     as_written: bool
 
 
 class SearchOptions(StudyOptions, BudgetOptions, total=False):
     """Options of a search."""
 
+    epochs: int
     pruner: Literal["asha", "none"]
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
     repeats: Repeats
     rerank: int
 
 
+class ProbeOptions(StudyOptions, total=False):
+    """Options of a study of linear probes, which have no epochs."""
+
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
+
+
 class ResumeOptions(MachineOptions, BudgetOptions, total=False):
     """Options that a resumed study may change."""
 
 
-VERBS = ("baseline", "search", "models", "reproduce", "resume")
+VERBS = ("baseline", "search", "probe", "models", "reproduce", "resume")
 """Flags that say what to run: functions of the Python API."""
 _PLACEHOLDERS = r"(?= (?P<value>[A-Z][A-Z-]+\b|'|/))"
 
@@ -84,7 +91,7 @@ def read_options(verb: str, what: object, allowed: type, given: Mapping[str, Any
     """Return the options that a function was called with, as `python -m study.run` parses them.
 
     Args:
-        verb: flag of `study.run` that does the same: baseline, search or resume.
+        verb: flag of `study.run` that does the same: baseline, search, probe or resume.
         what: value of this flag.
         allowed: TypedDict of the keyword arguments that the function takes, besides data.
         given: keyword arguments; None stands for an argument that is not given.

@@ -9,14 +9,20 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 from processes import family, wait_until_gone
+from support.manifests import make_manifest, make_space
+from support.probes import run_probes
 from support.saved_models import make_saved
 
 import study
 from study.api.predictions import predict_pictures
+from study.config.plan import Design
+from study.config.search_space import Categorical
 from study.errors import ConfigError, DataError
+from study.results.record import Record
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and Optuna
 
@@ -41,6 +47,7 @@ async def search():  # as in a notebook's kernel, where an event loop runs
     return study.search("small.toml", data=data, trials=2, repeats=1, name="one", **options)
 
 found = asyncio.run(search())
+probed = study.probe("resnet18", data=data, name="three", weights="none", image_size=32)
 print("searched", flush=True)
 try:
     study.baseline("resnet18", data=data, name="two", **{**options, "epochs": 100000})
@@ -55,14 +62,14 @@ print("facts", json.dumps({
     "names": [one.name for one in study.list_studies()], "stages": [*rows.stage], "decided": bool(found.verdict),
     "lr": found.best_recipe.lr in [*rows.lr], "predicted": found.predict(images[0])[0].label,
     "report": found.report.is_file(), "html": found._repr_html_(), "inputs": len(os.listdir("mlruns/inputs")),
-    "best": study.load("two").best_recipe,
+    "best": study.load("two").best_recipe, "probed": [*probed.ranking.model, *probed.trials_dataframe().stage],
 }))
 """
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """Run a search and a baseline that is interrupted, in one program; return what it printed, and its facts."""
+    """Run a search, a probe and a baseline that is interrupted, in one program; return what it printed, and its facts."""
     room = tmp_path_factory.mktemp("program")
     (room / "small.toml").write_text(SPACE)
     environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
@@ -103,7 +110,12 @@ def test_interrupt_leaves_the_process_as_it_was(program):
 
 @pytest.mark.slow
 def test_interrupted_baseline_selects_nothing_and_is_listed(program):
-    assert (program.state, program.best, program.names) == ("interrupted", None, ["two", "one"])
+    assert (program.state, program.best, program.names) == ("interrupted", None, ["two", "three", "one"])
+
+
+@pytest.mark.slow
+def test_probe_ranks_models_without_fine_tuning(program):
+    assert program.probed == ["resnet18", "probe"]
 
 
 @pytest.mark.slow
@@ -132,6 +144,30 @@ def test_mistake_is_an_exception_that_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"^trials: must be at least 1, but got 0\."):
         study.search("resnet18", data=(images, [0, 1, 0, 1]), trials=0)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture
+def screened(tmp_path):
+    """A search whose record holds the probes of its two models."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = make_space(domains={"model": Categorical(("resnet18", "vgg11"))})
+    design = Design("search", (space.base,), space, 1, metric="macro_f1")
+    record = Record.create(tmp_path / "mlruns" / "studies" / "pets", make_manifest(design))
+    run_probes(record, 80, 90)
+    record.close()
+    return study.load(record.directory)
+
+
+def test_ranking_has_the_best_probe_first(screened):
+    ranking = screened.ranking
+    assert [*ranking] == ["model", "accuracy", "macro_f1", "low", "high", "seconds", "parameters", "images_per_s"]
+    assert [*zip(ranking.model, ranking.accuracy, strict=True)] == [("vgg11", 0.9), ("resnet18", 0.8)]
+    assert ((ranking.low < ranking.accuracy) & (ranking.accuracy < ranking.high)).all()
+
+
+def test_ranking_of_a_study_without_probes_is_empty(tmp_path):
+    Record.create(tmp_path / "one", make_manifest()).close()
+    assert len(study.load(tmp_path / "one").ranking) == 0
 
 
 def test_load_suggests_a_study(tmp_path, monkeypatch):

@@ -8,13 +8,14 @@ import pytest
 from study.api.keywords import (
     VERBS,
     BaselineOptions,
+    ProbeOptions,
     ResumeOptions,
     SearchOptions,
     in_python,
     read_options,
     worded_for_python,
 )
-from study.config.flags import build_parser
+from study.config.flags import NEEDS, build_parser
 from study.errors import ConfigError, WeightsError
 
 
@@ -22,6 +23,7 @@ def test_keywords_are_exactly_the_flags_of_studies():
     flags = {*vars(build_parser().parse_args([]))} - {*VERBS, "data"}
     assert {*BaselineOptions.__annotations__, *SearchOptions.__annotations__} == flags
     assert {*ResumeOptions.__annotations__} < flags
+    assert {*ProbeOptions.__annotations__} == {flag for flag in flags if "probe" in NEEDS.get(flag, ("probe",))}
 
 
 @pytest.mark.parametrize(

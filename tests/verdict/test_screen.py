@@ -5,11 +5,11 @@ import dataclasses
 import optuna
 import pytest
 from support.manifests import make_manifest, make_space, small_recipe
+from support.probes import run_probes
 
 from study.config.load_toml import load_portfolio, load_space
 from study.config.plan import Design
 from study.config.search_space import Budget, Categorical, Float, Int
-from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.verdict.screen import (
     first_proposals,
@@ -21,7 +21,6 @@ from study.verdict.screen import (
 )
 
 MODELS = ("resnet18", "mobilenet_v3_small", "vgg11", "efficientnet_b0")
-FACTS = {"parameters": 11_000_000, "predict_images_per_s": 76.0, "device": "CPU", "precision": "fp32"}
 
 
 @pytest.fixture
@@ -33,20 +32,6 @@ def record(tmp_path):
     record = Record.create(tmp_path / "search", make_manifest(Design("search", (space.base,), space, 1)))
     yield record
     record.close()
-
-
-def run_probes(record, *right):
-    """Run the probes, of which each classified so many of 100 images correctly, or failed if the number is None."""
-    record.add(plan_screens(record.manifest.design, seed=0))
-    for count in right:
-        plan = record.next_trial()
-        if count is None:
-            record.fail(plan, "out of memory.")
-            continue
-        record.facts(plan, FACTS)
-        confusion = [[count, 100 - count], [0, 0]]
-        record.epoch(plan, EpochResult(1, 0.5, 1.0, 1.0, val_loss=1 - count / 100, val_confusion=confusion))
-        record.complete(plan)
 
 
 def test_each_model_is_probed_without_fine_tuning(record):
