@@ -48,7 +48,7 @@ class StudyOptions(MachineOptions, total=False):
     skip_broken: bool
     leaks: Literal["keep", "drop"]
     demo: bool
-    image_size: int
+    image_size: int | Literal["auto"]
     fit: Literal["crop", "pad", "squash"]
     seed: int
     precision: Literal["auto", "bf16", "fp32"]
@@ -84,6 +84,8 @@ class ResumeOptions(MachineOptions, BudgetOptions, total=False):
 
 VERBS = ("baseline", "search", "probe", "models", "reproduce", "resume")
 """Flags that say what to run: functions of the Python API."""
+OR_AUTO = ("repeats", "image_size")
+"""Whole numbers that may also be the word auto."""
 _PLACEHOLDERS = r"(?= (?P<value>[A-Z][A-Z-]+\b|'|/))"
 
 
@@ -125,7 +127,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         raise ConfigError(f"must be True or False, but got {value!r}.")
     if action.choices and value not in action.choices:
         raise ConfigError(unknown_name("choice", str(value), [*action.choices]))
-    if action.type is int or (action.dest == "repeats" and value != "auto"):
+    if action.type is int or (action.dest in OR_AUTO and value != "auto"):
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             rule = "a whole number" if action.type is int else "a whole number or 'auto'"
             raise ConfigError(f"must be {rule}, but got {value!r}.")

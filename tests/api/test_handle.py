@@ -69,7 +69,7 @@ print("facts", json.dumps({
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """Run a search, a probe and a baseline that is interrupted, in one program; return what it printed, and its facts."""
+    """Run a search, a probe and an interrupted baseline in one program; return what it printed, and its facts."""
     room = tmp_path_factory.mktemp("program")
     (room / "small.toml").write_text(SPACE)
     environment = {**os.environ, "XDG_CACHE_HOME": str(room / "cache")}
