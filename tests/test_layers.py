@@ -38,7 +38,7 @@ PACKAGES = {
     "augmentation": ["augment", "mixing"],
     "compute": ["hardware", "gpu_cache", "feature_file", "feature_store", "features"],
     "training": ["reference", "updates", "checkpoint", "probe", "loop", "run_trial"],
-    "export": ["formats", "card", "__main__"],
+    "export": ["formats", "timm_config", "card", "__main__"],
     "charts": ["figures", "svg", "intervals", "confusion", "curves", "parallel"],
     "report": [
         "elements", "copies", "sample_batch", "summary", "trial_sections", "search_sections", "study_page",

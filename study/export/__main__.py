@@ -62,6 +62,7 @@ def _export(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.out}: must be a new directory, but exists. Choose another one, or delete it.")
     from study.export.card import write_card
     from study.export.formats import describe_input, write_checked
+    from study.export.timm_config import describe_for_timm
     from study.models.saved_model import find_model, load_model
     from study.results.record import Record
 
@@ -72,7 +73,8 @@ def _export(options: argparse.Namespace) -> int:
     try:
         with new_directory(options.out) as draft:
             check = write_checked(draft / f"model.{options.to}", saved, images)
-            config = json.dumps(description, indent=1, ensure_ascii=False)
+            for_timm = describe_for_timm(saved.card, saved.predictor.network) if options.to == "safetensors" else {}
+            config = json.dumps({**description, **for_timm}, indent=1, ensure_ascii=False)
             (draft / "config.json").write_text(f"{config}\n", encoding="utf-8")
             (draft / "README.md").write_text(write_card(saved.card, record, options.to, description), encoding="utf-8")
     except StudyError:

@@ -8,7 +8,9 @@ import numpy as np
 import onnxruntime
 import optuna
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from support.manifests import make_manifest
 from support.saved_models import CLASSES, make_saved
@@ -16,6 +18,7 @@ from torchvision.models import get_model
 
 from study.export.__main__ import main
 from study.export.formats import FORMATS, compare, frame, write_checked
+from study.models.preprocessing import preprocessing
 from study.results.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +67,37 @@ def test_safetensors_file_fits_the_librarys_own_network(saved, stored, tmp_path)
     get_model("mobilenet_v3_small", weights=None, num_classes=3).load_state_dict(
         load_file(tmp_path / "model.safetensors")
     )
+
+
+TIMM = {"timm/resnet10t.c3_in1k": 32, "timm/test_vit.r160_in1k": 32}
+"""A network of convolutions and one of attention, at other sizes than their own."""
+
+
+@pytest.fixture(params=TIMM)
+def saved_timm(request, tmp_path):
+    return make_saved(tmp_path / "model", model=request.param, image_size=TIMM[request.param])
+
+
+def test_timm_loads_the_exported_directory(saved_timm, stored, study, capsys):
+    shutil.rmtree(study / "models")
+    shutil.copytree(saved_timm.directory, study / "models" / "0")
+    assert main(["one", "out", "--to", "safetensors"]) == 0
+    network = timm.create_model("local-dir:out", pretrained=True).eval()
+    card = saved_timm.card
+    inputs = preprocessing(card.recipe.model, card.recipe.image_size)(torch.from_numpy(stored))
+    with torch.inference_mode():
+        assert torch.allclose(network(inputs), saved_timm.predictor.network(inputs), atol=1e-5)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    assert network.pretrained_cfg["label_names"] == CLASSES
+    assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_graph_of_timm_computes_what_the_model_does(saved_timm, stored, tmp_path, kind):
+    check = write_checked(tmp_path / f"model.{kind}", saved_timm, stored)
+    assert (check.agrees, check.changed) == (True, 0)
 
 
 def test_compare_finds_a_wrong_file(saved, stored):

@@ -6,8 +6,8 @@ import torch
 
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
-from study.models.architectures import ARCHITECTURES
 from study.models.classifier import Classifier, build
+from study.models.networks import last_layers
 from study.models.saved_model import ModelCard, SavedModel, load_model, save_model
 
 CLASSES = ["cat", "dog", "eel"]
@@ -48,6 +48,6 @@ def make_classifier(recipe: Recipe, classes: list[str]) -> Classifier:
     classifier.network.train()
     with torch.no_grad():
         classifier.network(inputs)
-        classifier.network.get_submodule(ARCHITECTURES[recipe.model].last_layer).weight.mul_(10)
+        classifier.network.get_submodule(last_layers(recipe.model)[0]).weight.mul_(10)
     classifier.set_evaluation()
     return classifier
