@@ -203,7 +203,8 @@ def _register(
     experiment = client.get_run(run_id).info.experiment_id
     for left in client.search_logged_models([experiment], f"tags.`study.uid` = '{saved.card.uid}'"):
         client.delete_logged_model(left.model_id)  # left by a session that died before it created a version
-    logged = client.create_logged_model(experiment, name, run_id, tags, params, "image-classifier")
+    plain = name.replace(".", "-")  # MLflow allows dots in the names of registered models only
+    logged = client.create_logged_model(experiment, plain, run_id, tags, params, "image-classifier")
     status = LoggedModelStatus.FAILED
     try:
         with scratch_directory() as folder:

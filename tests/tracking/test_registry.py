@@ -236,6 +236,17 @@ def test_logged_model_answers_as_the_kept_one(one_model, monkeypatch, images):
     assert np.allclose(answer, saved.probabilities(pixels(images)).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["timm/resnet10t.c3_in1k", "timm/test_vit.r160_in1k"])
+def test_logged_network_of_timm_answers_as_the_kept_one(store, model):
+    registration, client = register(store, model=model, uid="v" * 32)
+    assert registration.name == f"pets-{model.replace('/', '-')}"
+    saved = load_model(store / "model")
+    location = client.get_model_version_download_uri(registration.name, registration.version)
+    answer = mlflow.pyfunc.load_model(location).predict(pixels(5).permute(0, 2, 3, 1).numpy())
+    assert np.allclose(answer, saved.probabilities(pixels(5)).numpy(), atol=1e-5)
+
+
 def test_the_logged_model_refuses_images_of_another_size(one_model):
     folder, _, _ = one_model
     served = mlflow.pyfunc.load_model(str(model_directory(folder)))
