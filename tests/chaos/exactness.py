@@ -122,8 +122,8 @@ def _faults_of_mlflow(record: Record, ended: list[TrialRecord], uri: str) -> Ite
 
 def _faults_of_report(record: Record, ended: list[TrialRecord]) -> Iterator[str]:
     page = (record.directory / "report.html").read_text()
-    table = page.rpartition('<table class="sortable">')[2].partition("</table>")[0]
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    table = page.partition(">All trials</h")[2].partition("<tbody>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.split(r"<tr[^>]*>", table)[1:]]
     shown = [(row[0], row[3], row[4], row[5], row[7], row[8]) for row in rows]
     wanted = [
         (
