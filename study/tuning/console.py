@@ -38,6 +38,7 @@ from study.verdict.trial_table import Row, faster
 from study.verdict.wording import describe_closeness, details, sentence
 
 STAGES = {
+    "screen": "probing the models",
     "search": "searching",
     "rerank": "re-ranking the best trials on other seeds and validation images",
     "final": "refitting the best recipe and the baseline for the verdict",

@@ -21,6 +21,7 @@ from study.tracking.client import local_uri, ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.console import Console, open_screen
 from study.tuning.run_study import StudyResult
+from study.verdict.screen import plan_screens
 from study.verdict.trial_table import Row
 
 FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
@@ -427,6 +428,18 @@ def test_the_end_of_a_demo_leads_to_own_images(tmp_path, source, shown):
     record.close()
     assert ("--search resnet18 --data FOLDER" in output.getvalue()) == shown
     assert ("no transfer learning" in output.getvalue()) == shown
+
+
+def test_probes_before_a_search_have_their_own_stage(tmp_path):
+    space = make_space(domains={"model": Categorical(("resnet18", "vgg11"))})
+    record = Record.create(tmp_path / "two", make_manifest(Design("search", (space.base,), space, 1)))
+    record.add(plan_screens(record.manifest.design, seed=0))
+    console, output = pipe()
+    console.on_record(record)
+    for _ in range(2):
+        run(record, 8, console=console)
+    record.close()
+    assert output.getvalue().count("now      probing the models …") == 1
 
 
 def test_table_of_probes_keeps_the_ends_of_long_names(tmp_path, make_recipe):
