@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from study.config.catalogue import catalogue
 from study.errors import WeightsError
-from study.models.classifier import build
+from study.models.classifier import Classifier, build
 from study.models.cut import cut
 from study.models.networks import thin_functions
 
@@ -38,24 +38,22 @@ def images_for(model: str) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def check_evaluation(model: str) -> None:
+def check_evaluation(classifier: Classifier) -> None:
     """Each part maps the outputs of the part before, and leaves them as they are: so any cut gives the same logits."""
-    images = images_for(model)
-    classifier = build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=0)
+    images = images_for(classifier.name)
     with torch.inference_mode():
         expected, outputs = classifier.network(images), images
         for part in (*classifier.prefix, *classifier.suffix):
             inputs, before = outputs, outputs.clone()
             outputs = part(inputs)
             assert torch.equal(inputs, before), "the part writes to its input"
-    assert len(classifier.prefix) == 5
+    assert len([*classifier.prefix, *classifier.suffix]) == 6
     assert torch.equal(outputs, expected)
 
 
-def check_training(model: str) -> None:
+def check_training(classifier: Classifier) -> None:
     """All parts in a row give the whole network's outputs and gradients, with the same random state."""
-    images = images_for(model)
-    classifier = build(model, classes=3, unfreeze_depth=5, pretrained=None, seed=0)
+    images = images_for(classifier.name)
     whole = copy.deepcopy(classifier.network)
     results = []
     for network in (whole.train(), classifier.suffix.train()):
@@ -72,8 +70,8 @@ def check_training(model: str) -> None:
     assert changed(copy_of(dict(whole.state_dict())), dict(classifier.network.state_dict())) == set()
 
 
-def check_frozen(model: str) -> None:
-    classifier = build(model, classes=3, unfreeze_depth=2, pretrained=None, seed=0)
+def check_frozen(model: str, depth: int) -> None:
+    classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=None, seed=0)
     prefix, suffix = copy_of(classifier.prefix.state_dict()), copy_of(dict(classifier.suffix.named_parameters()))
     train_one_step(classifier, images_for(model))
     assert changed(prefix, classifier.prefix.state_dict()) == set()
@@ -82,21 +80,29 @@ def check_frozen(model: str) -> None:
 
 @pytest.mark.parametrize("model", FAST)
 def test_cut_network_evaluates_like_the_whole(model: str) -> None:
-    check_evaluation(model)
+    check_evaluation(build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=0))
 
 
 @pytest.mark.parametrize("model", FAST)
 def test_cut_network_trains_like_the_whole(model: str) -> None:
-    check_training(model)
+    check_training(build(model, classes=3, unfreeze_depth=5, pretrained=None, seed=0))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", NETWORKS)
-def test_every_family_evaluates_trains_and_freezes(model: str) -> None:
-    check_evaluation(model)
-    check_training(model)
-    check_frozen(model)
+def test_every_family_evaluates_and_trains_like_the_whole(model: str) -> None:
+    classifier = build(model, classes=3, unfreeze_depth=5, pretrained=None, seed=0)
+    check_evaluation(classifier)
+    check_training(classifier)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("index", "model"), [*enumerate(NETWORKS[::3])])
+def test_training_changes_no_frozen_tensor(index: int, model: str) -> None:
+    """In every third network, at each depth in turn."""
+    check_frozen(model, depth=index % 5)
 
 
 def test_cut_keeps_drop_path_in_training() -> None:
