@@ -28,7 +28,7 @@ PACKAGES = {
         "statistics", "metric_intervals", "verdict", "judge", "rerank", "screen", "estimate", "wording", "trial_table",
     ],
     "data": [
-        "stored_pixels", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
+        "stored_pixels", "rows", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
         "sources",
     ],
     "models": [

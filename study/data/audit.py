@@ -5,7 +5,6 @@ nothing and changes nothing; `drop_leaks` returns another data set.
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from study.data.decoding import Unwatched, Watch
 from study.data.images import Dataset, Pixels
+from study.data.rows import FileNames
 from study.data.stored_pixels import StoredPixels
 
 SIDE = 32
@@ -68,7 +68,7 @@ class Audit:
     """All groups of copies."""
     labels: NDArray[np.int64]
     """Class of each image, in the order of the positions."""
-    names: tuple[str, ...]
+    names: Sequence[str]
     """File of each image, relative to the folder of all files; or its split and its number."""
 
     @property
@@ -173,10 +173,8 @@ def audit_images(dataset: Dataset, watch: Watch | None = None) -> Audit:
     """
     splits = dataset.splits
     classes = len(dataset.classes)
-    if dataset.rows:
-        root = os.path.commonpath([row.path for row in dataset.rows])
-        names = tuple(os.path.relpath(row.path, root) for row in dataset.rows)
-    else:
+    names: Sequence[str] = FileNames(dataset.rows)
+    if not names:
         names = tuple(f"{split} image {at}" for split, images in splits.items() for at in range(len(images)))
     return Audit(
         classes=dataset.classes,
@@ -200,7 +198,7 @@ def drop_leaks(dataset: Dataset, audit: Audit) -> Dataset:
         dataset,
         train=dataset.train.take(kept["train"]),
         validation=dataset.validation.take(kept["val"]) if dataset.validation else None,
-        rows=tuple(row for at, row in enumerate(dataset.rows) if at not in leaked),
+        rows=dataset.rows.take(np.array([at for at in range(len(dataset.rows)) if at not in leaked], np.int64)),
         found=replace(dataset.found, leaks_dropped=len(leaked)),
     )
 

@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from study.config.manifest import Found
+from study.data.rows import Rows
 from study.data.stored_pixels import StoredPixels, windows
 
 Pixels = NDArray[np.uint8] | StoredPixels
@@ -49,19 +49,6 @@ class Images:
             yield self.pixels[part]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One image file of a data set."""
-
-    path: Path
-    label: str
-    """Name of its class."""
-    split: str = ""
-    """train, val or test; "" if the source does not say, and before a split is drawn."""
-    group: str = ""
-    """Name of the patient, product or video that it shows, which must stay on one side of a split; "" for none."""
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images of the same classes."""
@@ -75,8 +62,8 @@ class Dataset:
     """Fraction of the source's images that is used, in (0, 1]."""
     validation: Images | None = None
     """Images that the source itself sets apart for validation; None if a search must hold some out of `train`."""
-    rows: tuple[Row, ...] = ()
-    """Files of the training, validation and test images, in this order, each in the order of its arrays; () for a
+    rows: Rows = field(default_factory=Rows)
+    """Files of the training, validation and test images, in this order, each in the order of its arrays; none for a
     source that has no files of its own."""
     found: Found = field(default_factory=Found)
     """What was found in the source, and what was left out."""
@@ -89,7 +76,7 @@ class Dataset:
 
     def groups(self, split: str) -> Sequence[str] | None:
         """Return the group of each image of a split, "" for none; None for a source without files."""
-        return [row.group for row in self.rows if row.split == split] or None
+        return self.rows.take(self.rows.having(split)).groups() or None
 
     @cached_property
     def fingerprint(self) -> str:

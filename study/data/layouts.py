@@ -7,13 +7,13 @@ import csv
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from study.config.flags import TABLES
 from study.data.image_files import HIDDEN, is_hidden, list_files, reason_against
-from study.data.images import Row
+from study.data.rows import Row, Rows
 from study.errors import DataError, nearest_name
 
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
@@ -29,7 +29,7 @@ SHOWN = 10
 class Listing:
     """The image files of a source, before a split is drawn and before any is decoded."""
 
-    rows: tuple[Row, ...]
+    rows: Rows
     layout: str
     """How images and splits are given, in words."""
     left_out: Counter[str]
@@ -51,7 +51,8 @@ def list_source(source: Path) -> Listing:
         listing = _list_table(source) if is_table(source) else _list_folder(source)
     except OSError as error:
         raise DataError(f"{error.filename}: must be readable: {error.strerror}.") from error
-    names = {*source.parts, *(text for row in listing.rows for text in (*row.path.parts, row.label, row.group))}
+    rows = () if listing.rows.is_utf8() else listing.rows
+    names = {*source.parts, *(text for row in rows for text in (*row.path.parts, row.label, row.group))}
     if odd := sorted(os.fsencode(name) for name in names if not _is_utf8(name)):
         raise DataError(
             f"{source}: names must be UTF-8, but got {shorten(map(repr, odd))}. Rename the files or folders."
@@ -84,19 +85,19 @@ def _list_folder(root: Path) -> Listing:
                 reason = HIDDEN if is_hidden(name) else f"in {name}/, which is no split"
                 left_out[reason] += 1 if is_hidden(name) else sum(1 for _ in list_files(root / name, lambda _: None))
         _leave_out(root, files, left_out)
-        rows = [row for part in parts for row in _list_classes(root / part, SPLITS[part], left_out)]
-        return Listing(tuple(rows), _join([f"{part}/" for part in parts]), +left_out)
+        rows = Rows(row for part in parts for row in _list_classes(root / part, SPLITS[part], left_out))
+        return Listing(rows, _join([f"{part}/" for part in parts]), +left_out)
     classes = [name for name in folders if not is_hidden(name)]
     _refuse_other_layouts(root, classes, files, splits)
-    return Listing(tuple(_list_classes(root, "", left_out)), "class folders", +left_out)
+    rows = Rows(_list_classes(root, "", left_out))
+    return Listing(rows, "class folders", +left_out)
 
 
-def _list_classes(folder: Path, split: str, left_out: Counter[str]) -> list[Row]:
-    """Return the images in the folders of a split, one folder for each class, sorted by the class's name."""
+def _list_classes(folder: Path, split: str, left_out: Counter[str]) -> Iterator[Row]:
+    """Yield the images in the folders of a split, one folder for each class, sorted by the class's name."""
     folders, others = _list_names(folder)
     _leave_out(folder, others, left_out)
     left_out[HIDDEN] += sum(map(is_hidden, folders))
-    rows = []
     for name in sorted((name for name in folders if not is_hidden(name)), key=lambda name: (_normalise(name), name)):
         files = [*list_files(folder / name)]
         found = [path for path, reason in files if not reason]
@@ -105,8 +106,7 @@ def _list_classes(folder: Path, split: str, left_out: Counter[str]) -> list[Row]
             held = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             raise DataError(f"{folder / name}: must hold an image, but has none{f' ({held})' if held else ''}.")
         left_out.update(reasons)
-        rows += [Row(path, _normalise(name), split) for path in found]
-    return rows
+        yield from (Row(path, _normalise(name), split) for path in found)
 
 
 def _leave_out(folder: Path, files: Sequence[str], left_out: Counter[str]) -> None:
@@ -190,7 +190,7 @@ def _list_table(file: Path) -> Listing:
         raise DataError("\n".join(f"{file}: {mistake}" for mistake in _first(mistakes)))
     unused = [name for name in names if name and name not in COLUMNS]
     layout = f"{file.name} with {', '.join(name for name in COLUMNS if name in names)}"
-    return Listing(tuple(rows), layout + (f", without {', '.join(unused)}" if unused else ""), Counter())
+    return Listing(Rows(rows), layout + (f", without {', '.join(unused)}" if unused else ""), Counter())
 
 
 def _first(mistakes: Sequence[str]) -> list[str]:
@@ -216,11 +216,11 @@ def _wrong_splits(rows: Sequence[Row]) -> Iterable[str]:
             yield f"group {group!r}: must stand in one split, but is in {_join(sorted(splits))}."
 
 
-def _check_classes(source: Path, rows: Sequence[Row]) -> None:
+def _check_classes(source: Path, rows: Rows) -> None:
     """Check that there are two classes, and that all given splits hold the same ones."""
     classes: dict[str, set[str]] = {}
-    for row in rows:
-        classes.setdefault(row.split, set()).add(row.label)
+    for label, split in rows.kinds():
+        classes.setdefault(split, set()).add(label)
     splits = {split: classes[split] for split in ("train", "val", "test") if split in classes}
     if len(splits) > 1:
         every = sorted(set.union(*splits.values()))

@@ -10,22 +10,21 @@ import urllib.error
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from study.config.manifest import Found
 from study.data.audit import audit_images, drop_leaks
 from study.data.decoding import Form, Unwatched, Watch, decode_files, identify_files, read_headers
 from study.data.image_files import FULL_GREY, Header, grey_range_of, stored_size
-from study.data.images import Dataset, Images, Pixels, Row
+from study.data.images import Dataset, Images, Pixels
 from study.data.layouts import SHOWN, is_table, list_source
 from study.data.pixel_store import PixelStore
+from study.data.rows import Rows
 from study.data.splits import draw_held_out, split, subset
 from study.data.stored_pixels import StoredPixels
 from study.errors import ConfigError, DataError, StudyError
@@ -174,19 +173,19 @@ def _load_files(
 ) -> Dataset:
     """Choose files by name, then decode the chosen ones to one size for all splits."""
     listing = list_source(source)
-    classes = tuple(sorted({row.label for row in listing.rows}))
-    by_split = {part: [row for row in listing.rows if row.split == part] for part in PARTS}
-    if by_split["test"]:
+    classes = tuple(sorted({label for label, _ in listing.rows.kinds()}))
+    by_split = {part: listing.rows.take(listing.rows.having(part)) for part in PARTS}
+    if len(by_split["test"]):
         _refuse_test_fraction(source, test_fraction)
     else:
         test_fraction = test_fraction or TEST_FRACTION
-        given = [row for row in listing.rows if row.split in ("", "train")]
+        given = listing.rows.take(listing.rows.having("", "train"))
         by_split |= _draw_test(given, classes, fraction=test_fraction, seed=seed)
-    chosen: list[Row] = []
+    chosen = Rows()
     for part, rows in by_split.items():
-        if rows:
-            kept = subset(_labels(rows, classes), classes, fraction=fraction, seed=seed, place=str(source / part))
-            chosen += [replace(rows[index], split=part) for index in kept]
+        if len(rows):
+            kept = subset(rows.labels(classes), classes, fraction=fraction, seed=seed, place=str(source / part))
+            chosen += rows.take(kept, split=part)
     left_out = Counter(listing.left_out)
     with ThreadPoolExecutor() as pool:
         files = identify_files(source, [row.path for row in chosen], pool)
@@ -199,21 +198,22 @@ def _load_files(
         grey_range = grey_range_of(deep, pool) if deep else FULL_GREY
         sizes = [header.size for _, header in readable]
         form = Form(stored_size(set(sizes), image_size, fit), fit, grey_range)
-        rows = [chosen[at] for at, _ in readable]
+        rows = chosen.take(np.array([at for at, _ in readable], np.int64))
         pixels, errors = decode_files(files.take([at for at, _ in readable]), form, pool, store=store, watch=watch)
     broken += errors.values()
     if broken and not skip_broken:
         _refuse_broken(broken)
-    rows = [row for index, row in enumerate(rows) if index not in errors]
+    if errors:
+        rows = rows.take(np.delete(np.arange(len(rows)), [*errors]))
     left_out["broken"] = len(broken)
     parts = {}
     for part in PARTS:
-        places = [index for index, row in enumerate(rows) if row.split == part]
-        if by_split[part]:
-            labels = _labels([rows[index] for index in places], classes)
+        places = rows.having(part)
+        if len(by_split[part]):
+            labels = rows.labels(classes)[places]
             if empty := [name for label, name in enumerate(classes) if label not in labels]:
                 raise DataError(f"{source}: every class must have a whole image in {part}, but {empty[0]!r} has none.")
-            parts[part] = Images(_cut(pixels, places[0], places[-1] + 1), labels)
+            parts[part] = Images(_cut(pixels, int(places[0]), int(places[-1]) + 1), labels)
     found = Found(
         layout=listing.layout,
         validation="val" in parts,
@@ -232,7 +232,7 @@ def _load_files(
         parts["test"],
         fraction,
         validation=parts.get("val"),
-        rows=tuple(rows),
+        rows=rows,
         found=found,
     )
 
@@ -242,24 +242,17 @@ def _cut(pixels: Pixels, start: int, stop: int) -> Pixels:
     return pixels.take(np.arange(start, stop)) if isinstance(pixels, StoredPixels) else pixels[start:stop]
 
 
-def _draw_test(rows: list[Row], classes: tuple[str, ...], *, fraction: float, seed: int) -> dict[str, list[Row]]:
+def _draw_test(rows: Rows, classes: tuple[str, ...], *, fraction: float, seed: int) -> dict[str, Rows]:
     """Split rows into training and test images, stratified and with each group on one side."""
     held_out = draw_held_out(
-        _labels(rows, classes),
+        rows.labels(classes),
         classes,
         fraction=fraction,
         seed=derive_seed(seed, "test"),
-        groups=[row.group for row in rows],
+        groups=rows.groups(),
         what="test",
     )
-    chosen = {*held_out.tolist()}
-    train = [row for index, row in enumerate(rows) if index not in chosen]
-    return {"train": train, "test": [rows[index] for index in held_out]}
-
-
-def _labels(rows: Sequence[Row], classes: tuple[str, ...]) -> NDArray[np.int64]:
-    numbers = {name: number for number, name in enumerate(classes)}
-    return np.array([numbers[row.label] for row in rows], np.int64)
+    return {"train": rows.take(np.delete(np.arange(len(rows)), held_out)), "test": rows.take(held_out)}
 
 
 def _refuse_test_fraction(source: object, test_fraction: float | None) -> None:

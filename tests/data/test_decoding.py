@@ -81,7 +81,7 @@ def decoded(store: PixelStore) -> int:
 
 def assert_same(one: Dataset, other: Dataset) -> None:
     assert one.fingerprint == other.fingerprint
-    assert (one.rows, one.found, one.classes) == (other.rows, other.found, other.classes)
+    assert ([*one.rows], one.found, one.classes) == ([*other.rows], other.found, other.classes)
     for mine, theirs in zip(one.splits.values(), other.splits.values(), strict=True):
         assert np.array_equal(mine.pixels[:], theirs.pixels[:])
         assert np.array_equal(mine.labels, theirs.labels)
