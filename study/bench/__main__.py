@@ -132,7 +132,7 @@ def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> lis
             return orchestration.measure_growth(folder, marks=(10, 100, 1000))
         case _:
             return large_data.measure_large_data(
-                folder, few=100, many=10_000, photos=2000, trained=4096 if on_gpu else 1024, grown=40_000
+                folder, few=100, many=10_000, photos=2000, trained=4096 if on_gpu else 512, grown=40_000
             )
 
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from study.bench.training import CLASSES, ROUNDS, Figure
+from study.compute.features import gather
 from study.compute.hardware import choose_hardware
 from study.config.load_toml import baseline_recipe
 from study.data.audit import audit_images
@@ -115,7 +116,8 @@ def _measure_training(folder: Path, source: Path, count: int) -> list[Figure]:
         "training, images in memory": "memory",
         "training, images on disk": "warm",
         "training, images on disk, cold page cache": "cold",
-        "torchvision's ImageFolder, reading alone": "folder",
+        "reading, ours": "read",
+        "reading, torchvision's ImageFolder": "folder",
     }
     store = folder / "trained-store"
     _in_process("start", source, store)
@@ -196,14 +198,23 @@ def _train(source: Path, store: Path, *, memory: bool = False, cold: bool = Fals
     return rates[-1]
 
 
+def _read_store(source: Path, store: Path) -> float:
+    """Return the images per second of reading an epoch from the store, in random order."""
+    pixels = _load(source, store).train.pixels
+    assert isinstance(pixels, StoredPixels)
+    order = torch.randperm(len(pixels))
+    started = time.perf_counter()
+    images = sum(len(gathered) for _, gathered in gather(pixels, order))
+    return images / (time.perf_counter() - started)
+
+
 def _read_folder(source: Path, store: Path) -> float:
-    """Return the images per second of reading an epoch with torchvision's ImageFolder and a worker for each core."""
+    """Return the same with torchvision's ImageFolder, which decodes the files again, and a worker for each core."""
     from torchvision.datasets import ImageFolder  # type: ignore[import-untyped,unused-ignore]
     from torchvision.transforms import v2
 
-    steps = [v2.PILToTensor(), v2.Resize(SIDE, antialias=True), v2.CenterCrop(224), v2.ToDtype(torch.float32, True)]
-    loader = torch.utils.data.DataLoader(
-        ImageFolder(source, v2.Compose(steps)), batch_size=64, shuffle=True, num_workers=os.cpu_count() or 1
+    loader = torch.utils.data.DataLoader(  # of the files' own size, like the store's
+        ImageFolder(source, v2.PILToTensor()), batch_size=64, shuffle=True, num_workers=os.cpu_count() or 1
     )
     started = time.perf_counter()
     images = sum(len(labels) for _, labels in loader)
@@ -264,6 +275,7 @@ TASKS: dict[str, Callable[[Path, Path], float]] = {
     "memory": partial(_train, memory=True),
     "warm": _train,
     "cold": partial(_train, cold=True),
+    "read": _read_store,
     "folder": _read_folder,
 }
 """What a process of its own measures, by name."""
