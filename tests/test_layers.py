@@ -54,7 +54,7 @@ PACKAGES = {
         "functions",
     ],
     "upkeep": ["inventory", "removal", "caches"],
-    "bench": ["training", "orchestration", "large_data", "__main__"],
+    "bench": ["training", "orchestration", "large_data", "stock", "answer", "__main__"],
 }  # fmt: skip
 """Packages and their modules, both from the ground up: a module imports only what stands before it."""
 COMMANDS = ["run", "predict", "audit", "studies", "ui", "__main__"]

@@ -1,8 +1,8 @@
 """Measure the speed of a study on this machine, in one run: `python -m study.bench [--quick] [--json FILE]`.
 
 Parts 1 and 4 (`training.py`) need torch, torchvision, pydantic, safetensors, platformdirs, filelock and their
-dependencies; parts 2, 3 and 5 (`orchestration.py`) and part 6
-(`large_data.py`) need Ray, Optuna and MLflow as well.
+dependencies; parts 2, 3 and 5 (`orchestration.py`), part 6 (`large_data.py`) and part 7 (`answer.py`) need Ray, Optuna
+and MLflow as well. Part 7 also needs timm, and weights and images beside the checkout.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 OTHER_MODELS = ("timm/efficientnet_b0", "timm/vit_tiny_patch16_224")
 """Networks of other kinds that part 1 measures besides the assignment's: convolutions by depth, and attention."""
 QUICK_MODEL = "resnet18"
+ALL_PARTS = (1, 2, 3, 4, 5, 6, 7)
+QUICK_PARTS = (1, 4)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    parts = (1, 4) if options.quick else options.parts
+    parts = options.parts or (QUICK_PARTS if options.quick else ALL_PARTS)
     started = time.time()
     figures: list[Figure] = []
     hardware = choose_hardware("auto")
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with scratch_directory() as folder:
         for part in parts:
             print(f"part {part} …", file=sys.stderr, flush=True)
-            measured = _measure(part, folder, quick=options.quick, hardware=hardware)
+            measured = _measure(part, folder, quick=options.quick, hardware=hardware, drawing=options.figure)
             print(
                 "\n".join(f"  {figure.name}: {_digits(figure.median)} {figure.unit}" for figure in measured),
                 file=sys.stderr,
@@ -84,9 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Build the parser of `python -m study.bench`."""
     parser = Parser(prog="python -m study.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="parts 1 and 4 for ResNet18: two minutes on two cores")
     parser.add_argument(
-        "--parts", type=_parts, default=(1, 2, 3, 4, 5, 6), metavar="1,2,…", help="parts to measure (default: all six)"
+        "--quick",
+        action="store_true",
+        help="parts 1 and 4 for ResNet18: two minutes on two cores; with --parts 7, ten minutes for that part",
+    )
+    parser.add_argument(
+        "--parts", type=_parts, metavar="1,2,…", help="parts to measure (default: all seven; with --quick, 1 and 4)"
+    )
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE.png", help="draw accuracy by time, which part 7 measures, in this file"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     return parser
@@ -94,12 +104,12 @@ def build_parser() -> Parser:
 
 def _parts(text: str) -> tuple[int, ...]:
     parts = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
-    if not set(parts) <= {1, 2, 3, 4, 5, 6}:
-        raise argparse.ArgumentTypeError(f"must be numbers from 1 to 6, but got {text!r}")
+    if not set(parts) <= {*ALL_PARTS}:
+        raise argparse.ArgumentTypeError(f"must be numbers from 1 to {ALL_PARTS[-1]}, but got {text!r}")
     return parts
 
 
-def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> list[Figure]:
+def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware, drawing: Path | None) -> list[Figure]:
     on_gpu = hardware.device.type == "cuda"
     if part == 1 and quick:
         # In two minutes, two cores run the assignment's loop once a round, and train on only one batch without bf16.
@@ -130,10 +140,26 @@ def _measure(part: int, folder: Path, *, quick: bool, hardware: Hardware) -> lis
             return orchestration.measure_orchestration(folder, trials=50, stock_trials=10)
         case 5:
             return orchestration.measure_growth(folder, marks=(10, 100, 1000))
+        case 7:
+            return _measure_answer(folder, quick=quick, hardware=hardware, drawing=drawing)
         case _:
             return large_data.measure_large_data(
                 folder, few=100, many=10_000, photos=2000, trained=4096 if on_gpu else 512, grown=40_000
             )
+
+
+def _measure_answer(folder: Path, *, quick: bool, hardware: Hardware, drawing: Path | None) -> list[Figure]:
+    """Measure part 7, or say what it lacks and measure nothing."""
+    if not find_spec("timm"):
+        lack: str | None = "needs timm. Install it with pip install timm"
+    else:
+        from study.bench import answer
+
+        lack = answer.find_lack()
+    if lack:
+        print(f"  left out: part 7 {lack}.", file=sys.stderr)
+        return []
+    return answer.measure_answer(folder, answer.QUICK if quick else answer.FULL, hardware, drawing=drawing)
 
 
 def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
@@ -165,6 +191,20 @@ def judge(figures: Sequence[Figure], *, on_gpu: bool) -> list[Goal]:
             goals.append(Goal(5, f"MB that the {process} grew by, 10 to 1,000 trials", grown, 100, False))
         slower = value[5, "a trial, 100 to 1,000"] / value[5, "a trial, 1 to 10"]
         goals.append(Goal(5, "seconds a trial, to 1,000 / to 10", slower, 1.25, False))
+    soonest = "seconds to the best of stock Ray Tune"
+    ratio(
+        7, f"{soonest}, stock Ray Tune / empty cache", f"{soonest}, stock Ray Tune", f"{soonest}, ours, empty cache", 5
+    )
+    ratio(
+        7,
+        f"{soonest}, stock Ray Tune / second study",
+        f"{soonest}, stock Ray Tune",
+        f"{soonest}, ours, second study",
+        10,
+    )
+    for side in ("empty cache", "second study"):
+        below = f"most below stock Ray Tune after 60 s, ours, {side}"
+        at_most(7, f"points {below}", below, 0)
     ratio(6, "decoding, ours / bare Pillow threads", "decoding, ours", "decoding, bare Pillow threads", 0.9)
     for how in ("on disk", "on disk, cold page cache"):
         ratio(6, f"training, images {how} / in memory", f"training, images {how}", "training, images in memory", 0.97)

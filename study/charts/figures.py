@@ -161,6 +161,26 @@ def comparison(
     return figure
 
 
+def accuracy_by_time(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], title: str) -> Figure:
+    """Draw the best accuracy so far by time as steps: one colour for each name, one line for each run.
+
+    Args:
+        curves: seconds and accuracy in [0, 1] of each step of each run, by name.
+        title: title, wrapped if it is long.
+    """
+    figure = _figure(9, 4.5, title)
+    ax = figure.subplots()
+    for index, (name, runs) in enumerate(curves.items()):
+        for number, points in enumerate(runs):
+            seconds, accuracies = zip(*points, strict=True)
+            percents = [100 * accuracy for accuracy in accuracies]
+            label = "_" * (number > 0) + name  # matplotlib keeps names that begin with _ out of the legend
+            ax.step(seconds, percents, where="post", label=label, color=COLOURS[index % len(COLOURS)])
+    _finish_curves(ax, "best validation accuracy so far (%)")
+    ax.set_xlabel("seconds since the start", color=INK)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """Return the figure as the bytes of a PNG file, and clear the figure.
 
