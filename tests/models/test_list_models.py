@@ -31,8 +31,12 @@ def test_catalogue_says_what_is_measured(name):
     with resources.files("study.config").joinpath("models.csv").open(encoding="utf-8") as file:
         row = next(row for row in csv.DictReader(file) if row["name"] == name)
     measured = describe(name)
-    keys = ("parameters", "size", "step", "smallest", "problem")
+    keys = ("parameters", "operations", "size", "step", "smallest", "problem")
     assert {key: row[key] for key in keys} == {key: str(measured[key]) for key in keys}
+
+
+def test_catalogue_counts_every_networks_operations():
+    assert [name for name, entry in known_models().items() if entry.operations == 0] == []
 
 
 def test_find_models_takes_a_wildcard_or_a_part():

@@ -2,8 +2,9 @@
 
 `python tests/support/models_csv.py > new.csv` measures every model, which takes hours. With the argument `operations`,
 it copies the file but for its multiply-adds, which it counts anew in less than an hour, because it cuts no network and
-tries no sizes. Sizes depend on the two networks of a family that are measured first, and some were corrected by hand:
-compare a new file with the old one, and keep those.
+tries no sizes. Sizes depend on the two networks of a family that are measured first, and some were corrected by hand,
+such as 378 px for the two SigLIP networks that are named 384, which 14 does not divide: compare a new file with the old
+one, and keep those.
 """
 
 import csv
