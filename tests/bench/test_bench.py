@@ -131,6 +131,8 @@ def test_parts_1_and_4_need_no_ray_mlflow_or_optuna(tmp_path):
         "resnet18, empty store",
         "resnet18, full store",
         "resnet18, bare suffix",
+        "resnet18, probe",
+        "resnet18, bare forward",
         "torchvision, one by one",
         "ours",
     ]
