@@ -161,7 +161,7 @@ def search_with_ray(task: Task) -> Outcome:
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)  # not a Ray that runs here already
     parts = load_parts(task)
 
     def trainable(config: dict[str, Any], train: Part, validation: Part) -> None:
