@@ -55,7 +55,7 @@ def test_table_keeps_files_labels_splits_and_groups(tmp_path, monkeypatch):
         }
     )
     rows = list_source(write_images(table, tmp_path / "mlruns")).rows
-    assert [(row.path, row.label, row.split, row.group) for row in rows[:2]] == [
+    assert [(row.path, row.label, row.split, row.group) for row in (rows[0], rows[1])] == [
         (tmp_path / "0.png", "3", "train", "a"),
         (tmp_path / "1.png", "4", "train", ""),
     ]
