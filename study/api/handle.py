@@ -91,14 +91,12 @@ class Study:
         from study.verdict.screen import probe_rows
 
         record = self._record()
-        design = record.manifest.design
-        values = dict.fromkeys(("accuracy", design.metric))
+        values = dict.fromkeys(("accuracy", record.manifest.design.metric))
         columns = ("model", *values, "low", "high", "seconds", "parameters", "images_per_s")
-        trials = record.trials() if design.stage == "probe" else record.screens()
         rows = [
             (row.model, *(row.metrics[name] for name in values), row.low, row.high, row.seconds, row.parameters,
              row.predict_images_per_s)
-            for row in probe_rows(trials, design.metric)
+            for row in probe_rows(record)
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
 

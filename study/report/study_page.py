@@ -66,7 +66,7 @@ def _particulars(record: Record) -> Section:
 def _probes(record: Record) -> Section | None:
     """Return the section on linear probes; None if the study has none."""
     design = record.manifest.design
-    rows = probe_rows(record.trials() if design.stage == "probe" else record.screens(), design.metric)
+    rows = probe_rows(record)
     if not rows:
         return None
     text = (

@@ -49,7 +49,7 @@ def answer(record: Record) -> str:
         nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
     if record.manifest.design.stage == "probe":
-        return probe_sentence(probe_rows(record.trials(), record.manifest.design.metric))
+        return probe_sentence(probe_rows(record))
     rows = compare(record.trials(), record.manifest.classes)
     if not rows:
         return "No trial was tested."
@@ -98,7 +98,7 @@ def _wilson(trial: TrialRecord) -> tuple[float, float, float]:
 def _summarise_probes(record: Record) -> Summary:
     manifest = record.manifest
     question = f"Which pretrained model has the most useful features for {manifest.data}?"
-    rows = probe_rows(record.trials(), manifest.design.metric)
+    rows = probe_rows(record)
     drawn = [
         Interval(
             row.model,

@@ -197,7 +197,7 @@ class Console:
     def print_result(self, result: StudyResult) -> None:
         """Print the results, the failed trials, and the places of the model, the files and the MLflow UI."""
         self.close()
-        self._print_probes(result)
+        self._print_probes()
         if result.rows:
             self._out.print(_baseline_table(result.rows))
             if statement := faster(result.rows):
@@ -227,18 +227,16 @@ class Console:
         for line in _next_commands(result):
             self._print(line, to_paste=True)
 
-    def _print_probes(self, result: StudyResult) -> None:
+    def _print_probes(self) -> None:
         """Print what linear probes have shown, if the study has any."""
         if self._record is None:
             return
-        design = self._record.manifest.design
-        trials = result.trials if design.stage == "probe" else self._record.screens()
-        if rows := probe_rows(trials, design.metric):
+        if rows := probe_rows(self._record):
             table = Table(title="Linear probes, the best first", title_justify="left")
             for heading in PROBE_COLUMNS:
                 table.add_column(heading, overflow="fold")  # the end of a name tells models apart
             for row in rows:
-                table.add_row(*probe_cells(row, design.metric))
+                table.add_row(*probe_cells(row, self._record.manifest.design.metric))
             if any(row.hopeless for row in rows):
                 table.caption, table.caption_justify = HOPELESS_NOTE, "left"
             self._out.print(table)

@@ -112,7 +112,7 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     if record.space:
         findings = _findings(record, importances, verdict, find_winner(record))
     elif record.manifest.design.stage == "probe":
-        probes = probe_rows(trials, record.manifest.design.metric)
+        probes = probe_rows(record)
         findings = _Findings(bool(probes), probe_sentence(probes), {})
     else:
         rows = compare(trials, classes)

@@ -11,7 +11,7 @@ from study.config.plan import Design, Plan, probe_recipe
 from study.config.recipe import Recipe
 from study.config.search_space import SearchSpace
 from study.formatting import format_duration, format_value
-from study.results.metrics import NAMES, format_metric
+from study.results.metrics import NAMES, count_images, count_right, format_metric
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.judge import rank
@@ -64,8 +64,7 @@ def accuracy_bounds(trial: TrialRecord) -> tuple[float, float]:
     """Return the 95 % interval (Wilson) of a trial's accuracy; it covers images, not seeds."""
     confusion = trial.confusion
     assert confusion
-    right = sum(row[label] for label, row in enumerate(confusion))
-    return accuracy_interval(right, sum(map(sum, confusion)))
+    return accuracy_interval(count_right(confusion), count_images(confusion))
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,10 @@ class ProbeRow:
     """Whether a search would not fine-tune the model."""
 
 
-def probe_rows(trials: Iterable[TrialRecord], metric: str) -> list[ProbeRow]:
-    """Return a row for each complete probe, the best first."""
-    ranked = rank_probes(trials)
+def probe_rows(record: Record) -> list[ProbeRow]:
+    """Return a row for each complete probe, the best first: a study's own, or those before a search."""
+    design = record.manifest.design
+    ranked = rank_probes(record.trials() if design.stage == "probe" else record.screens())
     rows = []
     for trial in ranked:
         low, high = accuracy_bounds(trial)
@@ -103,7 +103,7 @@ def probe_rows(trials: Iterable[TrialRecord], metric: str) -> list[ProbeRow]:
                 seconds=trial.seconds,
                 parameters=trial.facts["parameters"],
                 predict_images_per_s=trial.facts["predict_images_per_s"],
-                hopeless=is_hopeless(trial, ranked[0], metric),
+                hopeless=is_hopeless(trial, ranked[0], design.metric),
             )
         )
     return rows
@@ -146,8 +146,8 @@ def plan_first_trials(record: Record) -> list[Plan]:
     """Plan the trials that precede the sampler's own: the baseline, or all fixed trials, and then the portfolio."""
     design, seed = record.manifest.design, record.manifest.seed
     recipes = [*design.recipes]
-    if design.space:
-        models = promising_models(record) if design.screened else design.space.models
+    if design.space and record.space:
+        models = record.space.models  # those that the probes left, the best first
         recipes += first_proposals(design.space, models, design.portfolio, without=design.recipes[0])
     return [Plan(None, design.stage, recipe, seed) for recipe in recipes]
 

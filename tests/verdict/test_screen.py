@@ -51,7 +51,7 @@ def test_models_far_behind_are_hopeless(record):
     """19 errors are not twice the best one's 10; 30 are, and the intervals lie apart."""
     run_probes(record, 90, 89, 81, 70)
     assert promising_models(record) == ["resnet18", "mobilenet_v3_small", "vgg11"]
-    assert [row.hopeless for row in probe_rows(record.screens(), "accuracy")] == [False, False, False, True]
+    assert [row.hopeless for row in probe_rows(record)] == [False, False, False, True]
 
 
 def test_model_whose_probe_failed_is_not_searched(record):
@@ -80,7 +80,7 @@ def test_kept_models_are_read_again_from_the_record(record):
 
 def test_probe_sentence_names_what_is_not_shown_to_be_worse(record):
     run_probes(record, 90, 89, 50, 40)
-    assert probe_sentence(probe_rows(record.screens(), "accuracy")) == (
+    assert probe_sentence(probe_rows(record)) == (
         "resnet18 has the most useful features: a linear classifier of them is right on 90.00% of the validation images"
         " (95 % interval 82.6% to 94.5%). Not shown to be worse: mobilenet_v3_small."
     )
