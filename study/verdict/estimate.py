@@ -38,8 +38,9 @@ def estimate(
 
     Trials of the search that have not begun take what the others took on average, pruned ones included, so what the
     pruner saves counts. Before a trial has ended, they take the time of a whole one. Refits take what a whole trial
-    takes. The lower bound has the fewest refits that the verdict may need, the upper bound the most. What an earlier
-    study ran, and may be reused, is not foreseen, nor is the time for report and registry.
+    takes. Probes before the search are not counted. The lower bound has the fewest refits that the verdict may need,
+    the upper bound the most. What an earlier study ran, and may be reused, is not foreseen, nor is the time for report
+    and registry.
 
     Args:
         design: design of the study, with the budget that applies now.
@@ -48,6 +49,7 @@ def estimate(
         at_once: number of trials that run at the same time, at least 1.
         search_ended: whether the search proposes no more trials.
     """
+    trials = [trial for trial in trials if not trial.plan.probes]  # a probe takes as long as no other trial
     if design.space is None or (whole_s := _whole_s(trials)) is None:
         return None
     search = [trial for trial in trials if trial.plan.stage == "search"]

@@ -80,3 +80,9 @@ def test_estimate_after_the_search_has_refits_only(design, trial):
 )
 def test_estimate_says_about(bounds, text):
     assert str(Estimate(*bounds)) == text
+
+
+def test_estimate_leaves_probes_out(design, trial):
+    """A probe of 10 s is neither a trial of the search nor one of its refits."""
+    trials = [trial(4), trial(4)]
+    assert left(design, [trial(1, stage="screen"), *trials]) == left(design, trials)
