@@ -4,9 +4,9 @@ Imports no torch, Ray, Optuna or MLflow until a function needs it.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from study.api.audits import DataAudit, audit_source
 from study.api.handle import Study
@@ -35,10 +35,7 @@ def baseline(*models: str, data: "Data | None" = None, **options: Unpack[Baselin
         StudyError: arguments are wrong, or the study cannot begin.
         KeyboardInterrupt: the user stopped the study; `resume` goes on with it.
     """
-    with worded_for_python():
-        read = read_options("baseline", [*models], BaselineOptions, {**options, "data": _named(data)})
-        result = run_here(lambda: _plan(plan_baseline, read, data))
-    return Study(result.directory)
+    return _run("baseline", [*models], BaselineOptions, plan_baseline, data, options)
 
 
 def search(space: str | Path, *, data: "Data | None" = None, **options: Unpack[SearchOptions]) -> Study:
@@ -53,10 +50,7 @@ def search(space: str | Path, *, data: "Data | None" = None, **options: Unpack[S
         StudyError: arguments are wrong, or the study cannot begin.
         KeyboardInterrupt: the user stopped the study; `resume` goes on with it.
     """
-    with worded_for_python():
-        read = read_options("search", [str(space)], SearchOptions, {**options, "data": _named(data)})
-        result = run_here(lambda: _plan(lambda options: plan_searches(options)[0], read, data))
-    return Study(result.directory)
+    return _run("search", [str(space)], SearchOptions, lambda read: plan_searches(read)[0], data, options)
 
 
 def probe(*models: str, data: "Data | None" = None, **options: Unpack[ProbeOptions]) -> Study:
@@ -71,10 +65,7 @@ def probe(*models: str, data: "Data | None" = None, **options: Unpack[ProbeOptio
         StudyError: arguments are wrong, or the study cannot begin.
         KeyboardInterrupt: the user stopped the study; `resume` goes on with it.
     """
-    with worded_for_python():
-        read = read_options("probe", [*models], ProbeOptions, {**options, "data": _named(data)})
-        result = run_here(lambda: _plan(plan_probe, read, data))
-    return Study(result.directory)
+    return _run("probe", [*models], ProbeOptions, plan_probe, data, options)
 
 
 def audit_data(
@@ -120,6 +111,30 @@ def load(name: str | Path = "latest") -> Study:
 def list_studies() -> list[Study]:
     """Return the studies of the current directory, the last one first."""
     return [Study(journal.parent) for journal in list_journals(Path("mlruns").absolute())]
+
+
+def _run(
+    verb: str,
+    what: list[str],
+    allowed: type,
+    plan: Callable[[Namespace], Job],
+    data: "Data | None",
+    options: Mapping[str, Any],
+) -> Study:
+    """Read the options of a function, plan its study and run it.
+
+    Args:
+        verb: flag of `study.run` that does the same.
+        what: value of this flag.
+        allowed: TypedDict of the options that the function takes.
+        plan: function that plans the study.
+        data: images, as the function got them.
+        options: keyword arguments of the function.
+    """
+    with worded_for_python():
+        read = read_options(verb, what, allowed, {**options, "data": _named(data)})
+        result = run_here(lambda: _plan(plan, read, data))
+    return Study(result.directory)
 
 
 def _plan(plan: Callable[[Namespace], Job], options: Namespace, data: "Data | None") -> Job:
