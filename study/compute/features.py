@@ -112,6 +112,35 @@ def epoch_outputs(
     return memory.watch(key, chunks, rows=len(order))
 
 
+def classify(
+    classifier: Classifier,
+    recipe: Recipe,
+    images: Images,
+    on_logits: Callable[[Tensor], object],
+    *,
+    hardware: Hardware,
+    store: FeatureStore | None,
+    count: int | None = None,
+) -> None:
+    """Classify images without augmentation, in their order, CHUNK at a time; puts the classifier into evaluation mode.
+
+    Args:
+        classifier: classifier on the device.
+        recipe: recipe that gives the model and the image size.
+        images: images of any split.
+        on_logits: called with the logits (m, classes) of each chunk, on the device.
+        hardware: device and precision.
+        store: feature store for the frozen blocks' outputs; None to compute them.
+        count: number of images to classify, the first ones; None for all.
+    """
+    classifier.set_evaluation()
+    order = torch.arange(len(images) if count is None else count)
+    chunks = epoch_outputs(classifier, recipe, images, order, augmentation=None, hardware=hardware, store=store)
+    with torch.inference_mode(), hardware.autocast():  # around all chunks, since autocast keeps its casts of weights
+        for chunk in chunks:
+            on_logits(classifier.suffix(chunk))
+
+
 def _on_device(images: Images, device: torch.device, memory: DeviceMemory) -> HostPixels:
     """Return the pixels on the device if they fit in its cache, else in host memory or in their file."""
     if device.type == "cpu" or images.pixels.nbytes > memory.limit_bytes:

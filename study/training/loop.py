@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from study.augmentation.mixing import Mixing, Targets, build_targets, draw_mixing
 from study.compute.feature_store import FeatureStore, Source
-from study.compute.features import CHUNK, epoch_outputs, rebatch
+from study.compute.features import CHUNK, classify, epoch_outputs, rebatch
 from study.compute.hardware import Hardware, make_deterministic
 from study.config.recipe import Recipe
 from study.data.images import Images
@@ -61,6 +61,14 @@ def epoch_mixing(recipe: Recipe, order: Tensor, *, seed: int, epoch: int) -> Mix
     )
 
 
+def move_to_device(classifier: Classifier, hardware: Hardware, features: FeatureStore | None) -> None:
+    """Prepare a classifier for a trial: move it to the device, where its results repeat."""
+    if features:
+        _ = classifier.prefix_digest  # on the CPU: from a GPU, each of the weights would be a copy to wait for
+    classifier.move_to(hardware.device)
+    make_deterministic(classifier.network, hardware.device)
+
+
 def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> Tensor | None:
     """Return the weight (classes,) float32 of each class in the training loss; None if all count the same.
 
@@ -97,10 +105,7 @@ def train(
     Raises:
         TrialError: a training or validation loss is not finite.
     """
-    if features:
-        _ = classifier.prefix_digest  # on the CPU: from a GPU, each of the weights would be a copy to wait for
-    classifier.move_to(hardware.device)
-    make_deterministic(classifier.network, hardware.device)
+    move_to_device(classifier, hardware, features)
     sizes = batch_sizes(len(images), recipe.batch_size)
     updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)
     weights = class_weights(recipe, images.labels, classes)
@@ -245,20 +250,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the classifier on all images without augmentation; prefix outputs may come from the store `features`."""
     started = time.perf_counter()
-    chunks = epoch_outputs(
-        classifier,
-        recipe,
-        images,
-        torch.arange(len(images)),
-        augmentation=None,
-        hardware=hardware,
-        store=features,
-    )
-    classifier.set_evaluation()
     logits: list[Tensor] = []
-    with torch.inference_mode(), hardware.autocast():
-        for chunk in chunks:
-            logits.append(classifier.suffix(chunk))
+    classify(classifier, recipe, images, logits.append, hardware=hardware, store=features)
     return summarise(torch.cat(logits), images.labels, classes=classes, started=started)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.compute.feature_store import FeatureStore
-from study.compute.features import epoch_outputs
+from study.compute.features import classify
 from study.compute.hardware import Hardware
 from study.config.recipe import Recipe
 from study.data.images import Images
@@ -146,19 +146,19 @@ def compute_features(
         store: feature store for the frozen blocks' outputs; None to compute them.
         on_chunk: called with the number of images so far.
     """
-    classifier.set_evaluation()
     seen: list[Tensor] = []
+    done = 0
+
+    def on_logits(logits: Tensor) -> None:
+        nonlocal done
+        done += len(logits)
+        on_chunk(done)
+
     hook = _last_layer(classifier).register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].flatten(1).float().cpu())
     )
     try:
-        chunks = epoch_outputs(
-            classifier, recipe, images, torch.arange(len(images)), augmentation=None, hardware=hardware, store=store
-        )
-        with torch.inference_mode(), hardware.autocast():
-            for chunk in chunks:
-                classifier.suffix(chunk)
-                on_chunk(sum(map(len, seen)))
+        classify(classifier, recipe, images, on_logits, hardware=hardware, store=store)
     finally:
         hook.remove()
     features: Features = torch.cat(seen).numpy()
@@ -174,17 +174,16 @@ def measure_prediction(classifier: Classifier, recipe: Recipe, images: Images, h
         images: any images, of which the first TIMED_IMAGES are classified.
         hardware: device and precision.
     """
-    classifier.set_evaluation()
-    order = torch.arange(min(len(images), TIMED_IMAGES))
+    count = min(len(images), TIMED_IMAGES)
     seconds = []
     for _ in range(1 + TIMED_RUNS):  # the first one warms up
         started = time.perf_counter()
-        chunks = epoch_outputs(classifier, recipe, images, order, augmentation=None, hardware=hardware, store=None)
-        with torch.inference_mode(), hardware.autocast():
-            for chunk in chunks:
-                classifier.suffix(chunk).argmax(dim=1).cpu()
+        classify(
+            classifier, recipe, images, lambda logits: logits.argmax(dim=1).cpu(),
+            hardware=hardware, store=None, count=count,
+        )  # fmt: skip
         seconds.append(time.perf_counter() - started)
-    return len(order) / statistics.median(seconds[1:])
+    return count / statistics.median(seconds[1:])
 
 
 def begin_with_probe(
@@ -205,6 +204,9 @@ def begin_with_probe(
     Raises:
         TrialError: features are not finite, or the last layer is no linear layer.
     """
+    layer = _last_layer(classifier)
+    if not isinstance(layer, nn.Linear):
+        raise TrialError(f"head_init: must be random for {classifier.name}, since its last layer is no linear layer.")
     features = compute_features(classifier, recipe, images, hardware, store)
     draw = derive_seed(seed, "probe")
     held = draw_held_out(images.labels, (), fraction=HELD_OUT, seed=draw, groups=None, what="validation")
@@ -217,9 +219,6 @@ def begin_with_probe(
         classes=classes,
         balanced=recipe.class_weights == "balanced",
     )
-    layer = _last_layer(classifier)
-    if not isinstance(layer, nn.Linear):
-        raise TrialError(f"head_init: must be random for {classifier.name}, since its last layer is no linear layer.")
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
         layer.bias.copy_(torch.from_numpy(probe.bias))

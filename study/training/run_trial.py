@@ -21,7 +21,7 @@ from study.models.classifier import Classifier, StateDict, build
 from study.results.metrics import EpochResult, Evaluation, Progress, accuracy
 from study.training import reference
 from study.training.checkpoint import Checkpoint
-from study.training.loop import check_finite, evaluate, summarise, train
+from study.training.loop import check_finite, evaluate, move_to_device, summarise, train
 from study.training.probe import compute_features, fit_probe, measure_prediction
 
 OUT_OF_MEMORY = (
@@ -169,7 +169,7 @@ def _run_probe(
     """
     recipe, held_out = plan.recipe, inputs.validation
     assert held_out is not None
-    classifier.network.to(hardware.device).to(memory_format=torch.channels_last)
+    move_to_device(classifier, hardware, store)
     speed = measure_prediction(classifier, recipe, held_out, hardware)
     yield replace(_facts(classifier.network, hardware), predict_images_per_s=speed)
     tally = Counter(store.tally) if store else Counter()
