@@ -1,11 +1,8 @@
-"""Read and set what decides how a command runs: environment variables (docs/environment.md), versions, free memory."""
+"""Read and set what decides how a command runs: environment variables (docs/environment.md), and versions."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from urllib.request import getproxies_environment
 
 from study import __version__
@@ -33,40 +30,6 @@ def find_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def free_memory_bytes() -> int:
-    """Return how much memory this process may still take: of the system's, or of its control group's if that is less.
-
-    Pages that only cache files count as free, since the system takes them back.
-    """
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):  # not Linux
-        return sys.maxsize
-    for line in _read_lines(Path("/proc/self/cgroup")):
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
-        elif controllers == "memory":
-            root, limit, used = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        for folder in {Path(root + group), Path(root)}:  # in a container, its own group is the root
-            with suppress(OSError, ValueError, KeyError):
-                bound, taken = (int((folder / name).read_text()) for name in (limit, used))
-                stat = dict(entry.split() for entry in _read_lines(folder / "memory.stat"))
-                cached = sum(int(stat[name]) for name in ("active_file", "inactive_file"))
-                free = min(free, max(0, bound - taken + cached))
-    return free
-
-
-def _read_lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except OSError:
-        return []
 
 
 def installed_versions() -> dict[str, str]:

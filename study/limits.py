@@ -1,8 +1,9 @@
-"""Tell how many processes and threads this user may still start, by the user's limit and by the container's."""
+"""Tell how many processes may still start and how much memory is free, by the user's limits and the container's."""
 
 import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -22,11 +23,32 @@ def make_processes_allowed(needed: int) -> str | None:
             soft = hard
     if os.getuid() and soft != resource.RLIM_INFINITY and (running := _threads_of(os.getuid())) + needed > soft:
         return f"`ulimit -u` allows {soft}, and {running} run"
-    for directory in _pids_groups():
-        limit, current = _read(directory / "pids.max"), _read(directory / "pids.current")
+    for group in _control_groups("pids"):
+        limit, current = _read(group / "pids.max"), _read(group / "pids.current")
         if limit is not None and current is not None and current + needed > limit:
             return f"the container allows {limit} (pids.max, --pids-limit), and {current} run"
     return None
+
+
+def free_memory_bytes() -> int:
+    """Return how much memory this process may still take: of the system's, or of its control group's if that is less.
+
+    Pages that only cache files count as free, since the system takes them back.
+    """
+    try:
+        lines = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):  # not Linux
+        return sys.maxsize
+    for group in _control_groups("memory"):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            bound, taken = _read(group / limit), _read(group / used)
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                cached = sum(int(stat[name]) for name in ("active_file", "inactive_file"))
+                if bound is not None and taken is not None:
+                    free = min(free, max(0, bound - taken + cached))
+    return free
 
 
 def _threads_of(user: int) -> int:
@@ -40,13 +62,13 @@ def _threads_of(user: int) -> int:
     return threads
 
 
-def _pids_groups() -> list[Path]:
-    """Return the directories of this process's control groups, versions 1 and 2, that may limit its processes."""
-    groups = [CGROUPS, CGROUPS / "pids"]  # in a container, the root is the container's own group
+def _control_groups(controller: str) -> list[Path]:
+    """Return the directories of this process's control groups, versions 1 and 2, with the limits of a controller."""
+    groups = [CGROUPS, CGROUPS / controller]  # in a container, the root is the container's own group
     with contextlib.suppress(OSError):
         for line in (PROC / "self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "pids"):
+            if controllers in ("", controller):
                 groups.append(CGROUPS / controllers / path.lstrip("/"))
     return groups
 

@@ -1,12 +1,11 @@
 """Which environment variables are honoured, which have no effect, and that each of them is said and documented."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
-from study.environment import find_version, free_memory_bytes, installed_versions, keep_loopback_direct, remarks
+from study.environment import find_version, installed_versions, keep_loopback_direct, remarks
 from study.tracking import client
 from study.tuning import cluster
 
@@ -76,11 +75,6 @@ def test_every_variable_that_is_set_is_documented():
     page = DOCS.read_text(encoding="utf-8")
     names = {*client.ENVIRONMENT, *cluster.ENVIRONMENT, *cluster.TRIAL_ENVIRONMENT}
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
-
-
-def test_free_memory_is_at_most_the_computers():
-    total = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
-    assert 0 < free_memory_bytes() <= total
 
 
 def test_version_of_a_missing_package_is_none():

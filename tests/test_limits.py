@@ -46,3 +46,21 @@ def test_own_limit_is_raised_as_far_as_allowed():
     lower = ["prlimit", f"--nproc=100000:{hard}"] if hard in (-1, resource.RLIM_INFINITY) or hard > 100000 else []
     done = subprocess.run([*lower, sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(hard)] * 2
+
+
+def test_free_memory_is_at_most_the_computers():
+    total = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    assert 0 < limits.free_memory_bytes() <= total
+
+
+@pytest.mark.parametrize(
+    ("group", "limit", "used"),
+    [(".", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")],
+    ids=["version-2", "version-1"],
+)
+def test_containers_memory_counts_cached_files_as_free(container, group, limit, used):
+    (container / group).mkdir(exist_ok=True)
+    (container / group / limit).write_text("1000\n")
+    (container / group / used).write_text("900\n")
+    (container / group / "memory.stat").write_text("anon 600\nactive_file 100\ninactive_file 200\n")
+    assert limits.free_memory_bytes() == 400

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from study.data.image_files import READER, Header, read_header, read_image, try_to
 from study.data.images import Pixels
 from study.data.pixel_store import Identity, Pack, PixelStore, Unusable, identify
-from study.environment import free_memory_bytes
 from study.errors import DataError
 from study.formatting import format_duration
+from study.limits import free_memory_bytes
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -19,8 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from study.data.images import Images
 from study.data.pixel_store import PixelStore, Unusable, default_directory
 from study.data.stored_pixels import StoredPixels, windows
-from study.environment import free_memory_bytes
 from study.errors import DataError
+from study.limits import free_memory_bytes
 from study.training.run_trial import Inputs
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
