@@ -1,5 +1,7 @@
 """Format values for people, each kind in one way on the console, in the report and in MLflow."""
 
+from collections.abc import Sequence
+
 
 def format_value(value: object) -> str:
     """Return a value of a recipe: floats with three significant digits, everything else as it is."""
@@ -39,3 +41,11 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

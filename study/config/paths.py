@@ -1,5 +1,6 @@
 """Find studies, the shipped search spaces and the cache on disk."""
 
+import os
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -62,3 +63,19 @@ def absolute(path: str | Path) -> Path:
 def cache_directory() -> Path:
     """Return the directory of everything that studies of this user share: downloads and prefix outputs."""
     return user_cache_path("study")
+
+
+def torch_hub_directory() -> Path:
+    """Return the directory in which torch keeps what it downloads."""
+    return Path(os.environ.get("TORCH_HOME") or _plain_cache() / "torch") / "hub"
+
+
+def hugging_face_directory() -> Path:
+    """Return the directory in which the Hugging Face hub's client keeps what it downloads."""
+    home = Path(os.environ.get("HF_HOME") or _plain_cache() / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _plain_cache() -> Path:
+    """Return the user's cache directory as these two find it, on every system."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

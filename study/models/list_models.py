@@ -3,12 +3,11 @@
 Reads file names alone and imports neither torch nor timm, so that listing thousands of models takes no time.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from study.config.catalogue import TIMM, Entry, known_models
+from study.config.paths import hugging_face_directory, torch_hub_directory
 from study.errors import ConfigError, nearest_name
 
 SHOWN = 100
@@ -79,12 +78,8 @@ def format_models(models: Sequence[Entry], limit: int | None = SHOWN) -> str:
 
 def local_weights(models: Iterable[Entry]) -> set[str]:
     """Return the names of the models whose weights lie in the caches of torch and of the Hugging Face hub."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    checkpoints = Path(os.environ.get("TORCH_HOME") or cache / "torch", "hub", "checkpoints")
-    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    files = {path.name for path in checkpoints.glob("*")}
-    repositories = {path.parts[-4] for path in hub.glob("models--*/snapshots/*/*.safetensors")}
+    files = {path.name for path in (torch_hub_directory() / "checkpoints").glob("*")}
+    repositories = {path.parts[-4] for path in hugging_face_directory().glob("models--*/snapshots/*/*.safetensors")}
     return {
         entry.name
         for entry in models

@@ -1,15 +1,14 @@
 """Show what the caches of this user take on disk, and clear those that studies fill."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from study.config.paths import cache_directory
+from study.config.paths import cache_directory, hugging_face_directory, torch_hub_directory
 from study.data.pixel_store import PixelStore
 from study.errors import RecordError
-from study.formatting import format_bytes
+from study.formatting import format_bytes, format_table
 from study.upkeep.inventory import size_of
 
 OURS = {
@@ -36,14 +35,12 @@ class Cache:
 
 def list_caches() -> list[Cache]:
     """Return all caches that studies use; what is downloaded is shown, but not cleared."""
-    root, home = cache_directory(), Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
-    torch = Path(os.environ.get("TORCH_HOME") or home / "torch") / "hub"
+    root = cache_directory()
     return [
         *(Cache(name, what, root / name, True) for name, what in OURS.items()),
         Cache("data", "downloaded data sets", root / "data", False),
-        Cache("torch", "downloaded weights, also of other programs", torch, False),
-        Cache("huggingface", "downloaded weights, also of other programs", hub, False),
+        Cache("torch", "downloaded weights, also of other programs", torch_hub_directory(), False),
+        Cache("huggingface", "downloaded weights, also of other programs", hugging_face_directory(), False),
     ]
 
 
@@ -73,7 +70,4 @@ def format_caches(caches: list[Cache]) -> str:
     """Return the table of caches."""
     rows = [("cache", "size", "what it holds", "directory")]
     rows += [(cache.name, format_bytes(cache.size_bytes), cache.what, str(cache.directory)) for cache in caches]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return format_table(rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from study.api.handle import state_of
 from study.config.paths import list_journals
 from study.errors import StudyError
-from study.formatting import format_bytes, format_duration
+from study.formatting import format_bytes, format_duration, format_table
 from study.results.metrics import format_metric
 from study.results.record import Record
 from study.verdict.rerank import find_winner
@@ -67,10 +67,7 @@ def format_entries(entries: Sequence[Entry]) -> str:
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return format_table(rows)
 
 
 def size_of(directory: Path) -> int:
