@@ -95,21 +95,11 @@ def _find_images(card: "ModelCard") -> "tuple[NDArray[np.uint8], str]":
     """Return images of the stored size and what they are: test images, or random ones if those are gone."""
     import numpy as np
 
-    from study.data.pixel_store import PixelStore, default_directory
-    from study.data.sources import load_again
+    from study.models.saved_model import load_images
 
     width, height = card.stored_size
     try:
-        dataset = load_again(
-            card.source,
-            fraction=card.fraction,
-            seed=card.data_seed,
-            image_size=card.image_size,
-            data_dir=Path(card.data_dir),
-            fit=card.recipe.fit,
-            found=card.found,
-            store=PixelStore(default_directory()),
-        )
+        dataset = load_images(card)
         if dataset.test.pixels.shape[2:] == (height, width):
             return np.asarray(dataset.test.pixels[:CHECKED]), "test images"
     except (DataError, ConfigError):

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from study.models.saved_model import ModelCard
-from study.results.metrics import largest_class
+from study.results.metrics import count_images, count_right, largest_class
 from study.results.record import Record
 from study.verdict.statistics import accuracy_interval
 from study.verdict.verdict import stored_verdict
@@ -23,9 +23,8 @@ def write_card(card: ModelCard, record: Record, format_name: str, description: d
         format_name: onnx, pt2 or safetensors.
         description: from `describe_input`.
     """
-    images = sum(map(sum, card.confusion))
-    right = sum(card.confusion[at][at] for at in range(len(card.classes)))
-    low, high = accuracy_interval(right, images)
+    images = count_images(card.confusion)
+    low, high = accuracy_interval(count_right(card.confusion), images)
     library = "onnx" if format_name == "onnx" else "pytorch"
     metric = {"type": "accuracy", "value": round(card.test_accuracy, 6)}
     dataset = {"name": card.data, "type": "image-folder", "args": {"fingerprint": card.data_fingerprint}}

@@ -9,7 +9,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from pydantic import AfterValidator, Field
@@ -27,6 +27,9 @@ from study.models.networks import last_layers
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
 from study.results.metrics import accuracy, measure, nothing_learnt, score
+
+if TYPE_CHECKING:
+    from study.data.images import Dataset
 
 MODEL_DIRECTORY = "model"
 """Directory of a search's kept model, in the study's directory."""
@@ -223,6 +226,28 @@ def load_model(directory: Path) -> SavedModel:
     )
     network = classifier.network.requires_grad_(False).to(memory_format=torch.channels_last)
     return SavedModel(directory, card, Predictor(card, network).eval())
+
+
+def load_images(card: ModelCard) -> "Dataset":
+    """Load the images with which a classifier was trained and tested, as they are now.
+
+    Raises:
+        ConfigError: a folder or a file is missing.
+        DataError: images cannot be read.
+    """
+    from study.data.pixel_store import PixelStore, default_directory
+    from study.data.sources import load_again
+
+    return load_again(
+        card.source,
+        fraction=card.fraction,
+        seed=card.data_seed,
+        image_size=card.image_size,
+        data_dir=Path(card.data_dir),
+        fit=card.recipe.fit,
+        found=card.found,
+        store=PixelStore(default_directory()),
+    )
 
 
 def kept_models(study: Path) -> list[Path]:

@@ -14,11 +14,9 @@ import torch
 from study.compute.hardware import choose_hardware
 from study.config.plan import Plan
 from study.data.images import Dataset
-from study.data.pixel_store import PixelStore, default_directory
-from study.data.sources import load_again
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
-from study.models.saved_model import CARD_FILE, ModelCard, find_model
+from study.models.saved_model import CARD_FILE, ModelCard, find_model, load_images
 from study.results.metrics import EpochResult, Evaluation
 from study.training.run_trial import Inputs, run_trial
 from study.tuning.cluster import TRIAL_ENVIRONMENT
@@ -78,16 +76,7 @@ def reproduce(study: Path, watch: Callable[[EpochResult], None], which: str = ""
         StudyError: images or weights cannot be read, or the training fails.
     """
     card = ModelCard.read(find_model(study, which) / CARD_FILE)
-    dataset = load_again(
-        card.source,
-        fraction=card.fraction,
-        seed=card.data_seed,
-        image_size=card.image_size,
-        data_dir=Path(card.data_dir),
-        fit=card.recipe.fit,
-        found=card.found,
-        store=PixelStore(default_directory()),
-    )
+    dataset = load_images(card)
     if not dataset.has_fingerprint(card.data_fingerprint):
         _check_same("data_fingerprint", card.data_fingerprint, dataset.fingerprint)
     pretrained = load_pretrained(card.recipe.model, card.weights, classes=len(card.classes))
