@@ -98,3 +98,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root may mount a small file system")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a migrated database of MLflow, made once, for copies: migrations take seconds."""
+    from study.tracking.client import connect, local_uri
+
+    folder = tmp_path_factory.mktemp("store")
+    connect(local_uri(folder), verbose=False)
+    return folder / "mlflow.db"

@@ -1,16 +1,8 @@
-"""Provide an empty MLflow store for each test."""
+"""Connect each test to an empty MLflow store of its own."""
 
 import pytest
 
 from study.tracking.client import connect, local_uri
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A migrated database, made once: migrations take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    connect(local_uri(folder), verbose=False)
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -16,14 +16,6 @@ from study.upkeep.removal import plan_removal, remove
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A migrated database, made once: migrations take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    connect(local_uri(folder), verbose=False)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def mlruns(tmp_path, empty_store):
     """Two studies with two runs each, and a file in each run."""
