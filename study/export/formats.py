@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.errors import ConfigError, StudyError
+from study.models.networks import preset
 from study.models.preprocessing import preprocessing, to_colours
 from study.models.saved_model import ModelCard, SavedModel
 
@@ -38,10 +39,9 @@ class Graph(nn.Module):
     def __init__(self, card: ModelCard, network: nn.Module) -> None:
         """Put the scaling and the normalisation of the card's network before `network`."""
         super().__init__()
-        model = card.recipe.model
-        mean = to_colours(model, torch.zeros(1, 3, 1, 1))
-        self.register_buffer("mean", 255 * mean)
-        self.register_buffer("deviation", 255 * (to_colours(model, torch.ones(1, 3, 1, 1)) - mean))
+        own = preset(card.recipe.model)
+        self.register_buffer("mean", 255 * torch.tensor(own.mean).view(1, 3, 1, 1))
+        self.register_buffer("deviation", 255 * torch.tensor(own.std).view(1, 3, 1, 1))
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,9 +77,7 @@ def frame(card: ModelCard, stored: NDArray[np.uint8]) -> Tensor:
 
 def describe_input(card: ModelCard) -> dict[str, Any]:
     """Return what a program must know to use an exported model, as JSON values."""
-    side = card.recipe.image_size
-    mean = to_colours(card.recipe.model, torch.zeros(1, 3, 1, 1))
-    deviation = to_colours(card.recipe.model, torch.ones(1, 3, 1, 1)) - mean
+    side, own = card.recipe.image_size, preset(card.recipe.model)
     return {
         "architecture": card.recipe.model,
         "classes": card.classes,
@@ -88,8 +86,8 @@ def describe_input(card: ModelCard) -> dict[str, Any]:
         "stored_size": card.stored_size,
         "fit": card.recipe.fit,
         "grey_range": card.found.grey_range,
-        "mean": [round(value, 6) for value in mean.flatten().tolist()],
-        "std": [round(value, 6) for value in deviation.flatten().tolist()],
+        "mean": list(own.mean),
+        "std": list(own.std),
         "test_accuracy": card.test_accuracy,
         "data_fingerprint": card.data_fingerprint,
     }
