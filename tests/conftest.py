@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,14 +91,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system that is too small for a segment of features or a checkpoint."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def small_disk() -> Iterator[Path]:
+    """Mount a file system that is too small for a segment of features or a checkpoint.
+
+    It lies outside pytest's directories: one that a killed run leaves mounted could not be removed from there, which
+    fails the next run.
+    """
+    disk = Path(tempfile.mkdtemp(prefix="small-disk-"))
+    try:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True).returncode:
+            pytest.skip("only root may mount a small file system")
+        yield disk
+        subprocess.run(["umount", disk], check=True)
+    finally:
+        disk.rmdir()
 
 
 @pytest.fixture(scope="session")
