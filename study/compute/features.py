@@ -22,10 +22,10 @@ from study.compute.feature_file import Key
 from study.compute.feature_store import FeatureStore
 from study.compute.gpu_cache import DeviceMemory, constants_kept, device_memory
 from study.compute.hardware import Hardware
-from study.config.recipe import DEPTHS, Recipe
+from study.config.recipe import Recipe
 from study.data.images import Images
 from study.data.stored_pixels import StoredPixels, windows
-from study.models.classifier import Classifier, digest_weights
+from study.models.classifier import Classifier
 from study.models.preprocessing import preprocessing
 
 CHUNK = 64
@@ -100,9 +100,9 @@ def epoch_outputs(
 
     def compute(rest: Tensor) -> Iterator[Tensor]:
         """Yield the outputs for `rest`, the last images of `order`."""
-        for depth in range(recipe.unfreeze_depth + 1, len(DEPTHS) - 1):
+        for depth in classifier.larger_depths:
             shorter = classifier.shorter_prefix(depth)
-            shorter_key = replace(key, unfreeze_depth=depth, weights=digest_weights(shorter))
+            shorter_key = replace(key, unfreeze_depth=depth, weights=classifier.shorter_digest(depth))
             if store.holds(shorter_key, order):
                 stored = store.stream(shorter_key, order, partial(from_images, shorter), rest, counted=False)
                 return run_blocks(classifier.prefix[len(shorter) :], stored, hardware)

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn import functional
+
+_torch_attention = functional.scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,42 @@ def choose_hardware(precision: str, gpu_share: float = 1.0) -> Hardware:
         # By default, cuDNN rounds the inputs of fp32 convolutions to TF32, which has the 10 bits of precision of fp16.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.enable_cudnn_sdp(False)  # torch has no deterministic gradients for cuDNN's attention
     if precision == "auto":
         precision = "bf16" if _gains_from_bf16(device) else "fp32"
     return Hardware(device, precision, gpu_share)
 
 
 def make_deterministic(network: nn.Module, device: torch.device) -> None:
-    """On CUDA, compute the gradients of adaptive pooling to several cells, which VGG has, deterministically.
+    """On CUDA, compute the gradients of attention and of adaptive pooling to several cells deterministically.
 
-    torch's own kernel adds the gradients of overlapping cells in the order in which they happen to come. On a CPU, and
-    for networks that pool to a single cell, nothing changes.
+    torch's own kernel for pooling, which VGG has, adds the gradients of overlapping cells in the order in which they
+    happen to come. On a CPU, and for networks that pool to a single cell and have no attention, nothing changes.
     """
     if device.type != "cuda":
         return
+    if functional.scaled_dot_product_attention is not _attention:
+        functional.scaled_dot_product_attention = _attention
     for module in network.modules():
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             height, width = nn.modules.utils._pair(module.output_size)
             module.forward = partial(average_pool, size=(height, width))  # type: ignore[method-assign]
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Compute torch's attention; on a GPU, its gradients are deterministic.
+
+    torch has such gradients, but takes them only while operations that lack them are errors. Here they are warnings, so
+    that all networks can be trained.
+    """
+    outputs: Tensor = _torch_attention(*args, **kwargs)
+    node = outputs.grad_fn
+    while node is not None and "Attention" not in node.name():  # a slice, if torch has padded the heads
+        node = node.next_functions[0][0] if node.name() == "SliceBackward0" else None
+    if node is not None:
+        node.register_prehook(lambda _: torch.use_deterministic_algorithms(True))
+        node.register_hook(lambda *_: torch.use_deterministic_algorithms(True, warn_only=True))
+    return outputs
 
 
 def average_pool(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,7 +106,7 @@ def average_pool(images: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size:
         return images
     with torch.autocast(images.device.type, enabled=False):
-        pooled: Tensor = linear(images.float().flatten(2), _means((height, width), size, images.device))
+        pooled: Tensor = functional.linear(images.float().flatten(2), _means((height, width), size, images.device))
     return pooled.view(*images.shape[:2], *size).to(images.dtype)
 
 

@@ -44,6 +44,21 @@ class Classifier:
         """Return the frozen blocks of a classifier with a larger unfreeze depth."""
         return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
 
+    @property
+    def larger_depths(self) -> range:
+        """Unfreeze depths at which fewer, but some, blocks are frozen."""
+        return range(max(0, BLOCKS - len(self.prefix)) + 1, BLOCKS)
+
+    def shorter_digest(self, unfreeze_depth: int) -> str:
+        """Return the digest of the weights of `shorter_prefix`, computed at the first call."""
+        if unfreeze_depth not in self._shorter_digests:
+            self._shorter_digests[unfreeze_depth] = digest_weights(self.shorter_prefix(unfreeze_depth))
+        return self._shorter_digests[unfreeze_depth]
+
+    @cached_property
+    def _shorter_digests(self) -> dict[int, str]:
+        return {}
+
     def parameters_from_head(self) -> list[list[nn.Parameter]]:
         """Return the suffix's parameters from the head backwards: those of the head, then those of each block."""
         blocks = max(0, len(DEPTHS) - 1 - len(self.prefix))

@@ -65,6 +65,9 @@ def move_to_device(classifier: Classifier, hardware: Hardware, features: Feature
     """Prepare a classifier for a trial: move it to the device, where its results repeat."""
     if features:
         _ = classifier.prefix_digest  # on the CPU: from a GPU, each of the weights would be a copy to wait for
+        if hardware.device.type == "cuda":
+            for depth in classifier.larger_depths:
+                classifier.shorter_digest(depth)
     classifier.move_to(hardware.device)
     make_deterministic(classifier.network, hardware.device)
 

@@ -9,18 +9,20 @@ import os
 import sys
 import traceback
 import warnings
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from counters import read_counts, reset_counts
-from support.images import make_images
+from support.images import make_images, store_images
 from support.manifests import small_recipe
 
 from study.bench.training import AUGMENTATION
 from study.compute.feature_store import FeatureStore
 from study.compute.gpu_cache import SHARE, device_memory, release_memory
 from study.compute.hardware import Hardware, choose_hardware
+from study.config.catalogue import catalogue
 from study.config.recipe import Recipe
 from study.data.images import Images
 from study.models.classifier import Classifier, build
@@ -37,30 +39,39 @@ FAMILIES = (
     "mobilenet_v3_small",
     "efficientnet_b0",
     "convnext_tiny",
+    "timm/convnext_atto",
+    "timm/test_vit",
+    "timm/tf_efficientnet_lite0",
+    "timm/tiny_vit_5m_224",
 )
 Seen = dict[str, object]
 
 
 def families(room: Path) -> Seen:
     """Train and evaluate one network of each family, and return the precision of each or its error."""
-    return {model: _train_once(model, room / model) for model in FAMILIES}
+    return {model: _train_once(model, room / model.replace("/", "-")) for model in FAMILIES}
 
 
 def batches(room: Path) -> Seen:
-    """Return the counts of one batch of 64 images of ResNet18 at depth 1, by the source of its prefix outputs.
+    """Return the counts of one batch of ResNet18, and of a small vision transformer."""
+    return {"resnet18": _count_batches("resnet18", room / "resnet18"), "vit": _count_batches("timm/test_vit", room)}
+
+
+def _count_batches(model: str, room: Path) -> Seen:
+    """Return the counts of one batch of 64 images at depth 1, by the source of its prefix outputs.
 
     A batch's counts are the difference between epochs of 512 and 1,024 images, so that they hold nothing that happens
     once per epoch. Everything that happens once per process has happened in an epoch before.
     """
     hardware = choose_hardware("bf16")
-    recipe = small_recipe(epochs=1, batch_size=64)
+    recipe = small_recipe(model=model, epochs=1, batch_size=64)
     totals: dict[str, list[dict[str, int]]] = {}
     for turn, images in enumerate((make_images(512), make_images(512), make_images(1024))):
         store = FeatureStore(room / str(turn), 10**9, tolerance_s=float("inf"))
         for source in ("computed", "files", "memory"):
             if source != "memory":
                 release_memory()
-            classifier = _build("resnet18")
+            classifier = _build(model)
             reset_counts()
             _train(classifier, recipe, images, store, hardware)
             totals.setdefault(source, []).append(asdict(read_counts()))
@@ -71,6 +82,33 @@ def batches(room: Path) -> Seen:
         source: {"batch": {name: (large[name] - small[name]) / 8 for name in small}, "epoch": small}
         for source, (_, small, large) in totals.items()
     }
+
+
+def sources(room: Path) -> Seen:
+    """Train on outputs of every source that a store has, and return what it counted and the calls of cuDNN."""
+    images, hardware = make_images(128), choose_hardware("bf16", 1e-9)  # nothing fits into the cache on the device
+    blocked = room / "blocked"
+    blocked.touch()
+    full = FeatureStore(room / "full", 10**9, tolerance_s=float("inf"))
+    paths = {
+        "without store": (None, images, 1),
+        "unusable store": (FeatureStore(blocked, 10**9), images, 1),
+        "small store": (FeatureStore(room / "small", 10**4), images, 1),
+        "images from a file": (None, store_images(images, room / "images"), 1),
+        "empty store": (full, images, 2),
+        "full store": (full, images, 2),
+        "fewer frozen blocks": (full, images, 1),
+    }
+    warnings.simplefilter("ignore", RuntimeWarning)  # of the store that cannot be used
+    seen: Seen = {}
+    for name, (store, pictures, depth) in paths.items():
+        before = Counter(store.tally) if store else Counter()
+        recipe = small_recipe(epochs=1, batch_size=64, unfreeze_depth=depth)
+        reset_counts()
+        _train(_build("resnet18", depth), recipe, pictures, store, hardware)
+        tally = dict(store.tally - before) if store else {}
+        seen[name] = {"tally": tally, "network_calls": read_counts().network_calls}
+    return seen
 
 
 def partial(room: Path) -> Seen:
@@ -124,7 +162,7 @@ def checkpoints(room: Path) -> Seen:
 
 
 def _train(
-    classifier: Classifier, recipe: Recipe, images: Images, store: FeatureStore, hardware: Hardware | None = None
+    classifier: Classifier, recipe: Recipe, images: Images, store: FeatureStore | None, hardware: Hardware | None = None
 ) -> list[EpochResult]:
     hardware = hardware or choose_hardware("bf16")
     return list(train(classifier, recipe, images, classes=3, seed=0, hardware=hardware, features=store))
@@ -150,7 +188,9 @@ def _build(model: str, depth: int = 1) -> Classifier:
 
 def _train_once(model: str, room: Path) -> Seen:
     warnings.simplefilter("error")  # torch warns of operations that are not deterministic
-    images, recipe = make_images(64), small_recipe(model=model, epochs=2, batch_size=32)
+    entry = catalogue()[model]
+    side = 32 if entry.allows(32) else entry.size
+    images, recipe = make_images(64), small_recipe(model=model, epochs=2, batch_size=32, image_size=side)
     hardware, store = choose_hardware("auto"), FeatureStore(room, 10**9)
     classifier = _build(model)
     results = list(

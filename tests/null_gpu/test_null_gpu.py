@@ -17,7 +17,7 @@ from support.null_gpu import build, why_not
 
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 HERE = Path(__file__).resolve().parent
-FAMILIES = 7
+FAMILIES = 11
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +57,49 @@ def test_every_family_trains_without_a_fault_of_device(scenario):
     assert [found["epochs"] for found in scenario("families").values()] == [2] * FAMILIES
 
 
+def test_attention_waits_for_nothing_and_copies_nothing(scenario):
+    """Its deterministic gradients, which are asked for in each backward pass, cost no wait."""
+    batch = scenario("batches")["vit"]["memory"]["batch"]
+    assert batch["synchronisations"] == batch["downloads"] == batch["uploads"] == 0
+
+
+def test_every_source_of_outputs_serves_a_trial(scenario):
+    tallies = {name: seen["tally"] for name, seen in scenario("sources").items()}
+    assert tallies == {
+        "without store": {},
+        "unusable store": {"unstored": 128},
+        "small store": {"computed": 128},
+        "images from a file": {},
+        "empty store": {"stored": 128},
+        "full store": {"read": 128},
+        "fewer frozen blocks": {"stored": 128},
+    }
+
+
+def test_outputs_of_fewer_blocks_are_computed_from_stored_ones(scenario):
+    seen = scenario("sources")
+    assert seen["fewer frozen blocks"]["network_calls"] < seen["without store"]["network_calls"]
+
+
 def test_a_batch_from_files_waits_for_nothing(scenario):
-    batch = scenario("batches")["files"]["batch"]
+    batch = scenario("batches")["resnet18"]["files"]["batch"]
     assert batch["synchronisations"] == batch["downloads"] == 0
     assert batch["uploads"] <= 1  # the outputs themselves
 
 
 def test_a_batch_from_device_memory_copies_nothing(scenario):
-    batch = scenario("batches")["memory"]["batch"]
+    batch = scenario("batches")["resnet18"]["memory"]["batch"]
     assert batch["synchronisations"] == batch["downloads"] == batch["uploads"] == 0
 
 
 def test_a_batch_that_is_stored_waits_for_its_outputs_only(scenario):
-    batch = scenario("batches")["computed"]["batch"]
+    batch = scenario("batches")["resnet18"]["computed"]["batch"]
     assert batch["synchronisations"] <= 1
     assert batch["downloads"] <= 1
 
 
 def test_a_batch_that_is_evaluated_waits_for_nothing(scenario):
-    batch = scenario("batches")["evaluation"]["batch"]
+    batch = scenario("batches")["resnet18"]["evaluation"]["batch"]
     assert batch["synchronisations"] == batch["uploads"] == batch["downloads"] == 0
 
 
@@ -85,14 +109,14 @@ def test_a_batch_that_is_evaluated_waits_for_nothing(scenario):
 )
 def test_a_batch_launches_no_more_than_it_did(scenario, source, launches, network_calls):
     """With torch 2.14; other versions may split operations otherwise, hence the tenth."""
-    batch = scenario("batches")[source]["batch"]
+    batch = scenario("batches")["resnet18"][source]["batch"]
     assert batch["launches"] <= 1.1 * launches
     assert batch["network_calls"] <= network_calls
 
 
 def test_an_epoch_from_files_waits_only_at_its_end(scenario):
     """Losses and predictions of the epoch, its targets, and the starting trial's few copies."""
-    assert scenario("batches")["files"]["epoch"]["synchronisations"] <= 6
+    assert scenario("batches")["resnet18"]["files"]["epoch"]["synchronisations"] <= 6
 
 
 def test_device_memory_keeps_its_epoch_where_three_do_not_fit(scenario):
