@@ -6,10 +6,12 @@ Exit codes: those of the command, 0 for the overview, 2 for a command that does 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from study import __version__
 from study.command_line import COMMANDS, overview
 from study.errors import unknown_name
+from study.exit_codes import run_program
 
 IN_PACKAGES = ("export", "report", "bench")
 """Commands that are packages."""
@@ -32,5 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def program() -> NoReturn:
+    """Run the installed program `study-classifiers`."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

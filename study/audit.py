@@ -5,7 +5,6 @@ Every study does the same before it trains. Exit codes: 0 done, 1 images cannot 
 
 import argparse
 import contextlib
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from study.api.audits import audit_source
 from study.command_line import Parser
 from study.config.flags import images_of
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,23 +38,22 @@ def build_parser() -> Parser:
 
 def _audit(options: argparse.Namespace) -> int:
     source = images_of(options.data)
-    from rich.console import Console
-
     from study.progress import WorkScreen
+    from study.ticker import Screen, Ticker
 
-    screen = WorkScreen(Console(highlight=False, markup=False, emoji=False))
-    with contextlib.closing(screen):  # an interruption must leave no bar behind
+    with contextlib.closing(Ticker(Screen())) as ticker:  # an interruption must leave no bar behind
+        ticker.begin("reading the images")
         audit = audit_source(
             source,
             data_dir=options.data_dir,
             test_fraction=options.test_fraction,
             seed=options.seed,
             skip_broken=options.skip_broken,
-            watch=screen,
+            watch=WorkScreen(ticker),
         )
     print(audit)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

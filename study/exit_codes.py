@@ -3,6 +3,8 @@
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 """
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -17,6 +19,26 @@ from study.output import unbreakable_output
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that interrupt a command: Ctrl-C, kill, a closed terminal."""
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run a program's `main`, and end the process with its exit code as soon as everything is written.
+
+    Python would then take down torch, Ray and MLflow object by object: up to 8 s of silence on two busy cores. All exit
+    handlers run before, since this one is registered first.
+    """
+    codes: list[int] = []
+
+    def end() -> None:
+        if codes:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or missing
+                    stream.flush()
+            os._exit(codes[0])
+
+    atexit.register(end)
+    codes.append(main())
+    sys.exit(codes[0])
 
 
 def run_command(command: Callable[[], int], *, interrupted: str = "interrupted.") -> int:

@@ -18,7 +18,7 @@ from study.command_line import Parser
 from study.config.paths import find_study
 from study.data.image_files import list_files
 from study.errors import ConfigError, DataError
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 from study.files import scratch_directory
 from study.tracking.client import existing_store
 
@@ -152,4 +152,4 @@ def format_table(predictions: Sequence[Prediction]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

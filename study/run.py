@@ -14,7 +14,7 @@ from study.api.session import run_job
 from study.command_line import overview
 from study.config.flags import build_parser, fill_in
 from study.config.paths import find_study
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,4 +72,4 @@ def _reproduce(name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 from study.command_line import Parser
 from study.config.paths import find_study, list_journals
 from study.errors import ConfigError
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 from study.formatting import format_bytes
 
 CLEARABLE = ("features", "images")
@@ -103,4 +103,4 @@ def _show_caches(cleared: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

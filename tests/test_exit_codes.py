@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,31 @@ def test_home_of_another_user_is_refused(homeless, tmp_path, capsys):
     os.chown(home, 12345, 12345)
     assert run_command(lambda: 0) == 2
     assert capsys.readouterr().err == f"study: HOME: must be set, since {home} belongs to another user.\n"
+
+
+ENDING = """
+import atexit, sys
+from study.exit_codes import run_program
+class Slow:
+    def __del__(self): print("taken down")
+def main():
+    global kept
+    kept = Slow()
+    atexit.register(lambda: print("exit handler"))
+    print("done", end="\\n")
+    {last}
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "code"), [("return 3", 3), ("sys.exit(2)", 2), ("raise ValueError", 1)], ids=["result", "exit", "error"]
+)
+def test_program_ends_with_its_code_after_exit_handlers(last, code):
+    done = subprocess.run([sys.executable, "-c", ENDING.format(last=last)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[:2]) == (code, ["done", "exit handler"])
+
+
+def test_program_does_not_wait_for_objects_to_be_taken_down():
+    done = subprocess.run([sys.executable, "-c", ENDING.format(last="return 0")], capture_output=True, text=True)
+    assert "taken down" not in done.stdout

@@ -4,10 +4,10 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
 from study import progress
 from study.progress import WorkScreen
+from study.ticker import Screen, Ticker
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,10 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def screen(*, terminal: bool) -> tuple[WorkScreen, io.StringIO]:
     text = io.StringIO()
-    return WorkScreen(Console(file=text, force_terminal=terminal, width=120, color_system=None)), text
+    ticker = Ticker(Screen(file=text, force_terminal=terminal, width=80, color_system=None), tick_s=3600.0)
+    if terminal:
+        ticker.begin("reading")
+    return WorkScreen(ticker), text
 
 
 def test_work_is_plain_lines_on_a_pipe(seconds: list[float]) -> None:

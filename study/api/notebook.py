@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, TextIO, cast
 
-from rich.console import Console
+from study.ticker import Screen
 
 UPDATE_S = 0.5
 """Seconds between two updates of the output."""
@@ -17,12 +17,12 @@ MAX_LINES = 200
 """Largest number of lines in the output; older ones are counted."""
 WIDTH = 110
 """Columns of the output."""
-_SAME = re.compile(r"(#\S+) |(\w+) +[\d,]+ of [\d,]+ images, ")
-"""What begins a line that replaces an earlier one: a trial's key, or a kind of work on images."""
+_SAME = re.compile(r"(#\S+) |(\w+) +[\d,]+ of [\d,]+ images, |(now +[^…]+) …")
+"""What begins a line that replaces an earlier one: a trial's key, a kind of work on images, or a stage."""
 
 
-def notebook_screen() -> Console | None:
-    """Return a rich console that writes into the running notebook cell; None outside of notebooks."""
+def notebook_screen() -> Screen | None:
+    """Return a screen that writes into the running notebook cell; None outside of notebooks."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     if shell is None or not hasattr(shell, "kernel"):
@@ -30,10 +30,7 @@ def notebook_screen() -> Console | None:
     from IPython.display import display
 
     output = CellOutput(display)
-    return Console(
-        file=cast(TextIO, output), width=WIDTH, force_terminal=False, force_jupyter=False, color_system=None,
-        highlight=False, markup=False, emoji=False,
-    )  # fmt: skip
+    return Screen(file=cast(TextIO, output), width=WIDTH, force_terminal=False, force_jupyter=False, color_system=None)
 
 
 class CellOutput:
@@ -56,7 +53,7 @@ class CellOutput:
         for line in lines:
             same = _SAME.match(line)
             self._count += 1
-            key = (same[1] or same[2]) if same else str(self._count)
+            key = (same[1] or same[2] or same[3]) if same else str(self._count)
             if key in self._lines and same:
                 del self._lines[key]  # the newest line stands last
             self._lines[key] = line

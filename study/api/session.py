@@ -12,8 +12,7 @@ from study.environment import remarks
 from study.errors import without_credentials
 
 if TYPE_CHECKING:
-    from rich.console import Console as Screen
-
+    from study.ticker import Screen
     from study.tuning.finish_study import StudyResult
 
 
@@ -22,7 +21,7 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
 
     Args:
         job: study to run; if it is resumed, its record is closed at the end.
-        screen: rich console from `open_screen`; None for standard output.
+        screen: screen to print on; None for standard output.
 
     Raises:
         StudyError: the study cannot begin or go on.
@@ -30,21 +29,20 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
     """
     config, record = job.config, job.record
     with naming(job.directory):
-        from rich.console import Console as Screen
+        from study.ticker import Screen, Ticker
 
-        screen = screen or Screen(highlight=False, markup=False, emoji=False)
-        screen.print("now      loading torch, Ray, Optuna and MLflow …")
-        hush(verbose=config.verbose)
-        from study.tuning.console import Console
-        from study.tuning.run_study import run_study
+        with contextlib.closing(Ticker(screen or Screen())) as ticker:
+            ticker.begin("loading torch, Ray, Optuna and MLflow")
+            hush(verbose=config.verbose)
+            from study.tuning.console import Console
+            from study.tuning.run_study import run_study
 
-        console = Console(config.weights, screen)
-        recorded = record.manifest.versions if record else None
-        noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
-        console.print_remarks(map(without_credentials, noted))
-        with contextlib.closing(console):
+            console = Console(config.weights, ticker)
+            recorded = record.manifest.versions if record else None
+            noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
+            console.print_remarks(map(without_credentials, noted))
             result = run_study(config, job.design, console, record)
-        console.print_result(result)
+            console.print_result(result)
     return result
 
 

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the model cannot be exported, 2 usage, 130 interrupted.
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from study.command_line import Parser
 from study.config.paths import find_study
 from study.errors import ConfigError, DataError, StudyError, first_line
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 from study.files import new_directory
 
 if TYPE_CHECKING:
@@ -109,4 +108,4 @@ def _find_images(card: "ModelCard") -> "tuple[NDArray[np.uint8], str]":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

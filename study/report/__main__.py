@@ -5,14 +5,13 @@ Exit codes: 0 done, 2 usage, 1 any other failure, 130 interrupted.
 """
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from study.command_line import Parser
 from study.config.paths import find_study
-from study.exit_codes import run_command
+from study.exit_codes import run_command, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,4 +52,4 @@ def _write(names: Iterable[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

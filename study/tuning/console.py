@@ -7,12 +7,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.table import Table
 
 from study.config.manifest import Manifest
@@ -27,6 +24,7 @@ from study.progress import WorkScreen
 from study.results.metrics import NAMES, EpochResult, Progress, format_metric, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
+from study.ticker import Ticker
 from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
@@ -38,33 +36,31 @@ from study.verdict.trial_table import Row, faster
 from study.verdict.wording import describe_closeness, details, sentence
 
 STAGES = {
+    "baseline": "training and testing",
+    "as-written": "running the assignment's own solution",
+    "probe": "probing the models",
     "screen": "probing the models",
     "search": "searching",
-    "rerank": "re-ranking the best trials on other seeds and validation images",
+    "rerank": "re-ranking the best trials on other seeds and images",
     "final": "refitting the best recipe and the baseline for the verdict",
 }
 """What trials are run for, by their stage."""
 
 
-def open_screen(**options: Any) -> RichConsole:
-    """Build a rich console that prints text unchanged, because a path or a class name may look like rich's markup."""
-    return RichConsole(highlight=False, markup=False, emoji=False, **options)
-
-
 class Console:
     """Listener that prints the events of one study."""
 
-    def __init__(self, weights: str, screen: RichConsole | None = None) -> None:
+    def __init__(self, weights: str, ticker: Ticker) -> None:
         """Set up the lines of one study.
 
         Args:
             weights: source of the study's starting weights: "imagenet", a file's path, or "none".
-            screen: rich console from `open_screen`; None for standard output.
+            ticker: shows the stage and the running trials; closed at the end.
         """
         self._weights = weights
-        self._out = screen or open_screen()
-        self._work = WorkScreen(self._out)
-        self._live = Live(console=self._out, auto_refresh=False, transient=True)
+        self._ticker = ticker
+        self._out = ticker.screen
+        self._work = WorkScreen(ticker)
         self._record: Record | None = None
         self._space: SearchSpace | None = None
         self._at_once = 1
@@ -89,11 +85,13 @@ class Console:
         self._work.on_work(name, done, of)
 
     def on_stage(self, text: str) -> None:
-        """Print what the study does from now on, where that may take more than a moment."""
-        self._print(f"now      {text} …")
+        """Show what the study does from now on, where that may take more than a moment."""
+        self._work.close()
+        self._ticker.begin(text)
 
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Print the data set's name, its number of images and classes, its split, and what was left out."""
+        self._ticker.end()
         height, width = dataset.train.pixels.shape[2:]
         held_out = f", {manifest.val_images:,} validation" if manifest.val_images else ""
         self._print(
@@ -132,8 +130,6 @@ class Console:
         self._print(f"study    {record.directory}\n", to_paste=True)
         self._record, self._space = record, record.space
         self._trials = {trial.plan.key: trial for trial in record.all_trials()}
-        if self._out.is_terminal:
-            self._live.start()
 
     def on_start(self, plan: Plan) -> None:
         """Show that a trial starts, or that it starts again because its process died."""
@@ -149,9 +145,7 @@ class Console:
         self._show(plan, plan.title, shortage)
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
-        """Update a trial's line during an epoch; only in a terminal."""
-        if not self._live.is_started:
-            return
+        """Update a trial's line during an epoch; in plain output it is only printed if nothing else was for long."""
         epochs = self._trials[plan.key].epochs
         scores = f"  {_describe_epoch(epochs[-1])}" if epochs else ""
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
@@ -160,6 +154,7 @@ class Console:
             f"{plan.title}  epoch {progress.epoch}/{plan.recipe.epochs}",
             f"{progress.images / progress.of:.0%}{scores}"
             f"  {progress.images_per_s:.1f} images/s  {format_duration(left / progress.images_per_s)} left",
+            now=False,
         )
 
     def on_change(self, plan: Plan) -> None:
@@ -178,7 +173,7 @@ class Console:
             if self._lines.pop(plan.key, None):
                 self._refresh()
                 self._print(f"{plan.title}  {_outcome(trial, self._record.manifest)}")
-                if not self._live.is_started and (estimated := self._left()):
+                if not self._ticker.moves and (estimated := self._left()):
                     self._print(f"left     {estimated}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
@@ -192,7 +187,7 @@ class Console:
     def close(self) -> None:
         """Remove the live lines; safe to call twice."""
         self._work.close()
-        self._live.stop()
+        self._ticker.close()
 
     def print_result(self, result: StudyResult) -> None:
         """Print the results, the failed trials, and the places of the model, the files and the MLflow UI."""
@@ -270,13 +265,13 @@ class Console:
         Above live lines, rich would crop a line that is not wrapped.
         """
         whole = to_paste or not self._out.is_terminal
-        self._out.print(text, soft_wrap=whole and not self._live.is_started)
+        self._out.print(text, soft_wrap=whole and not self._ticker.moves)
 
-    def _show(self, plan: Plan, head: str, rest: str) -> None:
+    def _show(self, plan: Plan, head: str, rest: str, *, now: bool = True) -> None:
+        """Show a trial's two lines; plain output gets them as one, at once or, unless `now`, after some silence."""
         self._lines[plan.key] = head, rest
-        if self._live.is_started:
-            self._refresh()
-        else:
+        self._refresh()
+        if now and not self._ticker.moves:
             self._print(f"{head}  {rest}")
 
     def _left(self) -> Estimate | None:
@@ -290,7 +285,8 @@ class Console:
 
     def _refresh(self) -> None:
         """Redraw the running trials, and below them a search's best trials, its budget and its tally."""
-        if not self._live.is_started:
+        if not self._ticker.moves:
+            self._ticker.show([f"{head}  {rest}" for head, rest in self._lines.values()])
             return
         parts: list[RenderableType] = [f"{head}\n  {rest}" for head, rest in self._lines.values()]
         if self._space and self._record:
@@ -303,7 +299,7 @@ class Console:
                 f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
                 _tally(trials),
             ]
-        self._live.update(Group(*parts), refresh=True)
+        self._ticker.show(parts)
 
 
 def _describe_epoch(result: EpochResult) -> str:

@@ -161,6 +161,7 @@ def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyRe
         client = connect(_store(config), verbose=config.verbose)
         observer.on_record(record)
         dataset = find_images(record, _pixel_store(config))
+        observer.on_stage("writing the report, sending results to MLflow, registering")
         with _tracking(config, record, dataset, client) as tracker:
             return conclude(record, tracker, dataset)
 
@@ -230,6 +231,7 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
         observer.on_audit(audit)
+        observer.on_stage("loading the weights")
         pretrained: dict[str, Pretrained] = {}
         for model in design.models:
             pretrained[model] = load_pretrained(model, config.weights, classes=len(dataset.classes))

@@ -17,9 +17,10 @@ from study.data.images import Dataset
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
+from study.ticker import Screen, Ticker
 from study.tracking.client import local_uri, ui_command
 from study.tuning.cluster import Allotment
-from study.tuning.console import Console, open_screen
+from study.tuning.console import Console
 from study.tuning.run_study import StudyResult
 from study.verdict.screen import plan_screens
 from study.verdict.trial_table import Row
@@ -68,12 +69,13 @@ def epoch(number, right=None, **values):
 def terminal(width=80, weights="none"):
     """Return a console on a terminal, and what it writes."""
     output = io.StringIO()
-    return Console(weights, open_screen(width=width, file=output, force_terminal=True)), output
+    screen = Screen(width=width, file=output, force_terminal=True)
+    return Console(weights, Ticker(screen)), output
 
 
 def pipe(weights="none"):
     output = io.StringIO()
-    return Console(weights, open_screen(file=output)), output
+    return Console(weights, Ticker(Screen(file=output))), output
 
 
 def written(output):
@@ -247,8 +249,8 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
     images = make_images(16, classes=2)
     found = Found("train/, val/ and test/", True, None, {"no image (.txt)": 3, "broken": 1200}, True, [12, 4000], 0.75)
     dataset = Dataset("pets", ("cat", "dog"), images, images, 1.0, found=found)
-    screen = open_screen(file=io.StringIO(), width=80)
-    Console("none", screen).on_data(dataset, make_manifest(space=make_space(), found=found))
+    screen = Screen(file=io.StringIO(), width=80)
+    Console("none", Ticker(screen)).on_data(dataset, make_manifest(space=make_space(), found=found))
     assert screen.file.getvalue().splitlines()[1:] == [
         "classes  the largest, cat, has 50.00% of the test images",
         "layout   train/, val/ and test/; the search validates on val",
@@ -384,9 +386,10 @@ def test_stages_are_named_once_as_they_begin(record, make_recipe, make):
     record.add([Plan(None, "final", make_recipe(), 5)])
     console.on_start(record.next_trial())
     console.close()
-    assert re.findall(r"now +([^…]+) …", " ".join(written(output).split())) == [
-        "searching", "refitting the best recipe and the baseline for the verdict",
-    ]  # fmt: skip
+    lines = [line.strip() for line in written(output).splitlines()]
+    stages = re.findall(r"^now +(.+?) …", "\n".join(lines), re.MULTILINE)
+    assert [*dict.fromkeys(stages)] == ["searching", "refitting the best recipe and the baseline for the verdict"]
+    assert (make is terminal) == any(line.startswith("done     searching") for line in lines)
 
 
 def test_live_lines_keep_their_words_in_40_columns(record, space):
@@ -454,7 +457,7 @@ def test_table_of_probes_keeps_the_ends_of_long_names(tmp_path, make_recipe):
         record.epoch(plan, epoch(1, 8))
         record.complete(plan)
     output = io.StringIO()
-    console = Console("none", open_screen(file=output, width=80))
+    console = Console("none", Ticker(Screen(file=output, width=80)))
     console.on_record(record)
     console.print_result(ended(record))
     record.close()
