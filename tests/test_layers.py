@@ -25,7 +25,8 @@ PACKAGES = {
         "arrays", "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger",
     ],
     "verdict": [
-        "statistics", "metric_intervals", "verdict", "judge", "rerank", "screen", "estimate", "wording", "trial_table",
+        "statistics", "metric_intervals", "verdict", "judge", "rerank", "screen", "prior", "estimate", "wording",
+        "trial_table",
     ],
     "data": [
         "stored_pixels", "rows", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",

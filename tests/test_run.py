@@ -259,6 +259,7 @@ def test_search_whose_trials_all_fail_exits_1(study, image_folder, broken_weight
         (["--baseline", "--trials", "3"], "--trials: needs --search."),
         (["--baseline", "--repeats", "0"], "--repeats: needs --search."),
         (["--baseline", "--rerank", "2"], "--rerank: needs --search."),
+        (["--baseline", "--prior", "auto"], "--prior: needs --search."),
         (["--baseline", "--search", "vgg16"], "not allowed with"),
         (["--models", "--search", "vgg16"], "not allowed with"),
         (["--models", "--epochs", "3"], "--models: takes no other flags, but got --epochs."),

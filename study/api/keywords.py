@@ -6,7 +6,7 @@ Words errors for Python: `fraction: must be at most 1`, where a command says `--
 import argparse
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from numbers import Real
@@ -70,6 +70,7 @@ class SearchOptions(StudyOptions, BudgetOptions, total=False):
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
     repeats: Repeats
     rerank: int
+    prior: str | Sequence[str]
 
 
 class ProbeOptions(StudyOptions, total=False):
@@ -125,6 +126,11 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if isinstance(value, bool):
             return value or None if action.default is None else value
         raise ConfigError(f"must be True or False, but got {value!r}.")
+    if action.nargs == "+":
+        names = [value] if isinstance(value, str) else [*value] if isinstance(value, list | tuple) else []
+        if names and all(isinstance(name, str) for name in names):
+            return names
+        raise ConfigError(f"must be a string or a list of strings, but got {value!r}.")
     if action.choices and value not in action.choices:
         raise ConfigError(unknown_name("choice", str(value), [*action.choices]))
     if action.type is int or (action.dest in OR_AUTO and value != "auto"):

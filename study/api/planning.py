@@ -14,10 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config.flags import change_budget, change_recipe, configure, count_candidates, read_space, with_resources
+from study.config.flags import (
+    change_budget,
+    change_recipe,
+    configure,
+    count_candidates,
+    read_prior,
+    read_space,
+    with_resources,
+)
 from study.config.load_toml import BACKBONES, baseline_recipe, load_baseline, load_portfolio, load_space
-from study.config.paths import check_new, find_study
-from study.config.plan import Design, Repeats, StudyConfig, probe_recipe
+from study.config.paths import check_new, find_study, list_journals
+from study.config.plan import NO_PRIOR, Design, Repeats, StudyConfig, probe_recipe
 from study.config.resume_flags import check_flags, check_space, recorded_config
 from study.errors import ConfigError
 
@@ -33,6 +41,8 @@ class Job:
     design: Design
     record: "Record | None" = None
     """Record of a study that is resumed; None for a new study."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know about the plan, one line each."""
 
     @property
     def directory(self) -> Path:
@@ -85,6 +95,7 @@ def plan_searches(options: argparse.Namespace) -> list[Job]:
     if repeats != "auto" and repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1, but got {repeats}.")
     spaces = [read_space(name, options) for name in dict.fromkeys(options.search)]
+    prior = read_prior(options, Path("mlruns").absolute())
     if options.name and len(spaces) > 1:
         raise ConfigError(f"--name: must be left out when --search has several spaces, but got {len(spaces)} spaces.")
     names = [space.name for space in spaces]
@@ -101,6 +112,7 @@ def plan_searches(options: argparse.Namespace) -> list[Job]:
             count_candidates(options, space),
             options.metric or "accuracy",
             load_portfolio(),
+            prior,
         )
         for space in spaces
     ]
@@ -111,7 +123,21 @@ def plan_searches(options: argparse.Namespace) -> list[Job]:
     ]
     for job in jobs:
         check_new(job.directory)
-    return jobs
+    return [_with_proposals(job) for job in jobs]
+
+
+def _with_proposals(job: Job) -> Job:
+    """Return a search with the recipes of earlier studies that it tries first.
+
+    Raises:
+        ConfigError: a study that --prior names has no recipes for it.
+    """
+    if job.design.prior == (NO_PRIOR,) or not list_journals(job.config.mlruns):
+        return job
+    from study.verdict.prior import find_proposals
+
+    proposals, remarks = find_proposals(job.design, job.config.mlruns)
+    return replace(job, design=replace(job.design, proposals=proposals), remarks=tuple(remarks))
 
 
 def plan_resumption(options: argparse.Namespace) -> Job:

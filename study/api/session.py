@@ -40,7 +40,7 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
             console = Console(config.weights, ticker)
             recorded = record.manifest.versions if record else None
             noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
-            console.print_remarks(map(without_credentials, noted))
+            console.print_remarks([*map(without_credentials, noted), *job.remarks])
             result = run_study(config, job.design, console, record)
             console.print_result(result)
     return result

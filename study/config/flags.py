@@ -15,8 +15,8 @@ from typing import Any
 from study.command_line import Parser
 from study.config.catalogue import catalogue
 from study.config.load_toml import BudgetTable, load_baseline, load_space
-from study.config.paths import absolute, cache_directory
-from study.config.plan import METRICS, Repeats, StudyConfig
+from study.config.paths import absolute, cache_directory, list_journals
+from study.config.plan import AUTO_PRIOR, METRICS, NO_PRIOR, Repeats, StudyConfig
 from study.config.recipe import AUTO, FITS, Recipe
 from study.config.search_space import Budget, SearchSpace
 from study.config.validation import gather
@@ -39,10 +39,14 @@ DEMO_RECIPE = {"image_size": 32, "augmentation": "none"}
 """Fields of the recipe that --demo sets: the size of the digits, and no mirrored digits, which are no digits."""
 
 
+DEFAULT_PRIOR = NO_PRIOR
+"""Value of --prior, unless it is given."""
+
+
 COMMANDS = ("baseline", "search", "probe", "resume", "reproduce", "models")
 """Flags of which one says what to do."""
 NEEDS = {
-    **dict.fromkeys(("trials", "time_budget", "pruner", "repeats", "rerank"), ("search",)),
+    **dict.fromkeys(("trials", "time_budget", "pruner", "repeats", "rerank", "prior"), ("search",)),
     "metric": ("search", "probe"),
     "epochs": ("baseline", "search"),
     "as_written": ("baseline",),
@@ -184,6 +188,13 @@ def build_parser() -> Parser:
         metavar="N",
         help="best trials to refit on more seeds and validation images before the verdict; 0 for none"
         " (default: 3 if there are 10 trials or more, else 0)",
+    )
+    search.add_argument(
+        "--prior",
+        nargs="+",
+        metavar="auto|none|NAME",
+        help="earlier studies whose best recipes are tried first, at most a third of the trials: those of the same"
+        " fields, metric and model, none, or the studies NAME (default: none)",
     )
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
@@ -370,6 +381,23 @@ def count_candidates(options: argparse.Namespace, space: SearchSpace) -> int:
     if number == 1 or number < 0:
         raise ConfigError(f"--rerank: must be 0 or at least 2, but got {number}.")
     return number
+
+
+def read_prior(options: argparse.Namespace, mlruns: Path) -> tuple[str, ...]:
+    """Return which earlier studies a search learns from: auto, none, or names.
+
+    Raises:
+        ConfigError: a name is unknown, or stands beside auto or none.
+    """
+    asked = tuple(dict.fromkeys(options.prior or [DEFAULT_PRIOR]))
+    words = [name for name in asked if name in (AUTO_PRIOR, NO_PRIOR)]
+    if words and len(asked) > 1:
+        raise ConfigError(f"--prior: {words[0]} must stand alone, but got {' '.join(asked)}.")
+    known = [journal.parent.name for journal in list_journals(mlruns)]
+    for name in asked:
+        if name not in (AUTO_PRIOR, NO_PRIOR, *known):
+            raise ConfigError(f"--prior: {unknown_name('study', name, [AUTO_PRIOR, NO_PRIOR, *known])}")
+    return asked
 
 
 def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:

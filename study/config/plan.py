@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +17,8 @@ from study.formatting import format_value
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 """Metrics that can decide a search."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+AUTO_PRIOR, NO_PRIOR = "auto", "none"
+"""Values of --prior beside names of studies: every fitting study, or none."""
 Repeats = int | Literal["auto"]
 """Number of seeds in a verdict, or auto: as many as the answer needs, within the bounds of `statistics.py`."""
 
@@ -135,6 +137,18 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """A recipe that was good in an earlier study, to be tried before the sampler's own proposals."""
+
+    study: str
+    """Name of the earlier study."""
+    trial: int
+    """Number of its trial."""
+    values: Mapping[str, Any]
+    """Values of the searched fields, within the bounds of this study's space."""
+
+
+@dataclass(frozen=True)
 class Design:
     """Everything about a study's trials that is known before the study begins."""
 
@@ -152,6 +166,10 @@ class Design:
     """Metric that decides a search: its values, the pruning, the winner, the verdict and the champion."""
     portfolio: tuple[Mapping[str, Any], ...] = ()
     """Values of some fields of recipes that are known to work, which a search tries before the sampler's proposals."""
+    prior: tuple[str, ...] = (NO_PRIOR,)
+    """What was asked for with --prior: auto, none, or the names of earlier studies."""
+    proposals: tuple[Proposal, ...] = ()
+    """Recipes of those studies that a search tries before the portfolio; only their recipes are taken, no results."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -194,6 +212,8 @@ class Design:
             "rerank": self.rerank,
             "metric": self.metric,
             "portfolio": [dict(values) for values in self.portfolio],
+            "prior": [*self.prior],
+            "proposals": [asdict(proposal) for proposal in self.proposals],
         }
 
     @classmethod
@@ -207,4 +227,6 @@ class Design:
             rerank=values.get("rerank", 0),
             metric=values.get("metric", "accuracy"),
             portfolio=tuple(values.get("portfolio", ())),
+            prior=tuple(values.get("prior", (NO_PRIOR,))),
+            proposals=tuple(Proposal(**proposal) for proposal in values.get("proposals", ())),
         )

@@ -63,6 +63,7 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
         "metric": manifest.design.metric,
         "repeats": manifest.design.repeats,
         "rerank": manifest.design.rerank,
+        "prior": [*manifest.design.prior],
         "pruner": manifest.design.space and manifest.design.space.pruner.name,
     }
     for option, value in recorded.items():

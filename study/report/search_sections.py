@@ -12,6 +12,7 @@ from study.results.metrics import MINIMISED, NAMES, format_metric, score
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.judge import rank
+from study.verdict.prior import describe_proposals
 from study.verdict.verdict import stored_verdict
 from study.verdict.wording import describe_closeness, details
 
@@ -46,6 +47,8 @@ def search_sections(record: Record) -> list[Section]:
     text = f"Share of each field in the variance of {name} (complete trials): {shares}." if shares else ""
     if closeness := describe_closeness(trials, metric):
         text += f" Close: {closeness}."
+    if proposals := describe_proposals(record):
+        text += f" First proposals: {proposals}."
     if nothing := warn_of_nothing(trials, record.manifest):
         text += f" {nothing}"
     charts = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from study.config.manifest import Manifest
 from study.config.paths import search_spaces_directory
+from study.config.plan import NO_PRIOR
 from study.config.recipe import Recipe, shown_fields
 from study.data.images import Dataset
 from study.formatting import format_value
@@ -222,7 +223,8 @@ def run_command(record: Record) -> str:
             flags[name.replace("_", "-")] = value
     if space:
         shipped = search_spaces_directory() / f"{space.name}.toml" == Path(space.file)
-        what = ["--search", space.name if shipped else str(space.file)]
+        earlier = dict.fromkeys(proposal.study for proposal in design.proposals)
+        what = ["--search", space.name if shipped else str(space.file), "--prior", *(earlier or [NO_PRIOR])]
         flags |= {"trials": space.budget.trials, "pruner": space.pruner.name, "repeats": design.repeats}
         flags["rerank"] = design.rerank
         if design.metric != "accuracy":

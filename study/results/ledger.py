@@ -36,7 +36,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class OtherStudy:
-    """What its journal says, at a glance, about a study with the same test images."""
+    """What its journal says, at a glance, about another study."""
 
     directory: Path
     manifest: Manifest
@@ -68,7 +68,7 @@ def earlier_p_values(record: Record) -> list[float]:
 def other_studies(record: Record) -> Iterator[OtherStudy]:
     """Yield the other studies that have the same test images."""
     for journal in sorted(record.directory.parent.glob("[!.]*/journal.log")):
-        if journal.parent != record.directory and (other := _read(journal)) and _same_test(other, record):
+        if journal.parent != record.directory and (other := glance(journal)) and _same_test(other, record):
             yield other
 
 
@@ -83,8 +83,8 @@ def _same_test(other: OtherStudy, record: Record) -> bool:
     return all(getattr(ours, name) == getattr(theirs, name) for name in drawn)
 
 
-def _read(journal: Path) -> OtherStudy | None:
-    """Read a study's manifest, verdict and openings; None if there is no readable study."""
+def glance(journal: Path) -> OtherStudy | None:
+    """Read a study's manifest, verdict and openings from its journal; None if there is no readable study."""
     manifest = verdict = None
     opened = 0
     try:

@@ -30,6 +30,7 @@ from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
 from study.verdict.estimate import Estimate, estimate
 from study.verdict.judge import rank
+from study.verdict.prior import describe_proposals
 from study.verdict.rerank import find_winner
 from study.verdict.screen import HOPELESS_NOTE, PROBE_COLUMNS, probe_cells, probe_rows, probe_sentence
 from study.verdict.trial_table import Row, faster
@@ -137,6 +138,8 @@ class Console:
         if plan.stage in STAGES and plan.stage != self._stage:
             self._stage = plan.stage
             self.on_stage(STAGES[plan.stage])
+            if plan.stage == "search" and (proposals := describe_proposals(self._record)):
+                self._print(f"prior    first proposals: {proposals}")
         self._trials[plan.key] = self._record.trial(plan)
         self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
 

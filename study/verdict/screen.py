@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from study.config.plan import Design, Plan, probe_recipe
+from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.recipe import Recipe
 from study.config.search_space import SearchSpace
 from study.formatting import format_duration, format_value
@@ -143,30 +143,43 @@ HOPELESS_NOTE = "* too far behind to be worth fine-tuning"
 
 
 def plan_first_trials(record: Record) -> list[Plan]:
-    """Plan the trials that precede the sampler's own: the baseline, or all fixed trials, and then the portfolio."""
+    """Plan the trials that precede the sampler's own: the baseline, or all fixed trials, and then first proposals."""
     design, seed = record.manifest.design, record.manifest.seed
     recipes = [*design.recipes]
     if design.space and record.space:
         models = record.space.models  # those that the probes left, the best first
-        recipes += first_proposals(design.space, models, design.portfolio, without=design.recipes[0])
+        recipes += first_proposals(
+            design.space, models, design.portfolio, without=design.recipes[0], proposals=design.proposals
+        )
     return [Plan(None, design.stage, recipe, seed) for recipe in recipes]
 
 
 def first_proposals(
-    space: SearchSpace, models: Sequence[str], portfolio: Iterable[Mapping[str, Any]], *, without: Recipe
+    space: SearchSpace,
+    models: Sequence[str],
+    portfolio: Iterable[Mapping[str, Any]],
+    *,
+    without: Recipe,
+    proposals: Iterable[Proposal] = (),
 ) -> list[Recipe]:
-    """Return the recipes of the portfolio that lie in a search space, each for every model, the best model first.
+    """Return recipes of earlier studies, and then those of the portfolio, that lie in a search space.
 
-    A recipe of the portfolio applies if each of its fields has a value of the space; searched fields that it does not
-    name have the value of the space's base, which must be in their domain.
+    The portfolio's recipes are tried with every model, the best model first. One applies if each of its fields has a
+    value of the space; searched fields that it does not name have the value of the space's base, which must be in their
+    domain.
 
     Args:
         space: space with its budget, of whose trials they take at most a third.
         models: models to propose, the best first.
         portfolio: values of some fields of each recipe.
         without: recipe that is not proposed, since it is a trial already.
+        proposals: recipes of earlier studies.
     """
     found: list[Recipe] = []
+    for proposal in proposals:
+        recipe = space.recipe(proposal.values)
+        if recipe.model in models and space.contains(recipe) and recipe not in [without, *found]:
+            found.append(recipe)
     for values in portfolio:
         for model in models:
             recipe = replace(space.recipe({"model": model}), **values)

@@ -36,6 +36,8 @@ def test_keywords_are_exactly_the_flags_of_studies():
         (["--image-size", "64"], {"image_size": 64}),
         (["--image-size", "auto"], {"image_size": "auto"}),
         (["--no-cache"], {"cache_gb": 0, "verbose": False, "skip_broken": False}),
+        (["--prior", "auto"], {"prior": "auto"}),
+        (["--prior", "pets-1", "pets-2"], {"prior": ["pets-1", "pets-2"]}),
         (["--data-dir", "there"], {"data_dir": "there", "seed": None}),
     ],
 )
@@ -58,6 +60,8 @@ def test_keywords_become_what_flags_become(flags, keywords):
         ({"image_size": "224"}, "image_size: must be a whole number or 'auto', but got '224'."),
         ({"fit": "crp"}, "fit: unknown choice 'crp'. Did you mean 'crop'?"),
         ({"demo": "yes"}, "demo: must be True or False, but got 'yes'."),
+        ({"prior": 3}, "prior: must be a string or a list of strings, but got 3."),
+        ({"prior": []}, "prior: must be a string or a list of strings, but got []."),
         ({"name": 3}, "name: must be a string, but got 3."),
         ({"as_written": True}, "as_written: unknown keyword argument 'as_written'."),
     ],

@@ -1,5 +1,7 @@
 """Flags become configurations, and those that mean nothing where they stand are refused before anything slow."""
 
+import re
+
 import pytest
 
 from study.config.flags import (
@@ -9,6 +11,7 @@ from study.config.flags import (
     configure,
     count_candidates,
     fill_in,
+    read_prior,
     read_space,
 )
 from study.config.load_toml import baseline_recipe, load_baseline
@@ -50,6 +53,33 @@ def test_the_baselines_file_holds_the_assignments_recipe():
 def test_count_candidates_spares_small_searches(arguments, candidates):
     options = parse("--search", "resnet18", *arguments)
     assert count_candidates(options, read_space("resnet18", options)) == candidates
+
+
+@pytest.fixture
+def mlruns(tmp_path):
+    """A directory that holds the study pets-1."""
+    (tmp_path / "studies" / "pets-1").mkdir(parents=True)
+    (tmp_path / "studies" / "pets-1" / "journal.log").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"), [([], ("none",)), (["auto"], ("auto",)), (["pets-1", "pets-1"], ("pets-1",))]
+)
+def test_prior_is_a_word_or_names(mlruns, arguments, asked):
+    assert read_prior(parse("--search", "resnet18", *(["--prior", *arguments] if arguments else [])), mlruns) == asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pest-1"], "unknown study 'pest-1'. Did you mean 'pets-1'? Known: auto, none, pets-1."),
+        (["auto", "pets-1"], "auto must stand alone, but got auto pets-1."),
+    ],
+)
+def test_prior_refuses_what_it_cannot_find(mlruns, arguments, message):
+    with pytest.raises(ConfigError, match=f"^--prior: {re.escape(message)}$"):
+        read_prior(parse("--search", "resnet18", "--prior", *arguments), mlruns)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which flags and spaces a resumed study accepts."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,11 +43,14 @@ def manifest(space):
         ("--repeats", 3, "auto"),
         ("--rerank", 0, 2),
         ("--pruner", "asha", "none"),
+        ("--prior", ["none"], ["auto"]),
     ],
 )
 def test_flag_that_changes_the_study_is_refused_with_both_values(manifest, flag, then, now):
-    options = build_parser().parse_args(["--resume", "one", flag, str(now)])
-    with pytest.raises(ConfigError, match=rf"^{flag}: must stay {then!r}, as recorded, but got {now!r}\."):
+    values = map(str, now) if isinstance(now, list) else [str(now)]
+    options = build_parser().parse_args(["--resume", "one", flag, *values])
+    message = f"{flag}: must stay {then!r}, as recorded, but got {now!r}."
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         check_flags(options, manifest, {})
 
 

@@ -16,7 +16,7 @@ from support.manifests import make_manifest as make_pets_manifest
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
 from study.config.manifest import Found
-from study.config.plan import Design, Plan
+from study.config.plan import Design, Plan, Proposal
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data.images import Dataset, fingerprint
 from study.data.sources import find_images, load_dataset
@@ -397,10 +397,12 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
     space = load_space("resnet18")
     space = replace(space, budget=Budget(5, time_s=90.0), pruner=replace(space.pruner, name="none"))
     baseline = make_recipe(epochs=space.base.epochs, image_size=space.base.image_size)
-    manifest = make_manifest(Design("search", (baseline,), space, 4, 2), source="digits")
-    record = Record.create(tmp_path / "studies" / "one", manifest)
+    earlier = tuple(Proposal(study, trial, {}) for study, trial in (("pets-1", 3), ("pets-2", 1), ("pets-1", 2)))
+    design = Design("search", (baseline,), space, 4, 2, prior=("auto",), proposals=earlier)
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(design, source="digits"))
     options, _ = study_of(run_command(record))
     assert (options.search, options.repeats, options.rerank) == (["resnet18"], 4, 2)
+    assert options.prior == ["pets-1", "pets-2"]
     assert read_space("resnet18", options) == space
     record.close()
 

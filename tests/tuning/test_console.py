@@ -11,7 +11,7 @@ from support.images import make_images
 from support.manifests import make_manifest, make_space
 
 from study.config.manifest import Found
-from study.config.plan import Design, Plan, probe_recipe
+from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.data.images import Dataset
 from study.models.pretrained import Pretrained
@@ -22,7 +22,7 @@ from study.tracking.client import local_uri, ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.console import Console
 from study.tuning.run_study import StudyResult
-from study.verdict.screen import plan_screens
+from study.verdict.screen import plan_first_trials, plan_screens
 from study.verdict.trial_table import Row
 
 FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
@@ -390,6 +390,20 @@ def test_stages_are_named_once_as_they_begin(record, make_recipe, make):
     stages = re.findall(r"^now +(.+?) …", "\n".join(lines), re.MULTILINE)
     assert [*dict.fromkeys(stages)] == ["searching", "refitting the best recipe and the baseline for the verdict"]
     assert (make is terminal) == any(line.startswith("done     searching") for line in lines)
+
+
+def test_first_proposals_are_named_with_their_studies(tmp_path, space, make_recipe):
+    values = {"lr": 1e-4, "unfreeze_depth": 2, "optimizer": "adam"}
+    design = Design("search", (space.base,), space, 1, proposals=(Proposal("pets-1", 7, values),))
+    record = Record.create(tmp_path / "one", make_manifest(design))
+    record.add(plan_first_trials(record))
+    console, output = pipe()
+    console.on_record(record)
+    run(record, 5, 6, console=console)
+    run(record, 6, 7, console=console)
+    console.close()
+    record.close()
+    assert written(output).count("prior    first proposals: 1 from study pets-1 (trial 7)\n") == 1
 
 
 def test_live_lines_keep_their_words_in_40_columns(record, space):
