@@ -8,6 +8,8 @@ from urllib.request import getproxies_environment
 from study import __version__
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
+CUDA_GRAPHS = "STUDY_CUDA_GRAPHS"
+"""Set to 1, trials on GPUs replay a batch's forward and backward pass as a CUDA graph."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "numpy")
 """Packages that a study's results, or the reading of its record, depend on."""
@@ -64,5 +66,7 @@ def remarks(
         yield "RAY_AUTH_MODE=disabled: every computer in the network can use this study's Ray"
     if (visible := get("CUDA_VISIBLE_DEVICES")) is not None and ray_address is None:
         yield f"CUDA_VISIBLE_DEVICES={visible}: " + ("only these GPUs are used" if visible else "no GPU is used")
+    if get(CUDA_GRAPHS) == "1":
+        yield f"{CUDA_GRAPHS}=1: trials on GPUs replay CUDA graphs, which was never measured on a GPU"
     if threads := get("OMP_NUM_THREADS"):
         yield f"OMP_NUM_THREADS={threads}: each trial computes with that many threads, whatever its CPU cores"

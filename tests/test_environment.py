@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from study.environment import find_version, installed_versions, keep_loopback_direct, remarks
+from study.environment import CUDA_GRAPHS, find_version, installed_versions, keep_loopback_direct, remarks
 from study.tracking import client
 from study.tuning import cluster
 
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "environment.md"
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
     for name in (*os.environ,):
-        if name.lower().endswith("_proxy") or name.startswith(("MLFLOW_", "RAY_", "CUDA_", "OMP_")):
+        if name.lower().endswith("_proxy") or name.startswith(("MLFLOW_", "RAY_", "CUDA_", "OMP_", "STUDY_")):
             monkeypatch.delenv(name)
 
 
@@ -31,6 +31,7 @@ def test_plain_environment_has_no_remarks():
         ("RAY_AUTH_MODE", "disabled", "every computer in the network can use"),
         ("CUDA_VISIBLE_DEVICES", "0,1", "CUDA_VISIBLE_DEVICES=0,1: only these GPUs"),
         ("CUDA_VISIBLE_DEVICES", "", "no GPU is used"),
+        ("STUDY_CUDA_GRAPHS", "1", "never measured on a GPU"),
         ("OMP_NUM_THREADS", "1", "OMP_NUM_THREADS=1"),
     ],
 )
@@ -73,7 +74,7 @@ def test_without_a_proxy_nothing_is_set():
 
 def test_every_variable_that_is_set_is_documented():
     page = DOCS.read_text(encoding="utf-8")
-    names = {*client.ENVIRONMENT, *cluster.ENVIRONMENT, *cluster.TRIAL_ENVIRONMENT}
+    names = {CUDA_GRAPHS, *client.ENVIRONMENT, *cluster.ENVIRONMENT, *cluster.TRIAL_ENVIRONMENT}
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 

@@ -38,7 +38,7 @@ PACKAGES = {
     ],
     "augmentation": ["augment", "mixing"],
     "compute": ["hardware", "gpu_cache", "feature_file", "feature_store", "features"],
-    "training": ["reference", "updates", "checkpoint", "probe", "loop", "run_trial"],
+    "training": ["reference", "passes", "updates", "checkpoint", "probe", "loop", "run_trial"],
     "export": ["formats", "timm_config", "card", "__main__"],
     "charts": ["figures", "svg", "intervals", "confusion", "curves", "parallel"],
     "report": [

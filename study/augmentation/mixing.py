@@ -5,6 +5,7 @@ no network.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +110,14 @@ class Targets:
         if self.partners is None or self.shares is None:
             return Targets(self.labels[start:stop])
         return Targets(self.labels[start:stop], self.partners[start:stop], self.shares[start:stop])
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that are not None."""
+        return [given for given in (self.labels, self.partners, self.shares) if given is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        """Return targets whose tensors are `change` of these."""
+        return Targets(*map(change, self.tensors()))
 
     def loss(self, logits: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean cross-entropy, weighted by class, of logits (n, classes).

@@ -209,6 +209,8 @@ class EpochResult:
     """Seconds of validation after the epoch. Ignored when two results are compared."""
     store_failure: str | None = None
     """Why the store does not work; None if it works or if there is none."""
+    graph_failure: str | None = None
+    """Why no CUDA graph was replayed although it was asked for; None if one was, or if none was asked for."""
 
     @property
     def val_accuracy(self) -> float | None:

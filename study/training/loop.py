@@ -26,6 +26,7 @@ from study.models.classifier import Classifier
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.seeding import derive_seed
 from study.training.checkpoint import Checkpoint
+from study.training.passes import Passes, PlainPass, graphs_wanted
 from study.training.probe import begin_with_probe
 from study.training.updates import Updates, build_updates
 
@@ -118,6 +119,9 @@ def train(
         begin_with_probe(classifier, recipe, images, classes=classes, seed=seed, hardware=hardware, store=features)
         updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)  # an average begins with the probe too
     tally = Counter(features.tally) if features else Counter()
+    passes = Passes(
+        PlainPass(classifier.suffix, weights, recipe.label_smoothing, hardware), graphs=graphs_wanted(hardware.device)
+    )
     begin = partial(_begin_epoch, classifier, recipe, images, seed=seed, hardware=hardware, features=features)
     upcoming = begin(done_epochs + 1)
     for epoch in range(done_epochs + 1, recipe.epochs + 1):
@@ -131,11 +135,18 @@ def train(
                 watch(Progress(epoch, done, len(images), done / (time.perf_counter() - started)))
 
         train_loss, train_accuracy = _train_epoch(
-            classifier, recipe, rebatch(chunks, sizes), targets, weights, updates, hardware, on_batch
+            rebatch(chunks, sizes), targets, passes, updates, hardware.device, on_batch
         )
         epoch_s = time.perf_counter() - started
         check_finite("train_loss", train_loss, epoch)
-        result = EpochResult(epoch, train_loss, epoch_s, len(images) / epoch_s, train_accuracy=train_accuracy)
+        result = EpochResult(
+            epoch,
+            train_loss,
+            epoch_s,
+            len(images) / epoch_s,
+            train_accuracy=train_accuracy,
+            graph_failure=passes.failure,
+        )
         if updates.average:
             updates.average.exchange()
         if validation is not None:
@@ -176,13 +187,11 @@ def _begin_epoch(
 
 
 def _train_epoch(
-    classifier: Classifier,
-    recipe: Recipe,
     batches: Iterable[Tensor],
     targets: Targets,
-    weights: Tensor | None,
+    passes: Passes,
     updates: Updates,
-    hardware: Hardware,
+    device: torch.device,
     on_batch: Callable[[int], None],
 ) -> tuple[float, float]:
     """Train on one epoch's batches, and return the mean loss and the accuracy over its images as they were trained on.
@@ -190,26 +199,21 @@ def _train_epoch(
     With class weights, the loss of a batch is the weighted mean over its images.
 
     Args:
-        classifier: classifier on the device, its suffix in training mode.
-        recipe: recipe that gives the label smoothing.
         batches: the prefix's outputs, one tensor for each step.
         targets: targets of the epoch's images in their order, on the device.
-        weights: weight of each class in the loss, (classes,) on the device; None if all count the same.
+        passes: forward and backward passes of the suffix, which is in training mode.
         updates: steps of the suffix's weights.
-        hardware: device and precision.
+        device: device of all tensors.
         on_batch: called after each step with the number of images so far.
     """
-    total = torch.zeros((), device=hardware.device)
-    right = torch.zeros((), device=hardware.device, dtype=torch.long if targets.shares is None else torch.double)
+    total = torch.zeros((), device=device)
+    right = torch.zeros((), device=device, dtype=torch.long if targets.shares is None else torch.double)
     done = 0
     for batch in batches:
-        target = targets.part(done, done + len(batch))
-        with hardware.autocast():
-            logits = classifier.suffix(batch).float()
-            loss = target.loss(logits, weights, recipe.label_smoothing)
-        updates.step(loss)
-        total += loss.detach() * len(batch)
-        right += target.right(logits.detach())
+        loss, batch_right = passes(batch, targets.part(done, done + len(batch)))
+        updates.step()
+        total += loss * len(batch)
+        right += batch_right
         done += len(batch)
         on_batch(done)
     # item() waits for the device, so that the caller's seconds include its work.

@@ -134,10 +134,8 @@ class Updates:
     average: Average | None = None
     """Average of the weights over the steps, if one is kept."""
 
-    def step(self, loss: Tensor) -> None:
-        """Take the step against the gradients of a batch's loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def step(self) -> None:
+        """Take the step against the gradients that a batch's pass has set."""
         if self.clip_norm:  # Pascanu et al., arXiv:1211.5063; the norm stays on the device, so nothing waits for it
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)

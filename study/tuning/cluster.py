@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from study.environment import CUDA_GRAPHS
 from study.errors import ConfigError, StudyError
 from study.exit_codes import SIGNALS
 from study.files import scratch_directory
@@ -103,7 +104,7 @@ def ray_session(
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
-        "runtime_env": {"env_vars": dict(environment)},
+        "runtime_env": {"env_vars": {**environment, CUDA_GRAPHS: os.environ.get(CUDA_GRAPHS, "")}},
     }
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with contextlib.ExitStack() as stack:

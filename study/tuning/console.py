@@ -70,7 +70,7 @@ class Console:
         """Two lines of each running trial, by the trial's key: its title and epoch, and its progress."""
         self._trials: dict[str, TrialRecord] = {}
         self._hardware: set[str] = set()
-        self._store_failures: set[str] = set()
+        self._failures: set[str] = set()
 
     def print_remarks(self, remarks: Iterable[str]) -> None:
         """Print what is special about the surroundings of this study, one line each."""
@@ -168,10 +168,15 @@ class Console:
         if trial.facts and (hardware := f"{trial.facts['device']}, {trial.facts['precision']}") not in self._hardware:
             self._hardware.add(hardware)
             self._print(f"device   {hardware}")
-        failures = {result.store_failure for result in trial.epochs if result.store_failure}
-        for failure in sorted(failures - self._store_failures):
-            self._print(f"store    {failure}")
-        self._store_failures |= failures
+        failures = {f"store    {result.store_failure}" for result in trial.epochs if result.store_failure}
+        failures |= {
+            f"note     no CUDA graphs for trials like {plan.title}: {result.graph_failure}"
+            for result in trial.epochs[:1]
+            if result.graph_failure
+        }
+        for failure in sorted(failures - self._failures):
+            self._print(failure)
+        self._failures |= failures
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()

@@ -22,6 +22,8 @@ class Counts:
     """Matrix products by cuBLAS."""
     network_calls: int
     """Convolutions and normalisations by cuDNN."""
+    replays: int
+    """Launches of CUDA graphs; what they hold is not counted again."""
 
 
 def reset_counts() -> None:

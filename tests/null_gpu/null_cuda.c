@@ -21,11 +21,11 @@
 #define __CUDA_INTERNAL_SKIP_CPP_HEADERS__
 #include "driver_types.h"
 
-enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
+enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_WHILE_CAPTURING = 900 };
 enum { HEADER_BYTES = 4096, HANDLE_BYTES = 256 };
 
 /* Counters, in the order that counters.py names them. */
-enum { LAUNCHES, SYNCHRONISATIONS, UPLOADS, UPLOADED_BYTES, DOWNLOADS, DOWNLOADED_BYTES, PRODUCTS, NETWORK_CALLS, COUNTERS };
+enum { LAUNCHES, SYNCHRONISATIONS, UPLOADS, UPLOADED_BYTES, DOWNLOADS, DOWNLOADED_BYTES, PRODUCTS, NETWORK_CALLS, REPLAYS, COUNTERS };
 static long counters[COUNTERS];
 static size_t total_bytes = 80ul * 1000 * 1000 * 1000, used_bytes;
 
@@ -42,7 +42,12 @@ __attribute__((constructor)) static void read_environment(void) {
   if (total) total_bytes = strtoull(total, NULL, 10);
 }
 
+/* While a stream is captured, its kernels go into a graph and are not launched, and waiting is an error. */
+static void *captured;
+static unsigned long long captures;
+
 static int count(int counter) {
+  if (captured && counter != REPLAYS) return counter == SYNCHRONISATIONS ? NOT_WHILE_CAPTURING : SUCCESS;
   __atomic_add_fetch(&counters[counter], 1, __ATOMIC_RELAXED);
   return SUCCESS;
 }
@@ -130,6 +135,7 @@ int cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const voi
   return SUCCESS;
 }
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
+  if (captured && kind != cudaMemcpyDeviceToDevice) return NOT_WHILE_CAPTURING;
   if (kind == cudaMemcpyHostToDevice) {
     count(UPLOADS);
     __atomic_add_fetch(&counters[UPLOADED_BYTES], bytes, __ATOMIC_RELAXED);
@@ -141,7 +147,7 @@ int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *st
   return SUCCESS;
 }
 int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
-  count(SYNCHRONISATIONS);
+  if (count(SYNCHRONISATIONS)) return NOT_WHILE_CAPTURING;
   return cudaMemcpyAsync(to, from, bytes, kind, NULL);
 }
 
@@ -157,12 +163,32 @@ int cudaEventCreateWithFlags(void **event, unsigned flags) { return name_handle(
 int cudaEventCreate(void **event) { return name_handle(event); }
 int cudaEventElapsedTime(float *milliseconds, void *start, void *end) { *milliseconds = 0.01f; return SUCCESS; }
 int cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return SUCCESS; }
-int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return SUCCESS; }
-int cudaStreamGetCaptureInfo(void *stream, int *status, unsigned long long *id) {
-  *status = 0;
-  if (id) *id = 0;
+int cudaStreamIsCapturing(void *stream, int *status) {
+  *status = captured && stream == captured;
   return SUCCESS;
 }
+int cudaStreamGetCaptureInfo(
+    void *stream, int *status, unsigned long long *id, void **graph, const void **nodes, const void **edges, size_t *found) {
+  *status = captured && stream == captured;
+  if (id) *id = *status ? captures : 0;
+  if (graph) *graph = captured;
+  if (nodes) *nodes = NULL;
+  if (edges) *edges = NULL;
+  if (found) *found = 0;
+  return SUCCESS;
+}
+int cudaStreamBeginCapture(void *stream, int mode) {
+  captured = stream;
+  captures++;
+  return SUCCESS;
+}
+int cudaStreamEndCapture(void *stream, void **graph) {
+  captured = NULL;
+  return new_handle(graph);
+}
+int cudaGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) { return new_handle(executable); }
+int cudaGraphGetNodes(void *graph, void **nodes, size_t *found) { *found = 1; return SUCCESS; }
+int cudaGraphLaunch(void *executable, void *stream) { return count(REPLAYS); }
 int cudaStreamSynchronize(void *stream) { return count(SYNCHRONISATIONS); }
 int cudaDeviceSynchronize(void) { return count(SYNCHRONISATIONS); }
 int cudaEventSynchronize(void *event) { return count(SYNCHRONISATIONS); }

@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ from counters import read_counts, reset_counts
 from support.images import make_images, store_images
 from support.manifests import small_recipe
 
+from study.augmentation.mixing import Targets
 from study.bench.training import AUGMENTATION
 from study.compute.feature_store import FeatureStore
+from study.compute.features import epoch_outputs
 from study.compute.gpu_cache import SHARE, device_memory, release_memory
 from study.compute.hardware import Hardware, choose_hardware
 from study.config.catalogue import catalogue
@@ -28,7 +30,8 @@ from study.data.images import Images
 from study.models.classifier import Classifier, build
 from study.results.metrics import EpochResult
 from study.training.checkpoint import Checkpoint
-from study.training.loop import evaluate, train
+from study.training.loop import evaluate, move_to_device, train
+from study.training.passes import GraphedPass, Passes, PlainPass
 from study.training.run_trial import describe_failure
 
 FAMILIES = (
@@ -109,6 +112,46 @@ def sources(room: Path) -> Seen:
         tally = dict(store.tally - before) if store else {}
         seen[name] = {"tally": tally, "network_calls": read_counts().network_calls}
     return seen
+
+
+def graphs(room: Path) -> Seen:
+    """Return the counts of replaying a captured pass of ResNet18, and what becomes of a pass that waits."""
+    hardware, recipe = choose_hardware("bf16"), small_recipe(epochs=1, batch_size=64)
+    classifier = _build("resnet18")
+    move_to_device(classifier, hardware, None)
+    classifier.set_training()
+    plain = PlainPass(classifier.suffix, None, 0.0, hardware)
+    outputs = epoch_outputs(
+        classifier, recipe, make_images(64), torch.arange(64), augmentation=None, hardware=hardware, store=None
+    )
+    batch, target = next(outputs).clone(), Targets(torch.zeros(64, dtype=torch.long, device="cuda"))
+    counts = {}
+    for name, run in (("plain", plain), ("graph", None)):
+        run = run or GraphedPass(plain, classifier.suffix, batch, target)
+        run(batch, target)
+        reset_counts()
+        run(batch, target)
+        counts[name] = asdict(read_counts())
+    waiting = Passes(replace(plain, suffix=_Waiting(classifier.suffix)), graphs=True)
+    reset_counts()
+    for _ in range(2):
+        waiting(batch, target)
+    epochs = _train(_build("resnet18"), recipe, make_images(128), None, hardware)
+    return {**counts, "failure": waiting.failure, "waits": asdict(read_counts()), "epochs": len(epochs)}
+
+
+class _Waiting(torch.nn.Module):
+    """A network that waits for the GPU in each pass, which no graph can hold."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the network's outputs, after waiting for them."""
+        outputs: torch.Tensor = self.network(images)
+        outputs.sum().item()
+        return outputs
 
 
 def partial(room: Path) -> Seen:

@@ -119,6 +119,21 @@ def test_an_epoch_from_files_waits_only_at_its_end(scenario):
     assert scenario("batches")["resnet18"]["files"]["epoch"]["synchronisations"] <= 6
 
 
+def test_a_graph_launches_a_batch_at_once(scenario):
+    """The batch and its labels are copied on the device; a wait would end the capture with an error."""
+    seen = scenario("graphs", STUDY_CUDA_GRAPHS="1")
+    assert seen["plain"]["launches"] >= 60
+    assert seen["graph"]["replays"] == 1
+    assert seen["graph"]["launches"] + seen["graph"]["synchronisations"] + seen["graph"]["uploads"] <= 2
+
+
+def test_a_pass_that_waits_runs_without_a_graph(scenario):
+    seen = scenario("graphs", STUDY_CUDA_GRAPHS="1")
+    assert "captur" in seen["failure"]
+    assert seen["waits"]["synchronisations"] >= 2
+    assert seen["epochs"] == 1
+
+
 def test_device_memory_keeps_its_epoch_where_three_do_not_fit(scenario):
     seen = scenario("partial")
     assert seen["used"] == [seen["whole"]] * 2

@@ -98,7 +98,8 @@ def step_of(recipe, scale):
     updates = build_updates(classifier, recipe, 1)
     weights = classifier.network.fc.weight
     before = weights.detach().clone()
-    updates.step(scale * (3 * weights[0, 0] + 4 * weights[1, 1]))
+    (scale * (3 * weights[0, 0] + 4 * weights[1, 1])).backward()
+    updates.step()
     return weights.detach() - before
 
 
