@@ -212,7 +212,7 @@ def build_parser() -> Parser:
         "--gpus-per-trial",
         type=float,
         metavar="F",
-        help="GPUs per trial; a fraction lets trials share a GPU (default: 1 if there is a GPU, else 0)",
+        help="GPUs per trial; a fraction lets trials share a GPU (default: 1 or a part if there is a GPU, else 0)",
     )
     machines.add_argument(
         "--concurrent", type=int, metavar="N", help="maximum number of trials at a time (default: as many as fit)"

@@ -202,6 +202,13 @@ class Design:
             sizes += [self.space.recipe({"model": model}).image_size for model in self.space.models]
         return max(sizes)
 
+    @property
+    def batch_size(self) -> int:
+        """Largest batch of any trial, in images."""
+        domain = self.space.domains.get("batch_size") if self.space else None
+        searched = () if domain is None else domain.choices if isinstance(domain, Categorical) else (domain.high,)
+        return max(int(size) for size in (*(recipe.batch_size for recipe in self.recipes), *searched))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the design as JSON values; `from_dict` is the inverse."""
         return {

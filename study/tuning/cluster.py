@@ -163,10 +163,20 @@ def _explain(error: Exception, address: str | None) -> str:
     return f"{place}: must start and answer, but got: {cause} {advice}"
 
 
-def share_resources(cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int) -> Allotment:
+def share_resources(
+    cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int, per_gpu: int = 1
+) -> Allotment:
     """Divide the CPU cores and GPUs of the joined Ray among trials.
 
-    A value of None is chosen here: a whole GPU per trial if a node has one, else all cores of a node.
+    A value of None is chosen here: a GPU per trial if a node has one, or a part of it, else all cores of a node.
+
+    Args:
+        cpus: CPU cores of a trial.
+        gpus: GPUs of a trial.
+        concurrent: largest number of trials at a time.
+        trials: number of trials of the study.
+        per_gpu: most trials that may share a GPU where `gpus` is None. They do if there are cores for them, and if
+            they would not fill the other GPUs.
 
     Raises:
         ConfigError: no node has the CPU cores or GPUs that a trial needs.
@@ -179,7 +189,7 @@ def share_resources(cpus: float | None, gpus: float | None, concurrent: int | No
         raise StudyError("--ray-address: a node must have CPU cores for trials, but none has.")
     most_gpus = max(node.get("GPU", 0.0) for node in nodes)
     if gpus is None:
-        gpus = 1.0 if most_gpus >= 1 else 0.0
+        gpus = 1 / _sharing(nodes, per_gpu, min(trials, concurrent or trials)) if most_gpus >= 1 else 0.0
     hosts = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
     if not hosts:
         raise ConfigError(f"--gpus-per-trial: no node has more than {most_gpus:g} GPU, but got {gpus:g}.")
@@ -193,6 +203,15 @@ def share_resources(cpus: float | None, gpus: float | None, concurrent: int | No
         most_cpus = max(node["CPU"] for node in hosts)
         raise ConfigError(f"--cpus-per-trial: no node has more than {most_cpus:g} CPU cores, but got {cpus:g}.")
     return Allotment(cpus, gpus, min(places, concurrent or places, max(1, trials)))
+
+
+def _sharing(nodes: list[dict[str, float]], per_gpu: int, trials: int) -> int:
+    """Return how many trials share each GPU: `per_gpu`, halved until each has a core, and each GPU has its trials."""
+    hosts = [node for node in nodes if node.get("GPU", 0.0) >= 1]
+    cores = min(node["CPU"] // node["GPU"] for node in hosts)
+    while per_gpu > 1 and per_gpu > min(cores, trials // sum(node["GPU"] for node in hosts)):
+        per_gpu //= 2
+    return per_gpu
 
 
 def describe_shortage(needed: Allotment) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from study.charts import figures
+from study.compute.gpu_sharing import gpu_memory, trials_per_gpu
 from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
 from study.config.search_space import SearchSpace
@@ -245,7 +246,13 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
         scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
-        resources = share_resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent, trials=trials)
+        resources = share_resources(
+            config.cpus_per_trial,
+            config.gpus_per_trial,
+            config.concurrent,
+            trials=trials,
+            per_gpu=_trials_per_gpu(config, design, len(dataset.classes)),
+        )
         observer.on_resources(resources, design.space)
         if record is None:
             record = Record.create(config.mlruns / "studies" / config.name, manifest)
@@ -281,6 +288,19 @@ def _tracking(
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
         raise
+
+
+def _trials_per_gpu(config: StudyConfig, design: Design, classes: int) -> int:
+    """Return how many trials may share a GPU; 1 on a cluster, whose GPUs this computer cannot ask."""
+    if config.ray_address or config.gpus_per_trial is not None or design.stage == "as-written":
+        return 1
+    return trials_per_gpu(
+        design.models,
+        image_size=design.image_size,
+        batch_size=design.batch_size,
+        classes=classes,
+        gpu_bytes=gpu_memory(),
+    )
 
 
 def _pixel_store(config: StudyConfig) -> PixelStore | None:

@@ -156,12 +156,10 @@ def test_a_trial_on_a_gpu_continues_from_its_checkpoint(scenario):
     assert scenario("checkpoints")["epochs"] == [[1, 2], [2]]
 
 
-def test_two_trials_of_a_search_share_one_gpu(on_null_gpu, tmp_path):
+def test_trials_of_a_search_share_one_gpu_by_default(on_null_gpu, tmp_path):
     flags = [*["--search", "resnet18", "--data", "digits", "--weights", "none"], "--trials", 2, "--image-size", 32]
     environment = {**on_null_gpu, "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(
-        study_command(*flags, "--gpus-per-trial", 0.5), env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run(study_command(*flags), env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "0.5 GPU per trial, 2 at a time" in done.stdout
     assert "2 complete, 0 pruned, 0 failed" in done.stdout

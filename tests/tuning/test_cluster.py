@@ -70,6 +70,22 @@ def test_share_resources_divides_what_there_is(monkeypatch, nodes, asked, given)
     assert share_resources(*asked, trials=100) == given
 
 
+@pytest.mark.parametrize(
+    ("nodes", "asked", "trials", "given"),
+    [
+        ([(16, 1)], (None, None, None), 20, Allotment(4, 0.25, 4)),
+        ([(16, 1)], (None, 1, None), 20, Allotment(16, 1, 1)),  # what was asked for
+        ([(2, 1)], (None, None, None), 20, Allotment(1, 0.5, 2)),  # a core for each
+        ([(16, 1)], (None, None, 2), 20, Allotment(8, 0.5, 2)),
+        ([(16, 4)], (None, None, None), 4, Allotment(4, 1, 4)),  # a GPU for each
+        ([(16, 0)], (None, None, None), 20, Allotment(16, 0, 1)),
+    ],
+)
+def test_share_resources_lets_trials_share_a_gpu(monkeypatch, nodes, asked, trials, given):
+    machines(monkeypatch, *nodes)
+    assert share_resources(*asked, trials=trials, per_gpu=4) == given
+
+
 def test_share_resources_runs_at_most_all_trials_at_once(monkeypatch):
     machines(monkeypatch, (8, 0))
     assert share_resources(1, None, None, trials=3).concurrent == 3
