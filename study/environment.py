@@ -1,8 +1,11 @@
 """Read and set what decides how a command runs: environment variables (docs/environment.md), and versions."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from urllib.request import getproxies_environment
 
 from study import __version__
@@ -24,6 +27,12 @@ def keep_loopback_direct() -> None:
     if "*" not in hosts:
         hosts += [host for host in LOOPBACK if host not in hosts]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+
+
+def python_command() -> str:
+    """Return "python" where a shell finds this interpreter by that name, else its path."""
+    found = shutil.which("python")
+    return "python" if found and Path(found).absolute().parent == Path(sys.executable).parent else sys.executable
 
 
 def find_version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Serve MLflow's UI on the store of this directory's studies, to this machine only: `python -m study.ui`.
+"""Serve MLflow's UI on the store of this directory's studies, to this machine only: `python -m study.ui STUDY`.
 
 Exit codes: 0 a server already serves the UI, 1 the UI does not start, 2 wrong usage or no runs, 130 ended by Ctrl-C.
 Needs a store that has a run. Knows no record: the UI shows only MLflow's data.
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from study.command_line import Parser
-from study.errors import ConfigError, StudyError
+from study.config.paths import find_study
+from study.errors import ConfigError, StudyError, without_credentials
 from study.exit_codes import run_command
 from study.tracking.client import HOST, PORT, existing_store
 
@@ -33,12 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until it is interrupted, and return its exit code."""
     options = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
-    return run_command(lambda: _show(options.tracking_uri, options.port), interrupted="")
+    return run_command(lambda: _show(options.study, options.tracking_uri, options.port), interrupted="")
 
 
 def build_parser() -> Parser:
     """Build the parser of `python -m study.ui`."""
     parser = Parser(prog="python -m study.ui", description="Open MLflow's UI on the studies of this directory.")
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY", help="study whose runs to open, or latest (default: the list of all)"
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="URI of MLflow's store (default: mlruns/mlflow.db)")
     parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port on {HOST} (default: {PORT})")
     return parser
@@ -62,24 +66,34 @@ def choose_port(wanted: int) -> int:
     raise StudyError(f"{HOST}: must have a free port, but has none.")
 
 
-def _show(tracking_uri: str | None, wanted: int) -> int:
+def _show(study: str | None, tracking_uri: str | None, wanted: int) -> int:
     """Serve the UI until the user interrupts it."""
     port = choose_port(wanted)
-    from study.tracking.client import connect, server_command
+    from study.tracking.client import connect, server_command, study_url
 
-    uri = existing_store(tracking_uri, Path("mlruns").absolute())
+    mlruns = Path("mlruns").absolute()
+    uri = existing_store(tracking_uri, mlruns)
+    if study == "latest":
+        study = find_study(study, mlruns).name
     client = connect(uri, verbose=False)
     if not client.search_runs([experiment.experiment_id for experiment in client.search_experiments()], max_results=1):
         raise ConfigError(f"{uri}: must hold a run, but has none yet. Run a study first.")
-    if uri.startswith(("http://", "https://")):
-        print(f"MLflow   {uri} already serves its UI")
+    serves = uri.startswith(("http://", "https://"))
+    address = without_credentials(uri).rstrip("/") if serves else f"http://{HOST}:{port}"
+    if study:
+        found = study_url(client, address, study)
+        if found is None:
+            raise ConfigError(f"{without_credentials(uri)}: must hold runs of study {study!r}, but has none.")
+        address = found
+    if serves:
+        print(f"MLflow   {address} (the store serves its UI itself)")
         return 0
     command = [*server_command(port), "--workers", "1"]
     with tempfile.TemporaryFile() as log, _server(command, uri, log) as server:
         _await(server, port, log)
         if port != wanted:
             print(f"port     {wanted} is in use, so the UI uses {port}")
-        print(f"MLflow   http://{HOST}:{port}  (stop with Ctrl-C)", flush=True)
+        print(f"MLflow   {address}  (stop with Ctrl-C)", flush=True)
         server.wait()
         raise StudyError(f"mlflow: must keep running, but ended: {_last_line(log)}")
 

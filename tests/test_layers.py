@@ -47,9 +47,10 @@ PACKAGES = {
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
     "tuning": [
-        "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study", "console",
+        "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study",
         "run_study", "reproduce",
     ],
+    "console": ["tables", "ending", "live"],
     "api": [
         "planning", "session", "keywords", "notebook", "running", "inputs", "predictions", "audits", "handle",
         "functions",

@@ -49,11 +49,12 @@ def make(*, terminal: bool) -> tuple[Ticker, io.StringIO]:
 
 def test_blocking_stage_is_redrawn_until_the_end() -> None:
     text = Awaited("now      starting", times=5)
+    before = {*threading.enumerate()}
     ticking = Ticker(Screen(file=text, force_terminal=True, width=80), tick_s=0.001)
     ticking.begin("starting")
     assert text.seen.wait(LONG_S)  # the stage itself does nothing
     ticking.close()
-    assert "ticker" not in {thread.name for thread in threading.enumerate()}
+    assert {*threading.enumerate()} <= before
 
 
 def test_terminal_line_counts_the_seconds_of_its_stage(seconds: list[float]) -> None:
@@ -160,11 +161,12 @@ def test_screen_that_is_gone_stops_the_thread_silently() -> None:
                 raise OSError("gone")
             return super().write(text)
 
+    before = {*threading.enumerate()}
     ticking = Ticker(Screen(file=Gone(), force_terminal=True, width=80), tick_s=0.001)
     ticking.begin("reading")
-    (thread,) = (thread for thread in threading.enumerate() if thread.name == "ticker")
-    thread.join(LONG_S)
-    assert not thread.is_alive()
+    for thread in {*threading.enumerate()} - before:
+        thread.join(LONG_S)
+    assert {*threading.enumerate()} <= before
     ticking.close()
 
 

@@ -34,7 +34,7 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
         with contextlib.closing(Ticker(screen or Screen())) as ticker:
             ticker.begin("loading torch, Ray, Optuna and MLflow")
             hush(verbose=config.verbose)
-            from study.tuning.console import Console
+            from study.console.live import Console
             from study.tuning.run_study import run_study
 
             console = Console(config.weights, ticker)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
-from study.environment import TRACKING_URI
+from study.environment import TRACKING_URI, python_command
 from study.errors import ConfigError, TrackingError, first_line, without_credentials
 from study.files import PARTIAL, replace_file
 
@@ -37,6 +37,8 @@ PORT = 5000
 VIEW = "study"
 """Key under which an experiment keeps the columns of its table of runs, for links (`mlflow.sharedViewState.<key>`)."""
 
+COMPARED = ("search", "baseline", "as-written", "probe")
+"""Stages whose trials MLflow's UI compares: neither probes before a search nor refits."""
 MOST_COMPARED = 50
 """Largest number of runs in a link: browsers and servers may refuse much longer addresses."""
 
@@ -90,13 +92,11 @@ ENVIRONMENT = {
 }
 
 
-def ui_command(uri: str) -> str:
-    """Return the command that opens MLflow's UI on the store at `uri`; a local store is served to this machine only."""
-    if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
-    if uri == local_uri(Path("mlruns").absolute()):
-        return shlex.join([sys.executable, "-m", "study.ui"])
-    return shlex.join([*server_command(PORT), "--backend-store-uri", uri])
+def ui_command(uri: str, study: str) -> str:
+    """Return the command that opens MLflow's UI on the runs of a study, in the store at `uri`."""
+    default = os.environ.get(TRACKING_URI) or local_uri(Path("mlruns").absolute())
+    store = [] if uri == without_credentials(default) else ["--tracking-uri", uri]
+    return shlex.join([python_command(), "-m", "study.ui", study, *store])
 
 
 def server_command(port: int) -> list[str]:
@@ -105,33 +105,51 @@ def server_command(port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
-def table_url(uri: str, experiment: str) -> str:
+def study_url(client: "MlflowClient", address: str, study: str) -> str | None:
+    """Return where MLflow's UI compares the trials of a study, the best first, or shows the table of its experiment.
+
+    Args:
+        client: connection to the store.
+        address: address of the UI, without a trailing slash.
+        study: name of the study.
+
+    Returns:
+        None if the store has no run of the study.
+    """
+    if "'" in study:  # no name of a study has one, and it would end the string in the filter
+        return None
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    order = ["metrics.val_accuracy DESC", "metrics.test_accuracy DESC"]
+    runs = client.search_runs(experiments, f"tags.`study.name` = '{study}'", order_by=order)
+    trials = [run for run in runs if run.data.tags.get("study.stage") in COMPARED]
+    if not runs:
+        return None
+    experiment = runs[0].info.experiment_id
+    if len(trials) < 2:
+        return table_url(address, experiment)
+    return comparison_url(address, experiment, [run.info.run_id for run in trials])
+
+
+def table_url(address: str, experiment: str) -> str:
     """Return the address of an experiment's table of runs, with the columns that `Tracker` chose for it.
 
     Args:
-        uri: URI of the store; for a local one, the address is that of the UI on the default port.
+        address: address of the UI, without a trailing slash.
         experiment: id of the experiment.
     """
-    return f"{_ui_address(uri)}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+    return f"{address}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 
-def comparison_url(uri: str, experiment: str, runs: Sequence[str]) -> str:
+def comparison_url(address: str, experiment: str, runs: Sequence[str]) -> str:
     """Return the address at which MLflow's UI compares runs: parallel coordinates, parameters and metrics.
 
     Args:
-        uri: URI of the store; for a local one, the address is that of the UI on the default port.
+        address: address of the UI, without a trailing slash.
         experiment: id of the experiment of the runs.
         runs: ids of the runs, the most important first; at most MOST_COMPARED of them are compared.
     """
     chosen, of = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (runs[:MOST_COMPARED], [experiment]))
-    return f"{_ui_address(uri)}/#/compare-runs?runs={chosen}&experiments={of}"
-
-
-def _ui_address(uri: str) -> str:
-    """Return where a browser finds the UI of the store at `uri`, without a trailing slash and without credentials."""
-    if uri.startswith(("http://", "https://")):
-        return without_credentials(uri).rstrip("/")
-    return f"http://{HOST}:{PORT}"
+    return f"{address}/#/compare-runs?runs={chosen}&experiments={of}"
 
 
 def connect(uri: str, *, verbose: bool) -> "MlflowClient":

@@ -8,7 +8,7 @@ registered models (`registry.py`), and the record holds nothing of MLflow: runs 
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # for modules that pass on the client of `connect`
 
 from study.tracking.artifacts import epoch_metrics, extra_metrics, trial_files
-from study.tracking.client import VIEW, comparison_url, table_url
+from study.tracking.client import VIEW
 
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
@@ -144,19 +144,6 @@ class Tracker:
     def parent(self) -> str | None:
         """Id of the study's parent run; None before the first contact with MLflow."""
         return self._runs.get("parent")
-
-    def table_url(self) -> str | None:
-        """Return the address of the experiment's table of runs in MLflow's UI; None before the first contact."""
-        return table_url(self.client.tracking_uri, self._experiment) if self._experiment else None
-
-    def comparison_url(self, plans: Sequence[Plan]) -> str | None:
-        """Return the address at which MLflow's UI compares trials; None unless at least two have a run.
-
-        Args:
-            plans: trials, the most important first; an address has room for `MOST_COMPARED`.
-        """
-        runs = [self._runs[plan.key] for plan in plans if plan.key in self._runs]
-        return comparison_url(self.client.tracking_uri, self._experiment, runs) if len(runs) > 1 else None
 
     def _work(self) -> None:
         """Send changed trials until closed; while the store does not answer, try again every RETRY_S seconds."""

@@ -23,7 +23,6 @@ from study.tracking.artifacts import comparison_files, search_files
 from study.tracking.registry import Registration, log_model
 from study.tracking.tracker import Tracker
 from study.tuning.keep_model import unkept
-from study.verdict.judge import rank
 from study.verdict.rerank import find_winner
 from study.verdict.screen import probe_rows, probe_sentence
 from study.verdict.trial_table import Row, compare, faster
@@ -57,8 +56,6 @@ class StudyResult:
     """Directories of all saved classifiers."""
     example: Path | None = None
     """An image file of the test images; None if the images are no files."""
-    link: str | None = None
-    """Address in MLflow's UI at which the study's best trials are compared, or else its experiment's table."""
     looks: Looks | None = None
     """Openings of the study's test images until now, by all studies of its `mlruns` directory."""
     registration: Registration | None = None
@@ -136,7 +133,6 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         model=saved,
         models=kept,
         example=_example(dataset),
-        link=_link(record, tracker),
         registration=_register(saved, tracker, dataset) if saved and record.space else None,
     )
 
@@ -160,14 +156,6 @@ def _findings(
 def _example(dataset: Dataset | None) -> Path | None:
     """Return a file of the test images."""
     return next((row.path for row in dataset.rows if row.split == "test"), None) if dataset else None
-
-
-def _link(record: Record, tracker: Tracker) -> str | None:
-    """Return the address of MLflow's comparison of the trials, a search's best ones first."""
-    trials = record.trials()
-    if record.space:
-        trials.sort(key=rank, reverse=True)
-    return tracker.comparison_url([trial.plan for trial in trials]) or tracker.table_url()
 
 
 def _register(model: Path, tracker: Tracker, dataset: Dataset | None) -> Registration | None:

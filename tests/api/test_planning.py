@@ -58,3 +58,22 @@ def test_search_is_planned_with_recipes_of_earlier_studies():
 def test_search_without_prior_reads_no_earlier_study():
     job = plan_search("--prior", "none")
     assert (job.design.proposals, job.remarks) == ((), ())
+
+
+SPACE = """
+model = "resnet18"
+[space]
+lr = { type = "float", low = 1e-4, high = 1e-2, log = true }
+[fixed]
+image_size = 64
+"""
+
+
+@pytest.mark.parametrize(("flags", "sizes"), [([], (224, 64)), (["--image-size", "96"], (96, 96))])
+def test_fixed_field_of_a_space_leaves_the_baseline_alone(tmp_path, monkeypatch, flags, sizes):
+    """The baseline of every verdict is the assignment's recipe, unless a flag changes both sides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SPACE)
+    options = build_parser().parse_args(["--search", "small.toml", "--data", "digits", *flags])
+    (job,) = plan_searches(options)
+    assert (job.design.recipes[0].image_size, job.design.space.base.image_size) == sizes

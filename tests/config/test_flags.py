@@ -190,6 +190,13 @@ def test_demo_search_is_short_unless_resumed():
     assert filled("--search", "resnet18", "--demo", "--resume", "one").trials is None
 
 
+def test_demo_search_trains_every_recipe_for_three_epochs():
+    assert change_recipe(filled("--search", "resnet18", "--demo"), baseline_recipe("resnet18")).epochs == 3
+    assert change_recipe(filled("--baseline", "--demo"), baseline_recipe("resnet18")).epochs == 5
+    longer = filled("--search", "resnet18", "--demo", "--epochs", "4")
+    assert change_recipe(longer, baseline_recipe("resnet18")).epochs == 4
+
+
 def test_demo_leaves_the_assignments_own_augmentation():
     recipe = change_recipe(filled("--baseline", "--as-written", "--demo"), baseline_recipe("resnet18"))
     assert recipe.augmentation == "autoaugment"

@@ -30,7 +30,7 @@ from study.tracking.client import (
     connect,
     existing_store,
     local_uri,
-    table_url,
+    server_command,
     ui_command,
 )
 
@@ -74,21 +74,15 @@ def test_environment_names_the_store_if_no_flag_does(tmp_path, monkeypatch):
 
 
 def test_comparison_url_names_runs_and_experiment_as_json():
-    address, _, query = comparison_url("sqlite:////a/mlflow.db", "7", ["a1", "b2"]).partition("?")
+    address, _, query = comparison_url("http://127.0.0.1:5000", "7", ["a1", "b2"]).partition("?")
     assert address == "http://127.0.0.1:5000/#/compare-runs"
     assert parse_qs(query) == {"runs": ['["a1","b2"]'], "experiments": ['["7"]']}
 
 
 def test_comparison_url_has_room_for_the_first_runs_only():
-    url = comparison_url("http://host:5000/", "7", [f"{number:032x}" for number in range(200)])
+    url = comparison_url("http://host:5000", "7", [f"{number:032x}" for number in range(200)])
     assert url.startswith("http://host:5000/#/compare-runs?")
     assert len(json.loads(parse_qs(url.partition("?")[2])["runs"][0])) == MOST_COMPARED
-
-
-def test_table_url_tells_no_password():
-    url = table_url("http://user:secret@host:5000", "7")
-    assert "secret" not in url
-    assert url.endswith("/#/experiments/7/runs?viewStateShareKey=study")
 
 
 def test_registry_is_the_store_of_the_runs(tmp_path, monkeypatch, empty_store):
@@ -127,16 +121,24 @@ def test_connect_names_a_store_of_no_known_kind():
         connect("carrier-pigeon://nest", verbose=False)
 
 
-def test_ui_command_opens_a_local_store_on_loopback_alone():
-    command = ui_command("sqlite:////my studies/mlflow.db")
+def test_server_answers_loopback_alone():
+    command = shlex.join(server_command(5000))
     assert "--host 127.0.0.1 --port 5000 --allowed-hosts localhost:5000,127.0.0.1:5000" in command
-    assert command.endswith("--backend-store-uri 'sqlite:////my studies/mlflow.db'")
 
 
-def test_ui_command_is_short_for_the_local_store(tmp_path, monkeypatch):
+def test_ui_command_is_short_for_the_default_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert ui_command(local_uri(tmp_path / "mlruns")) == shlex.join([sys.executable, "-m", "study.ui"])
-    assert "--backend-store-uri" in ui_command(local_uri(tmp_path / "elsewhere" / "mlruns"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert shlex.split(ui_command(local_uri(tmp_path / "mlruns"), "one"))[1:] == ["-m", "study.ui", "one"]
+    other = local_uri(tmp_path / "my studies" / "mlruns")
+    assert shlex.split(ui_command(other, "one"))[3:] == ["one", "--tracking-uri", other]
+
+
+def test_ui_command_names_a_store_that_the_environment_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:5000")
+    assert "--tracking-uri" not in ui_command("http://host:5000", "one")
+    assert "--tracking-uri" in ui_command(local_uri(tmp_path / "mlruns"), "one")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from support.results import TEST
 from study.config.plan import Plan
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import COPY, Record
-from study.tracking.client import connect, local_uri
+from study.tracking.client import connect, local_uri, study_url
 from study.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, SQLAlchemy and what they import
@@ -75,7 +75,6 @@ def test_experiment_names_the_columns_of_its_table(client, record, tmp_path):
     tracker.finish("FINISHED", {}, {})
     view = json.loads(client.get_experiment_by_name("pets").tags["mlflow.sharedViewState.study"])
     assert {"metrics.`val_accuracy`", "params.`lr`", "tags.`study.state`"} <= {*view["selectedColumns"]}
-    assert tracker.table_url().endswith("/runs?viewStateShareKey=study")
 
 
 def test_older_experiment_gets_the_columns_of_its_table(client, record, tmp_path):
@@ -88,14 +87,28 @@ def test_older_experiment_gets_the_columns_of_its_table(client, record, tmp_path
     assert tags["mlflow.note.content"] == "mine"
 
 
-def test_tracker_links_the_comparison_of_trials(client, record, tmp_path):
+def test_study_url_compares_the_trials_of_a_study(client, record, tmp_path):
     tracker = track(client, record, tmp_path)
-    plans = [run_a_trial(record, tracker) for _ in range(2)]
+    for _ in range(2):
+        run_a_trial(record, tracker)
     tracker.finish("FINISHED", {}, {})
-    _, children = runs_of(client)
-    url = tracker.comparison_url(plans[::-1])
-    assert url.index(children["1"].info.run_id) < url.index(children["0"].info.run_id)
-    assert tracker.comparison_url(plans[:1]) is None
+    parent, children = runs_of(client)
+    url = study_url(client, "http://127.0.0.1:5000", record.name)
+    assert url.startswith("http://127.0.0.1:5000/#/compare-runs?")
+    assert all(run.info.run_id in url for run in children.values())
+    assert parent.info.run_id not in url
+
+
+def test_study_url_of_one_trial_is_the_table(client, record, tmp_path):
+    tracker = track(client, record, tmp_path)
+    run_a_trial(record, tracker)
+    tracker.finish("FINISHED", {}, {})
+    assert study_url(client, "", record.name).endswith("/runs?viewStateShareKey=study")
+
+
+@pytest.mark.parametrize("name", ["another", "it's"])
+def test_study_url_of_an_unknown_study_is_none(client, name):
+    assert study_url(client, "", name) is None
 
 
 def test_tracker_tags_tell_study_stage_device_versions_and_fingerprints(client, record, tmp_path):

@@ -1,21 +1,19 @@
-"""Print a study's progress and result: live lines in a terminal, plain lines elsewhere.
+"""Show a study's progress: live lines in a terminal, plain lines elsewhere.
 
-It only reads the record, and does not know Ray Tune. It needs rich, and a caller of `Console.on_…` for each event.
+It only reads the record, and does not know Ray Tune. It needs a caller of `Console.on_…` for each event.
 """
 
-import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 from rich.console import RenderableType
-from rich.table import Table
 
 from study.config.manifest import Manifest
-from study.config.plan import METRICS, Plan
-from study.config.recipe import Recipe
+from study.config.plan import Plan
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
+from study.console.ending import print_ending
+from study.console.tables import BEST, best_table, tally
 from study.data.audit import Audit
 from study.data.images import Dataset
 from study.formatting import format_duration, format_value
@@ -25,16 +23,10 @@ from study.results.metrics import NAMES, EpochResult, Progress, format_metric, l
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.ticker import Ticker
-from study.tracking.client import ui_command
 from study.tuning.cluster import Allotment
 from study.tuning.finish_study import StudyResult
 from study.verdict.estimate import Estimate, estimate
-from study.verdict.judge import rank
 from study.verdict.prior import describe_proposals
-from study.verdict.rerank import find_winner
-from study.verdict.screen import HOPELESS_NOTE, PROBE_COLUMNS, probe_cells, probe_rows, probe_sentence
-from study.verdict.trial_table import Row, faster
-from study.verdict.wording import describe_closeness, details, sentence
 
 STAGES = {
     "baseline": "training and testing",
@@ -198,74 +190,9 @@ class Console:
         self._ticker.close()
 
     def print_result(self, result: StudyResult) -> None:
-        """Print the results, the failed trials, and the places of the model, the files and the MLflow UI."""
+        """Print the results of the study, and what to do next."""
         self.close()
-        self._print_probes()
-        if result.rows:
-            self._out.print(_baseline_table(result.rows))
-            if statement := faster(result.rows):
-                self._print(statement)
-            self._print(f"test images {result.looks}")
-        if self._space:
-            self._print_search(result)
-        for trial in [*result.trials, *result.finals]:
-            if trial.state == "failed":
-                self._print(f"failed   {trial.plan.title}: {trial.reason}")
-        if result.unsent:
-            hint = f"send them with --resume {result.directory.name}"
-            runs = "1 run" if result.unsent == 1 else f"{result.unsent} runs"
-            sending = f"{runs} could not be sent completely to {result.tracking_uri}"
-            self._print(f"unsent   {sending}; the record keeps them: {hint}")
-        if result.model:
-            self._print(f"\nmodel    {_describe_model(result)}")
-        elif result.verdict and result.verdict.decision:
-            reason = "no refit is complete"
-            if any(final.state == "complete" for final in result.finals):
-                reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
-            self._print(f"\nmodel    not kept: {reason}")
-        if self._record and (self._record.manifest.source, self._weights) == ("digits", "none"):
-            self._print("\ndemo     untrained networks on scikit-learn's digits: this shows no transfer learning")
-            self._print("yours    python -m study.run --search resnet18 --data FOLDER    (FOLDER/CLASS/*.jpg)")
-        self._print(f"\nfiles    {result.directory}", to_paste=True)
-        for line in _next_commands(result):
-            self._print(line, to_paste=True)
-
-    def _print_probes(self) -> None:
-        """Print what linear probes have shown, if the study has any."""
-        if self._record is None:
-            return
-        if rows := probe_rows(self._record):
-            table = Table(title="Linear probes, the best first", title_justify="left")
-            for heading in PROBE_COLUMNS:
-                table.add_column(heading, overflow="fold")  # the end of a name tells models apart
-            for row in rows:
-                table.add_row(*probe_cells(row, self._record.manifest.design.metric))
-            if any(row.hopeless for row in rows):
-                table.caption, table.caption_justify = HOPELESS_NOTE, "left"
-            self._out.print(table)
-            self._print(probe_sentence(rows))
-
-    def _print_search(self, result: StudyResult) -> None:
-        assert self._record
-        manifest = self._record.manifest
-        self._out.print(_best_table(result.trials, 5, manifest))
-        self._print(_tally(result.trials))
-        if self._record and (winner := find_winner(self._record)):
-            differences = _differences(winner.plan.recipe, result.trials[0].plan.recipe)
-            self._print(f"best     #{winner.plan.key}: {differences}")
-        if closeness := describe_closeness(result.trials, manifest.design.metric):
-            self._print(f"close    {closeness}")
-        if shared := _describe_sharing(result.trials):
-            self._print(shared)
-        for field, share in result.importances.items():
-            self._print(f"  {field:<16} importance {share:.0%}")
-        if self._record and self._record.time_is_up() and not result.succeeded:
-            hint = f"raise it with --resume {result.directory.name} --time-budget"
-            self._print(f"\nfailed   the time budget ended before any trial was complete; {hint}")
-        self._print(f"\nverdict  {sentence(result.verdict)}")
-        if result.verdict:
-            for name, text in details(result.verdict):
-                self._print(f"  {name:<15} {text}")
+        print_ending(self._out, result, self._record, self._weights)
 
     def _print(self, text: str, *, to_paste: bool = False) -> None:
         """Print text; a terminal gets it wrapped at words, unless it is to be pasted and no live lines are below it.
@@ -303,9 +230,9 @@ class Console:
             left = f", {self._left() or 'time left not known yet'}"
             ended = sum(trial.finished for trial in trials)
             parts += [
-                _best_table(trials, 5, self._record.manifest),
+                best_table(trials, BEST, self._record.manifest),
                 f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
-                _tally(trials),
+                tally(trials),
             ]
         self._ticker.show(parts)
 
@@ -319,111 +246,12 @@ def _describe_epoch(result: EpochResult) -> str:
     return f"train loss {result.train_loss:.4f}{scores}"
 
 
-def _differences(recipe: Recipe, baseline: Recipe) -> str:
-    """Describe each field in which a recipe differs from the baseline's."""
-    changes = [
-        f"{field} {format_value(value)} instead of {format_value(getattr(baseline, field))}"
-        for field, value in recipe.changes_from(baseline).items()
-    ]
-    return ", ".join(changes) or "the baseline's recipe"
-
-
-def _describe_model(result: StudyResult) -> str:
-    """Describe where the trained classifiers are, and a search's registered version."""
-    if not result.verdict:
-        others = [path.name for path in result.models if path != result.model]
-        more = f", which did best on the test images; the others: {', '.join(others)}" if others else ""
-        return f"{result.model}{more}"
-    version = result.registration
-    if version:
-        entry = f"{version.name} version {version.version}, {'champion: ' if version.champion else ''}{version.note}"
-    else:
-        entry = "not registered, because MLflow did not accept it; --resume tries again"
-    return f"{result.model}\n  registry        {entry}"
-
-
-def _next_commands(result: StudyResult) -> Iterator[str]:
-    """Yield the commands that open the report, use the model and open MLflow, ready to be pasted into a shell."""
-    yield f"report   python -m webbrowser {(result.directory / 'report.html').absolute().as_uri()}"
-    if result.model:
-        image = shlex.quote(str(result.example or "photo.jpg"))
-        yield f"predict  python -m study.predict {image} --model {result.directory.name}"
-    if result.link:
-        yield f"compare  {result.link}"
-    yield f"MLflow   {ui_command(result.tracking_uri)}"
-
-
 def _describe_domain(domain: Domain) -> str:
     match domain:
         case Categorical(choices):
             return " | ".join(map(str, choices))
         case Int(low, high, log) | Float(low, high, log):
             return f"{format_value(low)} … {format_value(high)}{' (log)' if log else ''}"
-
-
-def _best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) -> Table:
-    """Build the table of the best trials by the study's metric, complete trials first."""
-    metric = manifest.design.metric
-    scored = [trial for trial in trials if trial.score is not None]
-    scored.sort(key=lambda trial: (trial.state == "complete", rank(trial)), reverse=True)
-    confusions = [trial.confusion for trial in scored if trial.confusion]
-    guess = f" (largest class {largest_class(confusions[0])[1]:.2%})" if confusions else ""
-    table = Table(title=f"Best trials by validation {NAMES[metric]}{guess}", title_justify="left")
-    table.caption_justify = "left"
-    shown = list(dict.fromkeys([metric, "accuracy"]))
-    for heading in ("trial", *(NAMES[name] for name in shown), "epochs", "state"):
-        table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
-    for trial in scored[:number]:
-        star = ""
-        if trial.finished and trial.nothing_learnt(manifest):
-            star, table.caption = "*", "* has learnt nothing"
-        values = [f"{format_metric(name, trial.metrics[name])}{star}" for name in shown]
-        table.add_row(trial.plan.title, *values, str(len(trial.epochs)), trial.state)
-    return table
-
-
-def _tally(trials: Sequence[TrialRecord]) -> str:
-    counts = Counter(trial.state for trial in trials)
-    spent, saved = sum(trial.seconds for trial in trials), sum(trial.saved_s for trial in trials)
-    states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed"))
-    return f"{states}; {format_duration(spent)} of device time spent, {format_duration(saved)} saved by pruning"
-
-
-def _describe_sharing(trials: Sequence[TrialRecord]) -> str | None:
-    """Describe how the frozen blocks' outputs were obtained; None if the trials shared none."""
-    images = sum((trial.features for trial in trials), Counter[str]())
-    if not images:
-        return None
-    sources = {
-        "read": "read from the store",
-        "stored": "computed and stored",
-        "computed": "only computed, because storing would not save time",
-        "unstored": "only computed, because the store failed",
-    }
-    shares = [f"{images[key] / images.total():.0%} {text}" for key, text in sources.items() if images[key]]
-    return f"frozen blocks' outputs: {', '.join(shares)}"
-
-
-def _baseline_table(rows: Sequence[Row]) -> Table:
-    """Build the table of fixed trials: one column per trial, one row per figure."""
-    table = Table(title="Trained on all training images, tested once", title_justify="left")
-    table.add_column()
-    for row in rows:
-        table.add_column(row.model, justify="right")
-    table.add_row("trainable parameters", *(f"{row.trainable_parameters:,}" for row in rows))
-    table.add_row("training time", *(f"{row.seconds:.1f} s" for row in rows))
-    table.add_row("images/s", *(f"{row.images_per_s:.1f}" for row in rows))
-    for epoch in range(max(len(row.losses) for row in rows)):
-        table.add_row(f"loss of epoch {epoch + 1}", *(f"{row.losses[epoch]:.4f}" for row in rows))
-    table.add_row("test accuracy", *(f"{row.test_accuracy:.2%}" for row in rows))
-    table.add_row("share of largest class", *("–" if (s := row.largest_share) is None else f"{s:.2%}" for row in rows))
-    for name in METRICS[1:]:
-        values = [row.metrics.get(name) for row in rows]
-        table.add_row(f"test {NAMES[name]}", *("–" if v is None else format_metric(name, v) for v in values))
-    table.add_row("hardest pair", *(row.hardest_pair for row in rows))
-    if any(row.nothing_learnt for row in rows):
-        table.add_row("has learnt nothing", *(row.nothing_learnt or "" for row in rows))
-    return table
 
 
 def _outcome(trial: TrialRecord, manifest: Manifest) -> str:

@@ -13,14 +13,14 @@ from support.manifests import make_manifest, make_space
 from study.config.manifest import Found
 from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
+from study.console.live import Console
 from study.data.images import Dataset
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
 from study.ticker import Screen, Ticker
-from study.tracking.client import local_uri, ui_command
+from study.tracking.client import local_uri
 from study.tuning.cluster import Allotment
-from study.tuning.console import Console
 from study.tuning.run_study import StudyResult
 from study.verdict.screen import plan_first_trials, plan_screens
 from study.verdict.trial_table import Row
@@ -66,16 +66,32 @@ def epoch(number, right=None, **values):
     return EpochResult(number, 1.5 / number, 2.0, 60.0, val_confusion=confusion, **values)
 
 
+_made: list[Ticker] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    """Let no ticker of a test go on."""
+    yield
+    while _made:
+        _made.pop().close()
+
+
+def ticker_on(screen):
+    _made.append(Ticker(screen, tick_s=3600.0))
+    return _made[-1]
+
+
 def terminal(width=80, weights="none"):
     """Return a console on a terminal, and what it writes."""
     output = io.StringIO()
     screen = Screen(width=width, file=output, force_terminal=True)
-    return Console(weights, Ticker(screen)), output
+    return Console(weights, ticker_on(screen)), output
 
 
 def pipe(weights="none"):
     output = io.StringIO()
-    return Console(weights, Ticker(Screen(file=output))), output
+    return Console(weights, ticker_on(Screen(file=output))), output
 
 
 def written(output):
@@ -250,7 +266,7 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
     found = Found("train/, val/ and test/", True, None, {"no image (.txt)": 3, "broken": 1200}, True, [12, 4000], 0.75)
     dataset = Dataset("pets", ("cat", "dog"), images, images, 1.0, found=found)
     screen = Screen(file=io.StringIO(), width=80)
-    Console("none", Ticker(screen)).on_data(dataset, make_manifest(space=make_space(), found=found))
+    Console("none", ticker_on(screen)).on_data(dataset, make_manifest(space=make_space(), found=found))
     assert screen.file.getvalue().splitlines()[1:] == [
         "classes  the largest, cat, has 50.00% of the test images",
         "layout   train/, val/ and test/; the search validates on val",
@@ -363,17 +379,16 @@ def test_data_is_announced_with_its_largest_class(make_images):
     assert "classes  the largest, cat, has 66.67% of the test images\n" in output.getvalue()
 
 
-def test_the_end_has_commands_to_paste(record, tmp_path):
+def test_the_end_has_three_commands_to_paste(record, tmp_path):
     console, output = pipe()
     console.on_record(record)
     image = tmp_path / "my pets" / "cat.jpg"
     models = [record.directory / "models" / "0", record.directory / "models" / "1"]
-    link = "http://127.0.0.1:5000/#/compare-runs?runs=x"
-    console.print_result(ended(record, model=models[1], models=models, example=image, link=link))
-    commands = {line[:9].strip(): line[9:] for line in output.getvalue().splitlines()[-5:]}
-    assert commands["report"] == f"python -m webbrowser {record.directory.as_uri()}/report.html"
-    assert shlex.split(commands["predict"])[3:] == [str(image), "--model", "one"]
-    assert commands["compare"] == link
+    console.print_result(ended(record, model=models[1], models=models, example=image))
+    report, ui, predict = (shlex.split(line) for line in output.getvalue().splitlines()[-3:])
+    assert (report[0], report[2:]) == ("report", ["-m", "webbrowser", f"{record.directory.as_uri()}/report.html"])
+    assert (ui[0], ui[2:5]) == ("MLflow", ["-m", "study.ui", "one"])
+    assert (predict[0], predict[2:]) == ("predict", ["-m", "study.predict", str(image), "--model", "one"])
     assert f"model    {models[1]}, which did best on the test images; the others: 0" in output.getvalue()
 
 
@@ -433,7 +448,6 @@ def test_end_of_a_search_breaks_no_words_in_80_columns(record, space):
     to_paste = ("files ", "report ", "predict ", "MLflow ")
     assert max(len(line) for line in lines if not line.startswith(to_paste)) <= 80
     assert sum(line.startswith(to_paste) for line in lines) == 4
-    assert "MLflow   " + ui_command(local_uri(record.directory)) in lines
 
 
 @pytest.mark.parametrize(("source", "shown"), [("digits", True), ("/pets", False)])
@@ -471,7 +485,7 @@ def test_table_of_probes_keeps_the_ends_of_long_names(tmp_path, make_recipe):
         record.epoch(plan, epoch(1, 8))
         record.complete(plan)
     output = io.StringIO()
-    console = Console("none", Ticker(Screen(file=output, width=80)))
+    console = Console("none", ticker_on(Screen(file=output, width=80)))
     console.on_record(record)
     console.print_result(ended(record))
     record.close()
