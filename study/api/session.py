@@ -3,17 +3,28 @@
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.api.planning import Job, naming
+from study.config.paths import make_writable
+from study.config.resume_flags import check_places
 from study.environment import remarks
 from study.errors import without_credentials
+from study.tracking.client import ENVIRONMENT
+from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, ray_session
 
 if TYPE_CHECKING:
-    from study.ticker import Screen
+    from study.results.record import Record
+    from study.ticker import Screen, Ticker
     from study.tuning.finish_study import StudyResult
+
+LIBRARIES = ("torchvision", "seaborn", "mlflow")
+"""Libraries whose import takes seconds. None of them imports Ray, which is imported at the same time."""
 
 
 def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
@@ -32,18 +43,62 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
         from study.ticker import Screen, Ticker
 
         with contextlib.closing(Ticker(screen or Screen())) as ticker:
-            ticker.begin("loading torch, Ray, Optuna and MLflow")
             hush(verbose=config.verbose)
-            from study.console.live import Console
-            from study.tuning.run_study import run_study
+            with contextlib.ExitStack() as stack:
+                if record:
+                    stack.callback(record.close)
+                ended = record is not None and _has_ended(record, ticker)
+                scratch = None if ended else stack.enter_context(_start_ray(job, ticker))
+                from study.console.live import Console
+                from study.tuning.run_study import rebuild_study, run_study
 
-            console = Console(config.weights, ticker)
-            recorded = record.manifest.versions if record else None
-            noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
-            console.print_remarks([*map(without_credentials, noted), *job.remarks])
-            result = run_study(config, job.design, console, record)
+                console = Console(config.weights, ticker)
+                recorded = record.manifest.versions if record else None
+                noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
+                console.print_remarks([*map(without_credentials, noted), *job.remarks])
+                if scratch:
+                    result = run_study(config, job.design, console, scratch, record)
+                elif record:
+                    result = rebuild_study(config, console, record)
             console.print_result(result)
     return result
+
+
+def _has_ended(record: "Record", ticker: "Ticker") -> bool:
+    ticker.begin("loading torch, Optuna and MLflow")
+    from study.tuning.finish_study import has_ended
+
+    return has_ended(record)
+
+
+@contextlib.contextmanager
+def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
+    """Start or join Ray, and meanwhile load the other libraries: Ray waits for its processes for most of the time.
+
+    Raises:
+        StudyError: a cheap check fails, or Ray does not start.
+    """
+    config, environment = job.config, PLAIN_ENVIRONMENT if job.design.stage == "as-written" else TRIAL_ENVIRONMENT
+    if job.record:
+        check_places(config)
+    make_writable(config.mlruns)
+    ticker.begin("starting Ray, and loading torch, Optuna and MLflow")
+    loading = threading.Thread(target=_load, name="load")
+    loading.start()
+    try:
+        with ray_session(config.ray_address, verbose=config.verbose, environment=environment) as scratch:
+            loading.join()
+            yield scratch
+    finally:
+        loading.join()
+
+
+def _load() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for library in LIBRARIES:
+        with contextlib.suppress(Exception):  # raised again by the module that needs it
+            import_module(library)
 
 
 def hush(*, verbose: bool) -> None:

@@ -1,6 +1,7 @@
 """Find studies, the shipped search spaces and the cache on disk."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -46,6 +47,22 @@ def check_new(directory: Path) -> None:
         raise RecordError(
             f"{directory}: a study named {directory.name!r} exists. Choose another --name, or --resume it."
         )
+
+
+def make_writable(mlruns: Path) -> None:
+    """Create the directory of all runs, and check that it is writable before any slow step.
+
+    Raises:
+        RecordError: it cannot be made or written.
+    """
+    try:
+        mlruns.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=mlruns):
+            pass
+    except OSError as error:
+        raise RecordError(
+            f"{mlruns}: must be writable, but got: {error.strerror}. Run in a writable directory."
+        ) from None
 
 
 def search_spaces_directory() -> Path:

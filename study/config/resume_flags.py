@@ -85,6 +85,17 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
             _check_same(flag, " ".join(manifest.design.models), " ".join(dict.fromkeys(given_models)))
 
 
+def check_places(config: StudyConfig) -> None:
+    """Check that the images and the weights of a resumed study are where they were.
+
+    Raises:
+        ConfigError: a folder or a file is missing.
+    """
+    for flag, what, place in (("--data", "images", config.data), ("--weights", "weights", config.weights)):
+        if Path(place).is_absolute() and not Path(place).exists():
+            raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
+
+
 def check_space(space: SearchSpace, manifest: Manifest) -> None:
     """Check that `space` is the space that the study searches; its budget and resources may differ.
 

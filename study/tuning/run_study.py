@@ -1,12 +1,12 @@
-"""Run a study from its configuration to its result, in order: data, weights, MLflow, Ray, record, trials.
+"""Run a study from its configuration to its result, in order: data, weights, MLflow, record, trials.
 
-Needs a checked StudyConfig and a Design. Knows neither how a trial trains nor which trial runs next.
+Needs a checked StudyConfig, a Design, and a Ray that this process has joined. Knows neither how a trial trains nor
+which trial runs next.
 """
 
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from study.data.sources import find_images, load_dataset
 from study.data.splits import check_metric, split_validation
 from study.data.stored_pixels import StoredPixels
 from study.environment import installed_versions
-from study.errors import ConfigError, RecordError, without_credentials
+from study.errors import RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report.copies import draw_copies
 from study.report.sample_batch import draw_batch
@@ -34,8 +34,8 @@ from study.results.record import Record
 from study.tracking.client import SQLITE, connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
-from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.tuning.finish_study import StudyResult, conclude, has_ended
+from study.tuning.cluster import Allotment, share_resources
+from study.tuning.finish_study import StudyResult, conclude
 from study.tuning.keep_model import keep_model, keep_models, recipe_to_keep
 from study.tuning.node_images import serve_images
 from study.tuning.ray_adapters import Listener, run_trials
@@ -125,24 +125,25 @@ class _Desk:
         del servers
 
 
-def run_study(config: StudyConfig, design: Design, observer: Observer, record: Record | None = None) -> StudyResult:
+def run_study(
+    config: StudyConfig, design: Design, observer: Observer, scratch: Path, record: Record | None = None
+) -> StudyResult:
     """Run a study: fixed trials, or a search that ends in a verdict.
 
-    Nothing is written below `config.mlruns/studies` before data, weights, the tracking store and Ray are ready.
+    Nothing is written below `config.mlruns/studies` before data, weights and the tracking store are ready.
 
     Args:
         config: data, weights, machines and stores of the study.
         design: recipes or search space of the study.
         observer: receiver of all callbacks.
-        record: record of the study to resume, closed at the end; None to begin a new study.
+        scratch: scratch directory of the Ray that this process has joined by `ray_session`.
+        record: record of the study to resume; None to begin a new study.
 
     Raises:
         StudyError: the study cannot begin, or cannot resume as it began.
         KeyboardInterrupt: the user stopped the study; its runs end as KILLED.
     """
-    if record and has_ended(record):
-        return _rebuild(config, observer, record)
-    with _begin(config, design, observer, record) as desk:
+    with _begin(config, design, observer, scratch, record) as desk:
         if design.space:
             _search(desk, design.space)
         elif design.validates:
@@ -155,16 +156,15 @@ def run_study(config: StudyConfig, design: Design, observer: Observer, record: R
         return conclude(desk.record, desk.tracker, desk.dataset)
 
 
-def _rebuild(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
+def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
     """Conclude an ended study again from its record; its images, if present, only illustrate the result."""
-    with closing(record):
-        observer.on_stage("opening MLflow's store and reading the images")
-        client = connect(_store(config), verbose=config.verbose)
-        observer.on_record(record)
-        dataset = find_images(record, _pixel_store(config))
-        observer.on_stage("writing the report, sending results to MLflow, registering")
-        with _tracking(config, record, dataset, client) as tracker:
-            return conclude(record, tracker, dataset)
+    observer.on_stage("opening MLflow's store and reading the images")
+    client = connect(_store(config), verbose=config.verbose)
+    observer.on_record(record)
+    dataset = find_images(record, _pixel_store(config))
+    observer.on_stage("writing the report, sending results to MLflow, registering")
+    with _tracking(config, record, dataset, client) as tracker:
+        return conclude(record, tracker, dataset)
 
 
 def _search(desk: _Desk, space: SearchSpace) -> None:
@@ -201,13 +201,11 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
 
 
 @contextmanager
-def _begin(config: StudyConfig, design: Design, observer: Observer, record: Record | None) -> Iterator[_Desk]:
+def _begin(
+    config: StudyConfig, design: Design, observer: Observer, scratch: Path, record: Record | None
+) -> Iterator[_Desk]:
     """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs."""
     with ExitStack() as stack:
-        if record:
-            stack.callback(record.close)
-            _check_present(config)
-        _make_writable(config.mlruns)
         observer.on_stage("reading the images")
         dataset = load_dataset(
             config.data,
@@ -241,10 +239,8 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         if record:
             _check_same(record, manifest, dataset)
         # This creates a local database, so it comes after every check for missing data and weights.
-        observer.on_stage("opening MLflow's store and starting Ray")
+        observer.on_stage("opening MLflow's store")
         client = connect(_store(config), verbose=config.verbose)
-        environment = PLAIN_ENVIRONMENT if design.stage == "as-written" else TRIAL_ENVIRONMENT
-        scratch = stack.enter_context(ray_session(config.ray_address, verbose=config.verbose, environment=environment))
         trials = design.space.budget.trials if design.space else len(design.recipes)
         resources = share_resources(
             config.cpus_per_trial,
@@ -316,17 +312,6 @@ def _parts(dataset: Dataset, seed: int) -> Sequence[Images]:
     return split_validation(dataset, fraction=VALIDATION_FRACTION, seed=seed)
 
 
-def _check_present(config: StudyConfig) -> None:
-    """Check that the images and the weights of a resumed study are where they were.
-
-    Raises:
-        ConfigError: a folder or a file is missing.
-    """
-    for flag, what, place in (("--data", "images", config.data), ("--weights", "weights", config.weights)):
-        if Path(place).is_absolute() and not Path(place).exists():
-            raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
-
-
 def _check_same(record: Record, manifest: Manifest, dataset: Dataset) -> None:
     """Check that a resumed study has the images and the weights that it began with.
 
@@ -342,18 +327,6 @@ def _check_same(record: Record, manifest: Manifest, dataset: Dataset) -> None:
                 f"{record.directory}: {key.replace('_', ' ')} must stay {then}, but got {now}."
                 " Restore the original files, or begin a new study."
             )
-
-
-def _make_writable(mlruns: Path) -> None:
-    """Create the directory of all runs, and check that it is writable before any slow step."""
-    try:
-        mlruns.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=mlruns):
-            pass
-    except OSError as error:
-        raise RecordError(
-            f"{mlruns}: must be writable, but got: {error.strerror}. Run in a writable directory."
-        ) from None
 
 
 def _watch_fingerprints(dataset: Dataset, parts: Sequence[Images], watch: Watch) -> None:

@@ -31,6 +31,7 @@ with ray_session(None, verbose=False):
     shown = ["ps", "--no-headers", "-ww", "-o", "args", "--ppid", str(os.getpid())]
     children = subprocess.run(shown, capture_output=True)
     processes = children.stdout.decode().splitlines()
+    variable = ray.remote(lambda: os.environ.get("MALLOC_ARENA_MAX")).remote()
     assert any("gcs_server" in title for title in processes)
     print(json.dumps({
         "joins with the token": with_token.returncode,
@@ -39,6 +40,7 @@ with ray_session(None, verbose=False):
         "dashboards": [title for title in processes if "dashboard/dashboard.py" in title and ALONE not in title],
         "files": [str(path) for path in Path.home().rglob("*token*")],
         "telemetry": os.environ["RAY_USAGE_STATS_ENABLED"],
+        "variable here and in a trial's process": [os.environ.get("MALLOC_ARENA_MAX"), ray.get(variable)],
     }))
 """
 
@@ -122,6 +124,7 @@ def test_a_local_ray_refuses_strangers_and_tells_nobody(tmp_path):
     assert found["joins without"] != 0
     assert "token" in found["refusal"].lower()
     assert (found["dashboards"], found["files"], found["telemetry"]) == ([], [], "0")
+    assert found["variable here and in a trial's process"] == [None, "1"]
 
 
 @pytest.mark.slow
