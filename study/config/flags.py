@@ -182,7 +182,7 @@ def build_parser() -> Parser:
         "--repeats",
         type=repeats,
         metavar="auto|N",
-        help="seeds per recipe in the verdict; auto is 3, and up to 6 while the answer is not clear (default: auto)",
+        help="seeds per recipe in the verdict; auto is 2, and up to 6 while the answer is not clear (default: auto)",
     )
     search.add_argument(
         "--rerank",

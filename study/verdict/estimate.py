@@ -11,7 +11,7 @@ from study.config.plan import Design
 from study.formatting import format_duration
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import REFITS
-from study.verdict.statistics import LOOKS
+from study.verdict.statistics import FIRST_SEEDS, LOOKS
 
 CLOSE = 1.25
 """Bounds whose ratio is smaller are shown as one number."""
@@ -80,5 +80,5 @@ def _whole_s(trials: Sequence[TrialRecord]) -> float | None:
 def _refits(design: Design) -> tuple[int, int]:
     """Return the smallest and the largest number of refits of the re-ranking and the verdict."""
     reranks = REFITS * design.rerank
-    few, many = (min(LOOKS), max(LOOKS)) if design.repeats == "auto" else (design.repeats, design.repeats)
+    few, many = (FIRST_SEEDS, max(LOOKS)) if design.repeats == "auto" else (design.repeats, design.repeats)
     return reranks + 2 * few, reranks + 2 * many

@@ -20,6 +20,7 @@ from study.seeding import derive_seed
 from study.verdict.metric_intervals import metric_difference
 from study.verdict.statistics import (
     CONFIDENCE,
+    FIRST_SEEDS,
     LOOKS,
     Decision,
     Difference,
@@ -79,9 +80,9 @@ def plan_finals(
 
     In each pair, the recipe that trains more blocks goes first: the longer prefix of the other starts from its cached
     outputs. If the baseline won, only the baseline is refitted: for its test accuracy, and for a classifier to save.
-    With `repeats` auto, the refits of three seeds are followed by those of one more, up to six, until the winner is
-    shown to be better, or its mean gain is not above 0. Only recorded results decide, so that a resumed study plans
-    the same.
+    With `repeats` auto, the refits of two seeds are followed by those of one more, up to six, until the winner is
+    shown to be better, by three seeds at least, or its mean gain is not above 0. A baseline that won gets three. Only
+    recorded results decide, so that a resumed study plans the same.
 
     Args:
         finals: refits planned so far, in any state.
@@ -98,15 +99,14 @@ def plan_finals(
     """
     recipes = sorted(dict.fromkeys([baseline, winner.plan.recipe]), key=lambda recipe: -recipe.unfreeze_depth)
     planned = len({trial.plan.seed for trial in finals})
-    seeds = max(planned, min(LOOKS)) if repeats == "auto" else repeats
+    fewest = FIRST_SEEDS if len(recipes) > 1 else min(LOOKS)
+    seeds = max(planned, fewest) if repeats == "auto" else repeats
     ended = [replace(trial.plan, number=None) for trial in finals if trial.finished]
     plans = [Plan(None, "final", recipe, final) for final in final_seeds(seed, seeds) for recipe in recipes]
     left = [plan for plan in plans if plan not in ended]
     if left or repeats != "auto" or seeds == max(LOOKS):
         return left
-    if winner.plan.recipe == baseline:
-        return []
-    if not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier, metric):
+    if len(recipes) == 1 or not _is_open(*_pair(finals, baseline, winner.plan.recipe), labels, earlier, metric):
         return []
     return [Plan(None, "final", recipe, final_seeds(seed, seeds + 1)[-1]) for recipe in recipes]
 
@@ -122,7 +122,8 @@ def _is_open(
     if not before:
         return False
     difference = _compare(before, after, labels, metric, level_of_look(len(before)))
-    return difference.mean > 0 and decide(difference, earlier) == "no better"
+    shown = len(before) >= min(LOOKS) and decide(difference, earlier) != "no better"
+    return difference.mean > 0 and not shown
 
 
 def _compare(

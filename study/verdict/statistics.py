@@ -27,6 +27,12 @@ LOOKS = {3: 0.0056, 4: 0.0136, 5: 0.0255, 6: 0.042}
 The bounds have the shape of O'Brien and Fleming's (doi:10.2307/2530245): strict at first, so that the last look costs
 little. In simulations that also stop once the gain is not above 0, 2.8 to 3.0 % of equal recipes are called better.
 """
+FIRST_SEEDS = 2
+"""Seeds after which such a verdict may stop because the gain is not above 0. It calls nothing better before LOOKS.
+
+In simulations, this leaves the rate of wrong *better* as it is, finds at most 0.5 points fewer true gains of 3 points
+than a first stop at 3 seeds, and takes 3.6 seeds instead of 4.3 where the recipes are equal.
+"""
 
 
 @dataclass(frozen=True)

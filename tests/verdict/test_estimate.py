@@ -53,7 +53,7 @@ def test_estimate_counts_what_is_left_of_running_trials(design, trial):
 
 
 def test_estimate_is_a_range_while_seeds_are_open(design, trial):
-    assert left(replace(design, repeats="auto"), [trial(4)]) == Estimate(8 * 40 + 6 * 40, 8 * 40 + 12 * 40)
+    assert left(replace(design, repeats="auto"), [trial(4)]) == Estimate(8 * 40 + 4 * 40, 8 * 40 + 12 * 40)
 
 
 def test_estimate_counts_the_reranking(design, trial):

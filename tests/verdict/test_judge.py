@@ -181,13 +181,15 @@ def test_plan_finals_plans_what_has_not_ended(ended):
 @pytest.mark.parametrize(
     ("gained", "more"),
     [
+        ([60, 60], True),
+        ([9, -9], False),
         ([60, 60, 60], False),
         ([0, 0, 0], False),
         ([-9, 4, 4], False),
         ([9, 4, -4], True),
         ([9, 4, -4, 4, 0, 3], False),
     ],
-    ids=["better", "no gain", "a loss", "not clear", "six pairs"],
+    ids=["two pairs", "no gain of two pairs", "better", "no gain", "a loss", "not clear", "six pairs"],
 )
 def test_plan_finals_adds_pairs_while_the_answer_is_open(gained, more):
     trials = refits(plan([], repeats=len(gained)), gained)
@@ -195,8 +197,13 @@ def test_plan_finals_adds_pairs_while_the_answer_is_open(gained, more):
     assert plan(trials) == ([Plan(None, "final", recipe, seed) for recipe in (WINNER, BASELINE)] if more else [])
 
 
-def test_plan_finals_begins_with_three_pairs():
-    assert plan([]) == plan([], repeats=3)
+def test_plan_finals_begins_with_two_pairs():
+    assert plan([]) == plan([], repeats=2)
+
+
+def test_plan_finals_refits_a_baseline_that_won_thrice():
+    winner = trial(0, BASELINE, value=0.9)
+    assert plan([], winner=winner) == plan([], winner=winner, repeats=3)
 
 
 def test_plan_finals_adds_no_pair_for_a_baseline_that_won():
@@ -205,19 +212,19 @@ def test_plan_finals_adds_no_pair_for_a_baseline_that_won():
 
 
 def test_plan_finals_adds_no_pair_where_every_refit_failed():
-    trials = [replace(t, state="failed", test=None) for t in refits(plan([]), [9, 4, -4])]
+    trials = [replace(t, state="failed", test=None) for t in refits(plan([], repeats=3), [9, 4, -4])]
     assert plan(trials) == []
 
 
 def test_judge_widens_the_interval_of_an_early_stop():
-    trials = refits(plan([]), [9, 9, 4])
+    trials = refits(plan([], repeats=3), [9, 9, 4])
     plain, early = verdict_on(trials).comparison.difference, verdict_on(trials, stops_early=True).comparison.difference
     assert early.low < plain.low < plain.high < early.high
     assert early.p == pytest.approx(min(1, plain.p * 0.05 / 0.0056))
 
 
 def test_judge_corrects_for_earlier_verdicts_on_the_test_images():
-    trials = refits(plan([]), [7, 8, 6])
+    trials = refits(plan([], repeats=3), [7, 8, 6])
     alone, corrected = verdict_on(trials), verdict_on(trials, earlier=[0.5] * 20)
     assert (alone.decision, corrected.decision) == ("better", "no better")
     p = alone.comparison.difference.p
@@ -226,7 +233,7 @@ def test_judge_corrects_for_earlier_verdicts_on_the_test_images():
 
 
 def test_plan_finals_goes_on_until_the_corrected_p_value_decides():
-    trials = refits(plan([]), [60, 55, 50])
+    trials = refits(plan([], repeats=3), [60, 55, 50])
     assert plan(trials) == []
     assert len(plan(trials, earlier=[1.0] * 10**6)) == 2
 
