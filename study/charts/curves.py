@@ -6,10 +6,12 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from study.charts.svg import Scale, number, percent, series, tag
+from study.charts.svg import Scale, number, percent, series, spread, tag
 
 HEIGHT = 240
 """Height of the plotted area in pixels."""
+ROOM = 0.05
+"""Share of an axis that stays free at both ends of a cloud of dots."""
 MOST_MARKED = 40
 """Largest number of points of a curve that get a mark each."""
 
@@ -41,7 +43,7 @@ def draw_curves(curves: Mapping[str, Points], x: str, y: str) -> Markup:
     if not points:
         return Markup("")
     across = Scale(min(one[0] for one in points), max(one[0] for one in points))
-    up = _roomy([one[1] for one in points])
+    up = spread([one[1] for one in points], room=ROOM)
     parts = [frame(across, up, x, y, whole=True)]
     parts += [path(line, across, up, series(index)) for index, line in enumerate(curves.values())]
     for index, (name, line) in enumerate(curves.items()):
@@ -66,8 +68,8 @@ def draw_dots(dots: Sequence[Dot], x: str, y: str, *, log: bool = False, best: P
         log: whether the horizontal axis is logarithmic.
         best: steps of the best value so far; drawn as a line.
     """
-    across = _roomy([dot.x for dot in dots], log=log)
-    up = _roomy([dot.y for dot in dots])
+    across = spread([dot.x for dot in dots], log=log, room=ROOM)
+    up = spread([dot.y for dot in dots], room=ROOM)
     parts = [frame(across, up, x, y)]
     if best:
         corners = [best[0]]
@@ -112,13 +114,3 @@ def path(line: Points, across: Scale, up: Scale, colour: str) -> Markup:
 def height_of(up: Scale, value: float) -> float:
     """Return the vertical place of a value in pixels."""
     return HEIGHT * (1 - up.at(value) / 100)
-
-
-def _roomy(values: Sequence[float], *, log: bool = False) -> Scale:
-    """Return a scale from the lowest to the highest value, with a little room at both ends."""
-    low, high = min(values), max(values)
-    if log:
-        room = (high / low) ** 0.05 if high > low else 2.0
-        return Scale(low / room, high * room, log=True)
-    room = 0.05 * (high - low) or abs(high) * 0.1 or 1.0
-    return Scale(low - room, high + room)

@@ -7,7 +7,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from study.charts.curves import HEIGHT, height_of, plot
-from study.charts.svg import Scale, number, percent, tag
+from study.charts.svg import Scale, number, percent, spread, tag
 
 Value = str | int | float
 Kind = Literal["linear", "log", "choices"]
@@ -59,8 +59,7 @@ def draw_parallel(lines: Sequence[Line], axes: Mapping[str, Kind]) -> Markup:
 
 
 def _scale(values: Sequence[Value], kind: Kind) -> Scale:
-    numbers = [float(value) for value in values]
-    return Scale(min(numbers), max(numbers), kind == "log")
+    return spread([float(value) for value in values], log=kind == "log")
 
 
 def _places(values: Sequence[Value], kind: Kind) -> dict[Value, float]:
@@ -76,7 +75,7 @@ def _ticks(values: Sequence[Value], kind: Kind) -> list[tuple[str, float]]:
     if kind == "choices":
         return [(str(choice), at) for choice, at in _places(values, kind).items()]
     scale = _scale(values, kind)
-    ends = [scale.low, scale.high] if scale.high > scale.low else [scale.low]
+    ends = [0.0 if scale.zero else scale.low, scale.high] if scale.high > scale.low else [scale.low]
     between = [tick for tick in scale.ticks() if all(abs(scale.at(tick) - scale.at(end)) > 8 for end in ends)]
     return [(_short(tick), height_of(scale, tick)) for tick in [*ends, *between]]
 

@@ -5,10 +5,13 @@ Knows no trial and no class.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+ZERO_GAP = 10.0
+"""Factor between the place of 0 on a logarithmic axis and the lowest other value."""
 COLOURS = 6
 """Number of CSS variables for curves: --series-1 and on."""
 
@@ -20,9 +23,13 @@ class Scale:
     low: float
     high: float
     log: bool = False
+    zero: bool = False
+    """Whether the lower end of a logarithmic axis stands for 0, as the weight decay of the baseline is."""
 
     def at(self, value: float) -> float:
         """Return the place of a value, 0 at the lower end and 100 at the higher one; 50 if the ends are equal."""
+        if self.zero and value <= 0:
+            return 0.0
         low, high, place = (math.log(number) if self.log else number for number in (self.low, self.high, value))
         return 100 * (place - low) / (high - low) if high > low else 50.0
 
@@ -30,6 +37,8 @@ class Scale:
         """Return at most `most` round values between the ends: powers of ten, or multiples of 1, 2 or 5 times one."""
         if self.high <= self.low:
             return [self.low]
+        if self.zero:
+            return [0.0, *Scale(self.low * ZERO_GAP, self.high, self.log).ticks(most - 1)]
         if self.log:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             shown = [10.0**power for power in powers]
@@ -39,6 +48,23 @@ class Scale:
         step = next(step for step in steps if (self.high - self.low) / step < most)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [step * number for number in range(first, last + 1)]
+
+
+def spread(values: Sequence[float], *, log: bool = False, room: float = 0.0) -> Scale:
+    """Return an axis over all values, with a share `room` of its length, or a little, free at both ends.
+
+    On a logarithmic axis, a 0 gets the lower end, a decade below all other values.
+    """
+    placed = [value for value in values if value > 0] if log else list(values)
+    if not placed:  # zeros alone
+        return Scale(0.0, 0.0)
+    low, high = min(placed), max(placed)
+    if log:
+        factor = (high / low) ** room if high > low else (2.0 if room else 1.0)
+        zero = len(placed) < len(values)
+        return Scale(low / factor / (ZERO_GAP if zero else 1.0), high * factor, log=True, zero=zero)
+    free = room * (high - low) or (abs(high) * 0.1 or 1.0 if room else 0.0)
+    return Scale(low - free, high + free)
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:

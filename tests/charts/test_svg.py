@@ -2,7 +2,7 @@
 
 import pytest
 
-from study.charts.svg import Scale, number, tag
+from study.charts.svg import Scale, number, spread, tag
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,19 @@ def test_scale_places_a_value_in_percent(scale, value, place):
 )
 def test_ticks_are_round_and_inside_the_scale(scale, ticks):
     assert scale.ticks() == pytest.approx(ticks)
+
+
+def test_zero_lies_below_all_values_of_a_logarithmic_axis():
+    scale = spread([0.0, 1e-3, 1e-1], log=True, room=0.05)
+    assert scale.at(0.0) == 0 < scale.at(1e-3) < scale.at(1e-1) < 100
+    assert scale.ticks() == pytest.approx([0, 1e-3, 1e-2, 1e-1])
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [0.0, 1e-3], [1e-3]])
+def test_logarithmic_axis_of_few_values_places_each(values):
+    scale = spread(values, log=True, room=0.05)
+    assert all(0 <= scale.at(value) <= 100 for value in values)
+    assert scale.ticks()
 
 
 def test_tag_escapes_texts_and_attributes():

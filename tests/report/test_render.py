@@ -451,6 +451,21 @@ def test_plots_of_several_fields_share_a_drawing(tmp_path, make_recipe):
     record.close()
 
 
+def test_plots_place_a_baseline_outside_of_a_logarithmic_space(tmp_path, make_recipe):
+    """The baseline has no weight decay, and convnext_tiny.toml searches it on a logarithmic scale."""
+    domains = {"lr": Float(1e-5, 1.0, log=True), "weight_decay": Float(1e-8, 0.1, log=True)}
+    space = SearchSpace("small", tmp_path, domains, make_recipe(), Budget(2), Pruner("none"), Resources())
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(Design("search", (space.base,), space, 1)))
+    record.add([Plan(None, "search", make_recipe(weight_decay=value), 0) for value in (0.0, 0.01)])
+    while (plan := record.next_trial()) is not None:
+        record.epoch(plan, result(1, 1))
+        record.epoch(plan, result(2, 1))
+        record.complete(plan)
+    titles = [chart.title for chart in section(record, "Search results").charts]
+    assert "Score by weight decay" in titles
+    record.close()
+
+
 def test_report_says_why_a_long_search_has_no_plots(tmp_path, make_recipe):
     space = SearchSpace(
         "small", tmp_path, {"lr": Float(1e-5, 1.0)}, make_recipe(), Budget(3), Pruner("none"), Resources()
