@@ -9,6 +9,11 @@ from markupsafe import Markup
 from study.charts.curves import HEIGHT, height_of, plot
 from study.charts.svg import Scale, number, percent, spread, tag
 
+FEW_AXES = 4
+"""Most axes whose names have room beside each other; of more, every second name stands below."""
+STRONG_LINES = 12.0
+"""About how many lines are drawn strongly, however many there are: the others must not hide them."""
+
 Value = str | int | float
 Kind = Literal["linear", "log", "choices"]
 """How values lie on an axis: as numbers, or spread evenly in their order."""
@@ -39,18 +44,21 @@ def draw_parallel(lines: Sequence[Line], axes: Mapping[str, Kind]) -> Markup:
         places[name] = _places(values, kind)
         side = "end" if index == len(axes) - 1 else "start" if index == 0 else "middle"
         parts.append(tag("line", x1=across, x2=across, y1=0, y2=HEIGHT, class_="axis"))
-        parts.append(tag("text", name.replace("_", " "), x=across, y=-12, class_=f"tick {side} strong"))
+        below = len(axes) > FEW_AXES and index % 2 == 1
+        y = HEIGHT + 20 if below else -12
+        parts.append(tag("text", name.replace("_", " "), x=across, y=y, class_=f"tick {side} strong"))
         for text, at in _ticks(values, kind):
             shift = -6 if side == "end" else 6
             anchor = "end" if side == "end" else "start"
             parts.append(tag("text", text, x=across, dx=shift, y=at + 4, class_=f"tick {anchor} halo"))
     drawn = []
+    fading = max(3.0, len(lines) / STRONG_LINES)
     for line in sorted(lines, key=lambda line: line.strength):
         corners = " ".join(
             f"{100 * index / max(len(axes) - 1, 1):.2f},{100 * places[name][line.values[name]] / HEIGHT:.2f}"
             for index, name in enumerate(axes)
         )
-        shown = {"stroke": "var(--after)", "stroke_opacity": round(0.12 + 0.88 * line.strength**3, 3)}
+        shown = {"stroke": "var(--after)", "stroke_opacity": round(0.12 + 0.88 * line.strength**fading, 3)}
         linked = {"data_tip": line.tip, "data_trial": line.trial, "vector_effect": "non-scaling-stroke"}
         drawn.append(tag("polyline", points=corners, class_="curve trial", **shown, **linked))
     stretched = tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height=HEIGHT)

@@ -78,3 +78,20 @@ def test_parallel_lines_pass_through_choices_in_their_order():
     drawn = draw_parallel(lines, {"batch_size": "choices", "score": "linear"})
     heights = [float(pair.split(",")[1]) for pair in re.findall(r'points="([\d.,]+) ', drawn)]
     assert heights == [75, 25]
+
+
+def test_every_second_name_of_many_axes_stands_below():
+    axes = {name: "linear" for name in ("lr", "depth", "batch", "decay", "accuracy")}
+    lines = [Line(str(number), dict.fromkeys(axes, float(number)), "", 1.0) for number in (1, 2)]
+    heights = [float(y) for y in re.findall(r' y="([^"]+)" class="tick \w+ strong"', draw_parallel(lines, axes))]
+    assert [height > 0 for height in heights] == [False, True, False, True, False]
+
+
+def test_weak_lines_of_many_trials_fade():
+    def opacity(count):
+        lines = [Line(str(n), {"lr": n, "accuracy": n}, "", n / (count - 1)) for n in range(count)]
+        drawn = draw_parallel(lines, {"lr": "linear", "accuracy": "linear"})
+        return [float(value) for value in re.findall(r'stroke-opacity="([^"]+)"', drawn)]
+
+    assert sum(value > 0.5 for value in opacity(10)) == 3
+    assert sum(value > 0.5 for value in opacity(200)) <= 12
