@@ -4,6 +4,7 @@ This module runs no study.
 """
 
 import warnings
+from collections.abc import Callable
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -41,7 +42,12 @@ def build_sampler(seed: int) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True, constant_liar=True)
 
 
-def propose(study: optuna.Study, space: SearchSpace, seed: int) -> optuna.Trial:
+def propose(
+    study: optuna.Study,
+    space: SearchSpace,
+    seed: int,
+    build: Callable[[int], optuna.samplers.BaseSampler] = build_sampler,
+) -> optuna.Trial:
     """Ask for the next trial of a search.
 
     Failed trials count as worse than every trial that has a score, or the sampler, which ignores them, would go on
@@ -52,9 +58,10 @@ def propose(study: optuna.Study, space: SearchSpace, seed: int) -> optuna.Trial:
         study: the search's trials; the proposal is added to it.
         space: what to propose from.
         seed: seed of the proposal's sampler.
+        build: function that makes the sampler from its seed.
     """
     distributions = build_distributions(space)
-    study.sampler = build_sampler(seed)
+    study.sampler = build(seed)
     trials = study.get_trials(deepcopy=False)
     if any(trial.state is TrialState.FAIL for trial in trials):
         seen = optuna.create_study(direction=study.direction, sampler=study.sampler)
