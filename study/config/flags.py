@@ -41,8 +41,8 @@ DEMO_RECIPE = {"image_size": 32, "augmentation": "none"}
 """Fields of the recipe that --demo sets: the size of the digits, and no mirrored digits, which are no digits."""
 
 
-DEFAULT_PRIOR = NO_PRIOR
-"""Value of --prior, unless it is given."""
+DEFAULT_PRIOR = AUTO_PRIOR
+"""Value of --prior, unless it is given: docs/sampler-and-pruner.md says why."""
 
 
 COMMANDS = ("baseline", "search", "probe", "resume", "reproduce", "models")
@@ -196,7 +196,7 @@ def build_parser() -> Parser:
         nargs="+",
         metavar="auto|none|NAME",
         help="earlier studies whose best recipes are tried first, at most a third of the trials: those of the same"
-        " fields, metric and model, none, or the studies NAME (default: none)",
+        " fields, metric and model, none, or the studies NAME (default: auto)",
     )
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")

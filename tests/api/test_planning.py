@@ -48,7 +48,7 @@ def earlier(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("earlier")
 def test_search_is_planned_with_recipes_of_earlier_studies():
-    job = plan_search("--prior", "auto")
+    job = plan_search()
     (proposal,) = job.design.proposals
     assert (proposal.study, proposal.trial, proposal.values["lr"]) == ("one", 1, 1e-4)
     assert job.remarks == ("study two is left out of the first proposals, since it has not ended",)

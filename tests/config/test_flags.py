@@ -64,7 +64,7 @@ def mlruns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked"), [([], ("none",)), (["auto"], ("auto",)), (["pets-1", "pets-1"], ("pets-1",))]
+    ("arguments", "asked"), [([], ("auto",)), (["none"], ("none",)), (["pets-1", "pets-1"], ("pets-1",))]
 )
 def test_prior_is_a_word_or_names(mlruns, arguments, asked):
     assert read_prior(parse("--search", "resnet18", *(["--prior", *arguments] if arguments else [])), mlruns) == asked
