@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from support.manifests import make_manifest as make_pets_manifest
+from support.manifests import make_space
 
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
@@ -28,6 +29,7 @@ from study.report.study_page import describe, run_command
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import Record
 from study.verdict.judge import choose, reach_verdict
+from study.verdict.screen import plan_first_trials
 
 CLASSES = ("cat", "<script>alert(1)</script>")
 
@@ -207,6 +209,15 @@ def test_report_of_a_running_search_has_no_verdict_yet(tmp_path, make_recipe):
         record.complete(plan)
     record.note("importances", {})
     assert describe(record, None).found == "No verdict yet: the study has not finished."
+    record.close()
+
+
+def test_report_names_the_studies_of_first_proposals(tmp_path, make_recipe):
+    space = make_space(base=make_recipe(), budget=Budget(4))
+    design = Design("search", (space.base,), space, 1, proposals=(Proposal("pets-1", 7, {"lr": 0.5}),))
+    record = Record.create(tmp_path / "studies" / "one", make_manifest(design))
+    record.add(plan_first_trials(record))
+    assert "First proposals: 1 from study pets-1 (trial 7)." in section(record, "Search results").text
     record.close()
 
 
