@@ -53,6 +53,8 @@ MAX_TEMPORARY_PATH_BYTES = 28
 """Longest temporary directory below which Ray's sockets fit: the rest of their path takes 79 bytes, of 107."""
 MIN_PROCESSES = 250
 """Processes and threads that a local Ray and one trial need: 218 were counted with Ray 2.60 on two cores."""
+STARTS, TOO_SLOW = 3, "timed out during startup"
+"""How often a local Ray is started at most, and the words of Ray's error where its processes were too slow."""
 MAX_CAUSE = 400
 """Characters of Ray's own message in an error."""
 
@@ -114,7 +116,7 @@ def ray_session(
             stack.callback(ray.shutdown)
             if address is None:
                 with _variables(environment):
-                    ray.init(address="local", **options)
+                    _start_local(options)
             else:
                 variables = {**environment, CUDA_GRAPHS: os.environ.get(CUDA_GRAPHS, "")}
                 ray.init(address=address, runtime_env={"env_vars": variables}, **options)
@@ -124,6 +126,24 @@ def ray_session(
             for number, handler in handlers.items():  # Ray's own handler would exit before the record is closed
                 signal.signal(number, handler)
         yield scratch
+
+
+def _start_local(options: Mapping[str, Any]) -> None:
+    """Start a local Ray; try again where its processes took more than the 30 s that Ray gives them, on a busy machine.
+
+    Raises:
+        Exception: Ray does not start.
+    """
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if not left or TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
 
 
 @contextlib.contextmanager

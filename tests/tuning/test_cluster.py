@@ -138,6 +138,20 @@ def test_local_ray_starts_below_a_long_temporary_directory(tmp_path):
     assert not Path(done.stdout.strip()).exists()
 
 
+@pytest.mark.parametrize(("message", "starts"), [("The node timed out during startup.", 3), ("No room.", 1)])
+def test_ray_that_was_too_slow_is_started_again(monkeypatch, message, starts):
+    begun = []
+
+    def init(**options):
+        begun.append(options)
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(StudyError, match=re.escape(message)), ray_session(None, verbose=False):
+        pass
+    assert len(begun) == starts
+
+
 def test_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
