@@ -43,11 +43,10 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
         from study.ticker import Screen, Ticker
 
         with contextlib.closing(Ticker(screen or Screen())) as ticker:
-            hush(verbose=config.verbose)
             with contextlib.ExitStack() as stack:
                 if record:
                     stack.callback(record.close)
-                ended = record is not None and _has_ended(record, ticker)
+                ended = record is not None and _has_ended(job, record, ticker)
                 scratch = None if ended else stack.enter_context(_start_ray(job, ticker))
                 from study.console.live import Console
                 from study.tuning.run_study import rebuild_study, run_study
@@ -64,8 +63,9 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
     return result
 
 
-def _has_ended(record: "Record", ticker: "Ticker") -> bool:
+def _has_ended(job: Job, record: "Record", ticker: "Ticker") -> bool:
     ticker.begin("loading torch, Optuna and MLflow")
+    hush(verbose=job.config.verbose)
     from study.tuning.finish_study import has_ended
 
     return has_ended(record)
@@ -83,6 +83,7 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
         check_places(config)
     make_writable(config.mlruns)
     ticker.begin("starting Ray, and loading torch, Optuna and MLflow")
+    hush(verbose=config.verbose)
     loading = threading.Thread(target=_load, name="load")
     loading.start()
     try:

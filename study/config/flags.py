@@ -62,6 +62,13 @@ def build_parser() -> Parser:
         prog="python -m study.run",
         description="Run a transfer learning study: train models with a fixed recipe, or search for a better recipe.",
     )
+    for add in (_add_commands, _add_images, _add_recipe, _add_search, _add_machines):
+        add(parser)
+    return parser
+
+
+def _add_commands(parser: Parser) -> None:
+    """Add the flags that say what to run."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--baseline",
@@ -96,6 +103,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--resume", metavar="NAME|latest", help="continue an interrupted study, or rebuild a study's MLflow runs"
     )
+
+
+def _add_images(parser: Parser) -> None:
+    """Add the flags of images and weights."""
     images = parser.add_argument_group("images and weights")
     images.add_argument(
         "--data",
@@ -141,6 +152,10 @@ def build_parser() -> Parser:
         help="minutes without a network: --data digits --weights none --image-size 32, no augmentation, resnet18 as"
         " baseline, 9 trials of 3 epochs in a search",
     )
+
+
+def _add_recipe(parser: Parser) -> None:
+    """Add the flags that change every recipe."""
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument(
         "--epochs", type=int, metavar="N", help="training epochs (default: 5, or as in the search space)"
@@ -169,6 +184,10 @@ def build_parser() -> Parser:
         action="store_true",
         help="with --baseline: run the assignment's original solution with its mistakes, for comparison",
     )
+
+
+def _add_search(parser: Parser) -> None:
+    """Add the flags that override a search space's file."""
     search = parser.add_argument_group("search (these flags override the search space's file)")
     search.add_argument("--trials", type=int, metavar="N", help="maximum number of trials, including the baseline")
     search.add_argument("--time-budget", metavar="30m", help="maximum wall-clock time; the verdict takes extra time")
@@ -198,6 +217,10 @@ def build_parser() -> Parser:
         help="earlier studies whose best recipes are tried first, at most a third of the trials: those of the same"
         " fields, metric and model, none, or the studies NAME (default: auto)",
     )
+
+
+def _add_machines(parser: Parser) -> None:
+    """Add the flags of machines, stores and records."""
     machines = parser.add_argument_group("machines and records")
     machines.add_argument("--name", help="name of the study (default: baseline or SPACE, and the start time)")
     machines.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlruns/mlflow.db)")
@@ -229,7 +252,6 @@ def build_parser() -> Parser:
     )
     cache.add_argument("--no-cache", action="store_const", const=0.0, dest="cache_gb", help="same as --cache-gb 0")
     machines.add_argument("--verbose", action="store_true", help="show the messages of Ray, Optuna and MLflow")
-    return parser
 
 
 def repeats(text: str) -> Repeats:
