@@ -191,6 +191,7 @@ class Console:
 
     def print_result(self, result: StudyResult) -> None:
         """Print the results of the study, and what to do next."""
+        self._ticker.end()
         self.close()
         print_ending(self._out, result, self._record, self._weights)
 

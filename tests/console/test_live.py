@@ -421,6 +421,15 @@ def test_first_proposals_are_named_with_their_studies(tmp_path, space, make_reci
     assert written(output).count("prior    first proposals: 1 from study pets-1 (trial 7)\n") == 1
 
 
+def test_last_stage_is_done_before_the_result(record):
+    console, output = terminal()
+    console.on_record(record)
+    console.on_stage("writing the report")
+    console.print_result(ended(record))
+    lines = [line.strip() for line in written(output).splitlines()]
+    assert lines.index("done     writing the report") < lines.index(f"files    {record.directory}")
+
+
 def test_live_lines_keep_their_words_in_40_columns(record, space):
     console, output = terminal(width=40)
     console.on_resources(Allotment(2, 0, 1), space)
