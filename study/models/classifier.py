@@ -4,11 +4,12 @@
 the suffix or shares the prefix's outputs.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -153,10 +154,12 @@ def parts_of(model: str, network: nn.Module) -> list[nn.Module]:
 
 def _build_any(model: str, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
     """Build a network that is cut by its graph; the arguments are those of `build`."""
-    with _seeded(seed, "weights"):  # for its head, and for the constants that no file holds
-        network = build_network(model, classes)
-    if pretrained is not None:
-        network.load_state_dict({**network.state_dict(), **pretrained}, assign=True)
+    if pretrained is None:
+        network = _build_seeded(model, classes, seed)
+    else:
+        template = _template(model, classes, seed)
+        template.load_state_dict({**template.state_dict(), **pretrained}, assign=True)
+        network = _copy_modules(template)
     parts = parts_of(model, network)
     prefix, suffix = nn.Sequential(*parts[: BLOCKS - unfreeze_depth]), nn.Sequential(*parts[BLOCKS - unfreeze_depth :])
     frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
@@ -167,6 +170,28 @@ def _build_any(model: str, classes: int, unfreeze_depth: int, pretrained: StateD
     classifier = Classifier(model, network, prefix, suffix)
     classifier.set_evaluation()
     return classifier
+
+
+def _build_seeded(model: str, classes: int, seed: int) -> nn.Module:
+    with _seeded(seed, "weights"):
+        return build_network(model, classes)
+
+
+@lru_cache(maxsize=1)
+def _template(model: str, classes: int, seed: int) -> nn.Module:
+    """Return the network of the last call again, for its head, and for the constants that no file holds.
+
+    Drawing the values that a file then replaces takes most of the time of a start.
+    """
+    return _build_seeded(model, classes, seed)
+
+
+def _copy_modules(network: nn.Module) -> nn.Module:
+    """Return a copy of a network whose tensors are others, but share the values."""
+    shared: dict[int, object] = {id(buffer): buffer.detach() for buffer in network.buffers()}
+    for parameter in network.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(network, shared)
 
 
 def _chain(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:

@@ -211,3 +211,23 @@ def test_build_initialises_any_models_head(model: str) -> None:
     last = ARCHITECTURES[model].last_layer
     assert torch.equal(one.get_submodule(last).weight, other.get_submodule(last).weight)
     assert not any(tensor.is_meta for name, tensor in one.state_dict().items() if name not in bare)
+
+
+@pytest.mark.parametrize("model", ["timm/test_vit", "timm/test_efficientnet"])
+def test_build_begins_anew_after_training(model: str) -> None:
+    """Networks of one process are copies of one; nothing of a trial's training is left for the next."""
+    given = {
+        name: tensor.clone()
+        for name, tensor in build(
+            model, classes=3, unfreeze_depth=0, pretrained=None, seed=1
+        ).network.named_parameters()
+        if not name.startswith(("head.", "classifier."))
+    }
+    first = build(model, classes=3, unfreeze_depth=5, pretrained=given, seed=0)
+    before = copy_of(first.network.state_dict())
+    with torch.no_grad():
+        for tensor in first.network.state_dict().values():
+            tensor.add_(1)
+    second = build(model, classes=3, unfreeze_depth=2, pretrained=given, seed=0)
+    assert changed(before, second.network.state_dict()) == set()
+    assert any(parameter.requires_grad for parameter in first.network.parameters())
