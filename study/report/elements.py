@@ -16,6 +16,10 @@ FIGURE = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?( to [\d.]+| ?%)?\*?|–")
 READ = "* Frozen blocks' outputs were read from the feature store, so this is not the speed of training from images."
 
 
+MOST_ROWS = 40
+"""Rows of a table that is shown whole: two screens of a phone."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text cells with column headings."""
@@ -32,6 +36,11 @@ class Table:
         """Whether each column holds numbers; such columns are aligned right and first sorted in descending order."""
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
         return [any(column) and all(FIGURE.fullmatch(cell) for cell in column) for column in columns]
+
+    @property
+    def tall(self) -> bool:
+        """Whether the table has so many rows that the page lets it scroll in a box of its own."""
+        return len(self.rows) > MOST_ROWS
 
     @property
     def note(self) -> str:

@@ -702,3 +702,9 @@ def test_page_of_many_classes_draws_no_matrix(tmp_path, make_recipe):
     assert found.tables[0].rows == [("class 3", "class 7", "2", "100.0%")]
     assert len(describe(record, None).summary.recalls) == 10
     record.close()
+
+
+@pytest.mark.parametrize(("most", "tall"), [(1, True), (40, False)])
+def test_table_of_many_rows_scrolls_in_a_box(make_record, monkeypatch, most, tall):
+    monkeypatch.setattr("study.report.elements.MOST_ROWS", most)
+    assert ('class="wide tall"' in render([(make_record("search"), None)])) == tall
