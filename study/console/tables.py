@@ -16,6 +16,8 @@ from study.verdict.trial_table import Row
 
 BEST = 5
 """Trials in the table of the best."""
+SHORTER = {"parameters": "params"}
+"""Headings that would take the room of names."""
 
 
 def best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) -> Table:
@@ -70,12 +72,13 @@ def baseline_table(rows: Sequence[Row]) -> Table:
 
 
 def probe_table(rows: Sequence[ProbeRow], metric: str) -> Table:
-    """Build the table of linear probes, the best first."""
-    table = Table(title="Linear probes, the best first", title_justify="left")
+    """Build the table of linear probes, the best first; a terminal of 80 columns has room for whole names."""
+    table = Table(title="Linear probes, the best first", title_justify="left", pad_edge=False)
     for heading in PROBE_COLUMNS:
-        table.add_column(heading, overflow="fold")  # the end of a name tells models apart
+        table.add_column(SHORTER.get(heading, heading), overflow="fold")  # the end of a name tells models apart
     for row in rows:
-        table.add_row(*probe_cells(row, metric))
+        model, accuracy, interval, *rest = probe_cells(row, metric)
+        table.add_row(model.replace("/", "/\n").replace(".", "\n."), accuracy, interval.replace(" to ", "–"), *rest)
     if any(row.hopeless for row in rows):
         table.caption, table.caption_justify = HOPELESS_NOTE, "left"
     return table
