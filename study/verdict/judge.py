@@ -178,8 +178,7 @@ def judge(
     elif sides is None:
         reason = f"none of {count_seeds(len(planned))} has complete refits of both recipes"
     else:
-        level = level_of_look(len(seeds)) if stops_early else 1 - CONFIDENCE
-        comparison = _compare_sides(before, after, sides, labels, classes, metric, level, earlier)
+        comparison = _compare_sides(before, after, sides, labels, classes, metric, stops_early, earlier)
         decision = decide(comparison.difference, earlier)
     reached = winner.score
     assert reached is not None
@@ -220,11 +219,13 @@ def _compare_sides(
     labels: Sequence[int],
     classes: Sequence[str],
     metric: str,
-    level: float,
+    stops_early: bool,
     earlier: Sequence[float],
 ) -> Comparison:
     right = [_correct(tests, labels) for tests in (before, after)]
-    difference = _compare(before, after, labels, metric, level)
+    difference = _compare(before, after, labels, metric, level_of_look(len(before)) if stops_early else 1 - CONFIDENCE)
+    if stops_early and difference.mean <= 0:  # nothing is called better, so the looks before need no allowance
+        difference = _compare(before, after, labels, metric, 1 - CONFIDENCE)
     confusions = [np.array(side.confusion) for side in sides]
     return Comparison(
         winner=sides[1],

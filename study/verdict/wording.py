@@ -79,8 +79,8 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             lines.append(("optimism", f"{points}: {validated} minus mean test {name}"))
     if comparison:
         if verdict.stops_early:
-            pairs = f"{len(verdict.seeds)}, as many as the answer needed; interval and p-value allow for the choice"
-            lines.append(("pairs of seeds", pairs))
+            allowance = "; interval and p-value allow for the choice" if comparison.difference.mean > 0 else ""
+            lines.append(("pairs of seeds", f"{len(verdict.seeds)}, as many as the answer needed{allowance}"))
         if comparison.difference.p is not None:
             text = f"{comparison.difference.p:.2g}, for new test images and new seeds"
             if others := comparison.earlier_verdicts:

@@ -223,6 +223,11 @@ def test_judge_widens_the_interval_of_an_early_stop():
     assert early.p == pytest.approx(min(1, plain.p * 0.05 / 0.0056))
 
 
+def test_judge_allows_for_no_looks_where_nothing_is_gained():
+    trials = refits(plan([]), [-9, 4])
+    assert verdict_on(trials, stops_early=True).comparison == verdict_on(trials).comparison
+
+
 def test_judge_corrects_for_earlier_verdicts_on_the_test_images():
     trials = refits(plan([], repeats=3), [7, 8, 6])
     alone, corrected = verdict_on(trials), verdict_on(trials, earlier=[0.5] * 20)
