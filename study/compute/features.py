@@ -201,11 +201,13 @@ def gather(images: HostPixels, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     An epoch is never whole in memory: at most two parts of it are.
     """
     size = images.shape[1] * images.shape[2] * images.shape[3]
-    parts = order.split(min(WINDOW, max(CHUNK, WINDOW_BYTES // size // CHUNK * CHUNK)))
+    window = min(WINDOW, max(CHUNK, WINDOW_BYTES // size // CHUNK * CHUNK))
     if isinstance(images, Tensor):
-        for part in parts:
+        for part in order.split(window):
             yield part, images[part.to(images.device, non_blocking=True)]
         return
+    # Nothing is computed while the first part is read, so it is small.
+    parts = (order[:CHUNK], *order[CHUNK:].split(window)) if len(order) > CHUNK else (order,)
     reader = ThreadPoolExecutor(1, "gather")
     try:
         ahead = reader.submit(images.__getitem__, parts[0].numpy())

@@ -205,8 +205,8 @@ def read_image(
             _check_pixels(image, PROGRESSIVE_FACTOR)
         image.draft(None, (2 * size[0], 2 * size[1]))
         _check_pixels(image)
-        upright = _to_rgb(ImageOps.exif_transpose(image), grey_range or FULL_GREY)
-        fitted = _FITS[fit](upright, size, Image.Resampling.BILINEAR)
+        ImageOps.exif_transpose(image, in_place=True)  # else a copy even of an image that is upright
+        fitted = _FITS[fit](_to_rgb(image, grey_range or FULL_GREY), size, Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
@@ -357,4 +357,4 @@ def _to_rgb(image: Image.Image, grey_range: Sequence[int]) -> Image.Image:
         image = Image.fromarray(np.rint(scaled).astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
