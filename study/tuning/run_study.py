@@ -152,8 +152,7 @@ def run_study(
         else:
             desk.run(train=desk.dataset.train, test=desk.dataset.test)
             keep_models(desk.record, desk.dataset, desk.pretrained)
-        observer.on_stage("writing the report, sending results to MLflow, registering")
-        return conclude(desk.record, desk.tracker, desk.dataset)
+        return _conclude(observer, desk.record, desk.tracker, desk.dataset)
 
 
 def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
@@ -162,9 +161,13 @@ def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> St
     client = connect(_store(config), verbose=config.verbose)
     observer.on_record(record)
     dataset = find_images(record, _pixel_store(config))
-    observer.on_stage("writing the report, sending results to MLflow, registering")
     with _tracking(config, record, dataset, client) as tracker:
-        return conclude(record, tracker, dataset)
+        return _conclude(observer, record, tracker, dataset)
+
+
+def _conclude(observer: Observer, record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
+    observer.on_stage("writing the report, sending results to MLflow, registering")
+    return conclude(record, tracker, dataset)
 
 
 def _search(desk: _Desk, space: SearchSpace) -> None:

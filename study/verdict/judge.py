@@ -223,9 +223,10 @@ def _compare_sides(
     earlier: Sequence[float],
 ) -> Comparison:
     right = [_correct(tests, labels) for tests in (before, after)]
-    difference = _compare(before, after, labels, metric, level_of_look(len(before)) if stops_early else 1 - CONFIDENCE)
-    if stops_early and difference.mean <= 0:  # nothing is called better, so the looks before need no allowance
-        difference = _compare(before, after, labels, metric, 1 - CONFIDENCE)
+    # Without a gain nothing is called better, so the looks before need no allowance.
+    gained = _mean_score(sides[1], metric) > _mean_score(sides[0], metric)
+    level = level_of_look(len(before)) if stops_early and gained else 1 - CONFIDENCE
+    difference = _compare(before, after, labels, metric, level)
     confusions = [np.array(side.confusion) for side in sides]
     return Comparison(
         winner=sides[1],

@@ -24,6 +24,7 @@ NEAR = 0.1
 """Two recipes count as one if no number differs by more than this part of its domain, and no choice differs."""
 FREE = {"epochs", "image_size", "fit", "augmentation", "class_weights", "views"}
 """Fixed fields that may differ between a study and an earlier one that --prior auto takes recipes from."""
+UNREADABLE = "its record cannot be read"
 
 Values = Mapping[str, Any]
 
@@ -42,6 +43,7 @@ def find_proposals(design: Design, mlruns: Path) -> tuple[tuple[Proposal, ...], 
     if space is None or design.prior == (NO_PRIOR,):
         return (), remarks
     named = design.prior != (AUTO_PRIOR,)
+    left_out = "study {} is left out of the first proposals, since {}".format
     histories: dict[str, list[TrialRecord]] = {}
     for journal in list_journals(mlruns):
         name = journal.parent.name
@@ -49,18 +51,18 @@ def find_proposals(design: Design, mlruns: Path) -> tuple[tuple[Proposal, ...], 
             continue
         other = glance(journal)
         if other is None:
-            remarks.append(f"study {name} is left out of the first proposals, since its record cannot be read")
+            remarks.append(left_out(name, UNREADABLE))
         elif named and (lack := _lack(space, other.manifest)):
             raise ConfigError(f"--prior: {name} {lack}. Leave it out.")
         elif not named and not _fits(design, other.manifest):
             continue
         elif other.verdict is None:
-            remarks.append(f"study {name} is left out of the first proposals, since it has not ended")
+            remarks.append(left_out(name, "it has not ended"))
         else:
             try:
                 histories[name] = best_trials(Record.read(journal.parent).trials())
             except StudyError:
-                remarks.append(f"study {name} is left out of the first proposals, since its record cannot be read")
+                remarks.append(left_out(name, UNREADABLE))
     given = {
         name: [(trial.number, {field: getattr(trial.plan.recipe, field) for field in space.domains}) for trial in found]
         for name, found in histories.items()

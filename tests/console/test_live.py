@@ -99,6 +99,12 @@ def written(output):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
 
 
+def begin(console, record, space):
+    """Let a search begin, with one trial of two cores at a time."""
+    console.on_resources(Allotment(2, 0, 1), space)
+    console.on_record(record)
+
+
 def run(record, *accuracies, console=None):
     """Run the next trial of a search to its end; return its plan."""
     plan = record.next_trial()
@@ -162,8 +168,7 @@ def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
 
 def test_search_shows_best_five_tally_and_time(record, space):
     console, output = terminal()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     for right in (1, 2, 3, 4, 5, 6):
         run(record, right, right, console=console)
     plan = record.next_trial()
@@ -288,8 +293,7 @@ def test_search_is_announced_with_space_budget_and_resources(space):
 
 def test_end_of_a_search_shows_recipe_tally_and_verdict(record, space):
     console, output = pipe()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     run(record, 3, 3)
     best = run(record, 6, 9)
     console.print_result(ended(record, importances={"lr": 0.75, "optimizer": 0.25}))
@@ -305,8 +309,7 @@ def test_end_of_a_search_shows_recipe_tally_and_verdict(record, space):
 
 def test_search_that_the_baseline_won_says_so(record, space):
     console, output = pipe()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     run(record, 8, 9)
     run(record, 9, 8)
     console.print_result(ended(record))
@@ -315,8 +318,7 @@ def test_search_that_the_baseline_won_says_so(record, space):
 
 def test_time_budget_that_no_trial_kept_is_the_reason(record, space):
     console, output = pipe()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     record.set_budget(Budget(9, 1e-9))
     run(record, 5, 5, console=console)
     result = ended(record)
@@ -349,8 +351,7 @@ def test_trial_that_predicts_one_class_is_marked(record):
 
 def test_close_trials_are_named_with_their_images(record, space):
     console, output = pipe()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     for right in (8, 9, 5):
         run(record, 3, right)
     console.print_result(ended(record))
@@ -362,8 +363,7 @@ def test_table_of_the_best_shows_the_metric_that_decides(tmp_path, space):
     record = Record.create(tmp_path / "two", make_manifest(design))
     record.add([Plan(None, "search", space.base, 0)])
     console, output = pipe()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     run(record, 3, 8)
     console.print_result(ended(record))
     record.close()
@@ -432,8 +432,7 @@ def test_last_stage_is_done_before_the_result(record):
 
 def test_live_lines_keep_their_words_in_40_columns(record, space):
     console, output = terminal(width=40)
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     run(record, 5, 6, console=console)
     plan = record.next_trial()
     console.on_start(plan)
@@ -446,8 +445,7 @@ def test_live_lines_keep_their_words_in_40_columns(record, space):
 
 def test_end_of_a_search_breaks_no_words_in_80_columns(record, space):
     console, output = terminal()
-    console.on_resources(Allotment(2, 0, 1), space)
-    console.on_record(record)
+    begin(console, record, space)
     run(record, 3, 3)
     run(record, 6, 9)
     output.truncate(0)
