@@ -56,7 +56,7 @@ def kill_driver(room: Path, generator: random.Random, reference: Reference) -> O
     strikes: list[str] = []
     had: set[Process] = set()
     session = begin(room, reference.size, concurrent)
-    # A part below 0 strikes within the first five seconds, whether or not a record exists yet.
+    # A part below 0 strikes soon after the start, whether or not a record exists yet.
     for part in sorted(generator.uniform(-0.1, 1) for _ in range(reference.size.kills)):
         if not run_past(part, room, session, generator, reference):
             break
@@ -88,7 +88,7 @@ def kill_node(room: Path, generator: random.Random, reference: Reference) -> Out
             session = begin(room, reference.size, 2, "--ray-address", address, "--cpus-per-trial", "1", **token)
             while session.runs and not trial_processes(second.pid):
                 time.sleep(0.1)
-            session.run_on(generator.uniform(0, 10))
+            session.run_on(generator.uniform(0, reference.size.pause_s))
             strikes = [phase_of(room)] if session.runs else []
         return Outcome(strikes, finish(room, session, reference))
 
@@ -230,7 +230,7 @@ def has_traceback(log: Path) -> bool:
 
 
 def run_past(part: float, room: Path, session: Session, generator: random.Random, reference: Reference) -> bool:
-    """Let a session run until its journal reaches a part of the reference's lines, and up to five seconds longer.
+    """Let a session run until its journal reaches a part of the reference's lines, and a random pause longer.
 
     The clock is not used, because the machine may be faster now than when the reference ran.
 
@@ -239,7 +239,7 @@ def run_past(part: float, room: Path, session: Session, generator: random.Random
     """
     while session.runs and lines_of(room) < part * reference.lines:
         time.sleep(0.05)
-    return session.run_on(generator.uniform(0, 5))
+    return session.run_on(generator.uniform(0, reference.size.pause_s))
 
 
 def fill(file: Path) -> None:

@@ -32,10 +32,12 @@ class Size:
     pruner: str
     kills: int
     """Most kills of the study's driver."""
+    pause_s: float
+    """Most seconds between a state of the study and the fault that strikes it there."""
 
 
-FULL = Size(fraction=0.2, trials=8, epochs=3, repeats=2, pruner="asha", kills=10)
-SHORT = Size(fraction=0.05, trials=2, epochs=2, repeats=1, pruner="none", kills=1)
+FULL = Size(fraction=0.2, trials=8, epochs=3, repeats=2, pruner="asha", kills=10, pause_s=5)
+SHORT = Size(fraction=0.05, trials=2, epochs=2, repeats=1, pruner="none", kills=1, pause_s=1)
 SPACE = """
 model = "resnet18"
 [space]

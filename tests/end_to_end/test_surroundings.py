@@ -14,6 +14,7 @@ USER = "54321"
 BASELINE = "-m study.run --baseline resnet18 --demo --fraction 0.05 --epochs 1 --image-size 32 --cpus-per-trial 1"
 AS_USER = ["setpriv", "--reuid", USER, "--regid", USER, "--clear-groups", "--inh-caps=-all,+dac_read_search"]
 AS_USER += ["--ambient-caps=-all,+dac_read_search", "--bounding-set=-all,+dac_read_search"]
+AS_USER += ["--securebits=+no_setuid_fixup"]  # without it, access(2) ignores the right to read everything
 """Command of a user who may read everything, since the tests' Python may lie in a closed home, but is not root."""
 
 
