@@ -25,6 +25,8 @@ class Scale:
     log: bool = False
     zero: bool = False
     """Whether the lower end of a logarithmic axis stands for 0, as the weight decay of the baseline is."""
+    whole: bool = False
+    """Whether all values are whole, as numbers of blocks are; the ticks are then, too."""
 
     def at(self, value: float) -> float:
         """Return the place of a value, 0 at the lower end and 100 at the higher one; 50 if the ends are equal."""
@@ -45,7 +47,8 @@ class Scale:
             return shown[:: math.ceil(len(shown) / most)] if len(shown) > 1 else [self.low, self.high]
         power = 10.0 ** (math.floor(math.log10(self.high - self.low)) - 1)
         steps = (factor * power for factor in (1, 2, 5, 10, 20, 50, 100))
-        step = next(step for step in steps if (self.high - self.low) / step < most)
+        fitting = (step for step in steps if (self.high - self.low) / step < most)
+        step = next(step for step in fitting if step >= 1 or not self.whole)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [step * number for number in range(first, last + 1)]
 
@@ -64,7 +67,7 @@ def spread(values: Sequence[float], *, log: bool = False, room: float = 0.0) -> 
         zero = len(placed) < len(values)
         return Scale(low / factor / (ZERO_GAP if zero else 1.0), high * factor, log=True, zero=zero)
     free = room * (high - low) or (abs(high) * 0.1 or 1.0 if room else 0.0)
-    return Scale(low - free, high + free)
+    return Scale(low - free, high + free, whole=all(float(value).is_integer() for value in placed))
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:

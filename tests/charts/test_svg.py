@@ -28,6 +28,11 @@ def test_ticks_are_round_and_inside_the_scale(scale, ticks):
     assert scale.ticks() == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize(("values", "ticks"), [([0, 3], [0, 1, 2, 3]), ([1, 2], [1, 2]), ([4], [4])])
+def test_ticks_of_whole_values_are_whole(values, ticks):
+    assert spread(values, room=0.05).ticks() == ticks
+
+
 def test_zero_lies_below_all_values_of_a_logarithmic_axis():
     scale = spread([0.0, 1e-3, 1e-1], log=True, room=0.05)
     assert scale.at(0.0) == 0 < scale.at(1e-3) < scale.at(1e-1) < 100
