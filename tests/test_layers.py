@@ -47,8 +47,8 @@ PACKAGES = {
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
     "tuning": [
-        "cluster", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model", "finish_study",
-        "run_study", "reproduce",
+        "cluster", "stages", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model",
+        "finish_study", "run_study", "reproduce",
     ],
     "console": ["tables", "ending", "live"],
     "api": [

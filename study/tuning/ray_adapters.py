@@ -7,7 +7,7 @@ Needs a Ray that this process has joined. Knows no data set, no model and no MLf
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -23,11 +23,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from study.config.plan import Plan
-from study.errors import RecordError, StudyError
+from study.errors import RecordError
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import TIME_IS_UP, Record
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest
 from study.tuning.cluster import Allotment, describe_shortage
+from study.tuning.stages import KEY, Stage, put_stages, with_inputs
 from study.tuning.trainable import trainable
 
 RETRIES = 2
@@ -53,9 +54,9 @@ class Listener(Protocol):
 
 
 class _PastTune(BaseException):
-    """Carry a study's error out of Ray Tune, which would treat any Exception as a trial's error and go on."""
+    """Carry an error of the study out of Ray Tune, which would treat it as a trial's error and go on."""
 
-    def __init__(self, error: StudyError) -> None:
+    def __init__(self, error: Exception) -> None:
         self.error = error
 
 
@@ -63,18 +64,22 @@ class _PastTune(BaseException):
 def _past_tune() -> Iterator[None]:
     try:
         yield
-    except StudyError as error:
+    except Exception as error:
         raise _PastTune(error) from error
 
 
 class RecordSearcher(Searcher):
-    """Give Ray Tune the record's next trial, and write into the record how a trial ended."""
+    """Give Ray Tune the record's next trial, stage by stage, and write into the record how a trial ended."""
 
-    def __init__(self, record: Record, listeners: Sequence[Listener]) -> None:
-        """Serve the trials of `record`."""
+    def __init__(self, record: Record, listeners: Sequence[Listener], stages: Iterable[Stage]) -> None:
+        """Serve the trials of `record`; when it has none to run, go on to the next of `stages`."""
         super().__init__()
         self._record = record
         self._listeners = listeners
+        self._stages = iter(stages)
+        self._stage: Stage | None = None
+        self.finished = False
+        """Whether the trials of all stages have ended."""
         self._running: dict[str, Plan] = {}
         self._reporting: set[str] = set()
         self._deaths: Counter[str] = Counter()
@@ -85,17 +90,25 @@ class RecordSearcher(Searcher):
     @_past_tune()
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's type omits FINISHED
         """Return the next trial's configuration, FINISHED, or None to be asked again later."""
-        plan = self._next()
+        plan = self._next() if self._stage is not None else None
+        while plan is None and not self._running and self._begin_stage():
+            plan = self._next()
         if plan is None:
             # A running trial may have to run again, but after FINISHED Ray Tune asks for no more trials.
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = plan
         for listener in self._listeners:
             listener.on_start(plan)
-        return {"plan": plan}
+        return {"plan": plan, KEY: self._stage}
+
+    def _begin_stage(self) -> bool:
+        """Begin the next stage, which may add trials to the record, and return whether there is one."""
+        self._stage = next(self._stages, None)
+        self.finished = self._stage is None
+        return not self.finished
 
     def _next(self) -> Plan | None:
-        """Return the plan to run now, if any; a repeated trial runs only while no other trial runs."""
+        """Return the stage's plan to run now, if any; a repeated trial runs only while no other trial runs."""
         if any(plan.key in self._repeated for plan in self._running.values()):
             return None
         if self._to_restart:
@@ -167,6 +180,14 @@ class RecordSearcher(Searcher):
                 listener.on_change(plan)
         self._running.clear()
         self._reporting.clear()
+
+    def end_waiting(self) -> None:
+        """End the trials that still waited for resources when the time of the search was up."""
+        for plan in self.waiting:
+            self._record.prune(plan, TIME_IS_UP)
+            for listener in self._listeners:
+                listener.on_change(plan)
+        self._running.clear()
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the only state."""
@@ -290,7 +311,7 @@ class RecordStopper(Stopper):
 
 def run_trials(
     record: Record,
-    inputs: Inputs,
+    stages: Iterable[Inputs],
     listeners: Sequence[Listener],
     *,
     resources: Allotment,
@@ -299,45 +320,42 @@ def run_trials(
 ) -> None:
     """Run all trials that the record has waiting or proposes, on the Ray that this process has joined.
 
+    Processes of trials live on from stage to stage.
+
     Args:
         record: source of the trials and store of their results.
-        inputs: images and weights that all trials share through Ray's object store.
+        stages: images and settings of the trials. The first are for the trials that the record has now. When those have
+            ended, the iterator goes on: it may add further trials, and gives their inputs, with the same weights.
         listeners: receivers of callbacks, called after the record is written.
         resources: CPUs and GPUs of one trial, and the number of concurrent trials.
         scratch: directory for Ray Tune's own files, which nobody reads.
-        function: trainable that runs each trial, with the trial's configuration and `inputs`.
+        function: trainable that runs each trial, with the trial's configuration and its `inputs`.
 
     Raises:
         RecordError: the record, or a checkpoint that must be kept, can no longer be written.
+        Exception: what `stages` raises.
     """
-    searcher = RecordSearcher(record, listeners)
-    while not _run_until_tune_gives_up(record, inputs, searcher, listeners, resources, scratch, function):
-        pass
-    for plan in searcher.waiting:  # the stopper has ended the search
-        record.prune(plan, TIME_IS_UP)
-        for listener in listeners:
-            listener.on_change(plan)
+    searcher = RecordSearcher(record, listeners, put_stages(stages))
+    while not searcher.finished:
+        _run_tune(record, searcher, listeners, resources, scratch, function)
+        searcher.end_waiting()
 
 
-def _run_until_tune_gives_up(
+def _run_tune(
     record: Record,
-    inputs: Inputs,
     searcher: RecordSearcher,
     listeners: Sequence[Listener],
     resources: Allotment,
     scratch: Path,
     function: Callable[..., None],
-) -> bool:
-    """Run the trials, and return whether Ray Tune came to their end.
+) -> None:
+    """Run trials until all stages have ended, or the stopper ends the search, or Ray Tune gives up.
 
     Where Ray's memory monitor ends a process, or Ray loses one in another rare way, Ray Tune gives up all trials. The
-    searcher then hands them out again.
+    searcher will then hand them out again.
     """
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(function, inputs=inputs),
-            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
-        ),
+        tune.with_resources(with_inputs(function), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=RecordScheduler(record, searcher, listeners),
@@ -361,5 +379,3 @@ def _run_until_tune_gives_up(
         if not isinstance(error.__cause__, RayError):
             raise
         searcher.take_back(out_of_memory=isinstance(error.__cause__, OutOfMemoryError))
-        return False
-    return True

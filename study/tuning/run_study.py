@@ -87,21 +87,22 @@ class _Desk:
     tracker: Tracker
     observer: Observer
     resources: Allotment
-    scratch: Path
 
     @property
     def listeners(self) -> Sequence[Listener]:
         """Receivers of the callbacks for trials."""
         return [self.observer, self.tracker]
 
-    def run(
+    def stage(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
-    ) -> None:
-        """Run the record's waiting trials on these images; `share` caches the outputs of their common prefixes."""
+    ) -> Iterator[Inputs]:
+        """Yield the inputs of trials on these images; `share` caches the outputs of their common prefixes."""
         for images in (train, validation):
             if images is not None:
                 assert images.fingerprint  # computed once, here, and sent to the trials with the images
-        inputs = Inputs(
+        # The handles keep the servers alive until the trials have ended.
+        servers = serve_images((train, validation, test)) if self.config.ray_address else []
+        yield Inputs(
             train=train,
             validation=validation,
             test=test,
@@ -112,15 +113,6 @@ class _Desk:
             cache_gb=self.config.cache_gb if share else 0.0,
             study=self.record.manifest.uid,
             checkpoints=self.record.checkpoints,
-        )
-        # The handles keep the servers alive until the trials have ended.
-        servers = serve_images((train, validation, test)) if self.config.ray_address else []
-        run_trials(
-            self.record,
-            inputs,
-            self.listeners,
-            resources=self.resources,
-            scratch=self.scratch,
         )
         del servers
 
@@ -143,14 +135,15 @@ def run_study(
         StudyError: the study cannot begin, or cannot resume as it began.
         KeyboardInterrupt: the user stopped the study; its runs end as KILLED.
     """
-    with _begin(config, design, observer, scratch, record) as desk:
+    with _begin(config, design, observer, record) as desk:
         if design.space:
-            _search(desk, design.space)
+            stages = _search(desk, design.space)
         elif design.validates:
-            rest, held_out = desk.parts
-            desk.run(train=rest, validation=held_out, share=True)
+            stages = desk.stage(train=desk.parts[0], validation=desk.parts[1], share=True)
         else:
-            desk.run(train=desk.dataset.train, test=desk.dataset.test)
+            stages = desk.stage(train=desk.dataset.train, test=desk.dataset.test)
+        run_trials(desk.record, stages, desk.listeners, resources=desk.resources, scratch=scratch)
+        if not design.validates:
             keep_models(desk.record, desk.dataset, desk.pretrained)
         return _conclude(observer, desk.record, desk.tracker, desk.dataset)
 
@@ -170,9 +163,10 @@ def _conclude(observer: Observer, record: Record, tracker: Tracker, dataset: Dat
     return conclude(record, tracker, dataset)
 
 
-def _search(desk: _Desk, space: SearchSpace) -> None:
+def _search(desk: _Desk, space: SearchSpace) -> Iterator[Inputs]:
     """Search a space on training and validation images, then refit and test its best recipe and the baseline.
 
+    Yields the inputs of each stage once the record holds its first trials, and goes on when all of them have ended.
     No trial of the search or of the re-ranking gets the test images. Each trial of the verdict opens them once.
     """
     record, dataset, design = desk.record, desk.dataset, desk.design
@@ -180,15 +174,15 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
     rest, held_out = desk.parts
     if not record.judging:  # else the search has ended, and the verdict's trials need other images
         if design.screened:
-            desk.run(train=rest, validation=held_out, share=True)
+            yield from desk.stage(train=rest, validation=held_out, share=True)
             record.keep_models(promising_models(record))
             record.add(plan_first_trials(record))
-        desk.run(train=rest, validation=held_out, share=True)
+        yield from desk.stage(train=rest, validation=held_out, share=True)
     record.note("importances", record.importances())
     while plans := plan_reranks(record, desk.config.seed):
         record.add(plans)
         rest, held_out = _parts(dataset, plans[0].seed)
-        desk.run(train=rest, validation=held_out, share=True)
+        yield from desk.stage(train=rest, validation=held_out, share=True)
     winner = find_winner(record)
     if winner:
         labels = dataset.test.labels.tolist()
@@ -197,16 +191,14 @@ def _search(desk: _Desk, space: SearchSpace) -> None:
         while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier, metric=design.metric):
             record.add(plans)
             reuse_refits(record, baseline, desk.listeners)
-            desk.run(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
+            yield from desk.stage(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
         verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
         keep_model(record, kept, dataset, desk.pretrained[kept.model])
 
 
 @contextmanager
-def _begin(
-    config: StudyConfig, design: Design, observer: Observer, scratch: Path, record: Record | None
-) -> Iterator[_Desk]:
+def _begin(config: StudyConfig, design: Design, observer: Observer, record: Record | None) -> Iterator[_Desk]:
     """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs."""
     with ExitStack() as stack:
         observer.on_stage("reading the images")
@@ -260,7 +252,7 @@ def _begin(
         record.add(plan_screens(design, config.seed) or plan_first_trials(record))
         observer.on_record(record)
         tracker = stack.enter_context(_tracking(config, record, dataset, client))
-        yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources, scratch)
+        yield _Desk(config, design, dataset, parts, pretrained, record, tracker, observer, resources)
 
 
 @contextmanager

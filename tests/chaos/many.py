@@ -85,7 +85,7 @@ def main() -> int:
             resources = share_resources(1, None, 2, trials=trials)
             watch = Watch()
             listeners = [tracker, watch]
-            run_trials(record, inputs, listeners, resources=resources, scratch=scratch, function=report_number)
+            run_trials(record, [inputs], listeners, resources=resources, scratch=scratch, function=report_number)
         unsent = tracker.finish("FINISHED", {}, {})
         faults = find_faults(record, client, trials)
         record.close()

@@ -186,7 +186,7 @@ def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_rec
     record.add(Plan(None, "search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
     inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
     with ray_session(None, verbose=False) as scratch:
-        run_trials(record, inputs, [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
+        run_trials(record, [inputs], [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
     record.close()
     assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
     assert record.trials()[1].reason == "its process died 3 times, for lack of memory perhaps."

@@ -19,15 +19,18 @@ from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
 from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper
+from study.tuning.stages import Stage
 
 BUSY_CLUSTER = """
 import json
 from pathlib import Path
 import ray
+from support.images import make_images
 from support.manifests import make_manifest, make_space
 from study.config.plan import Plan
 from study.config.search_space import Budget
 from study.results.record import Record
+from study.training.run_trial import Inputs
 from study.tuning.cluster import Allotment, ray_session
 from study.tuning.ray_adapters import run_trials
 
@@ -42,6 +45,7 @@ def never(config, *, inputs): raise AssertionError
 space = make_space(budget=Budget(3, 10.0))
 record = Record.create(Path("busy").absolute(), make_manifest(space=space))
 record.add([Plan(None, "search", space.base, 0)])
+inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
 with ray_session(None, verbose=False) as scratch:
     cores = ray.cluster_resources()["CPU"]
     @ray.remote(num_cpus=cores)
@@ -49,7 +53,7 @@ with ray_session(None, verbose=False) as scratch:
         def there(self): pass
     other = Other.remote()
     ray.get(other.there.remote())
-    run_trials(record, None, [Witness()], resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
+    run_trials(record, [inputs], [Witness()], resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
 print(json.dumps([Witness.told, [(trial.state, trial.reason) for trial in record.trials()], record.spent_s]))
 """
 
@@ -81,7 +85,7 @@ def tune(tmp_path, make_recipe):
     record = Record.create(tmp_path / "one", make_manifest())
     record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
-    searcher = RecordSearcher(record, [witness])
+    searcher = RecordSearcher(record, [witness], [Stage(0)])
     scheduler = RecordScheduler(record, searcher, [witness])
 
     def report(config, value):
@@ -224,7 +228,7 @@ def search(tmp_path, monkeypatch):
         record = Record.create(tmp_path / "two", make_manifest(space=space))
         made.append(record)
         record.add([Plan(None, "search", space.base, 0)])
-        searcher = RecordSearcher(record, [])
+        searcher = RecordSearcher(record, [], [Stage(0)])
         searcher.suggest("a")
         stopper = RecordStopper(record, searcher, [], lambda: shortage)
         return SimpleNamespace(record=record, searcher=searcher, stopper=stopper)
@@ -274,7 +278,7 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
     space = make_space(budget=Budget(MIN_REPORTED + 1), pruner=Pruner("asha"))
     record = Record.create(tmp_path / "two", make_manifest(space=space))
     record.add([Plan(None, "search", space.base, 0)])
-    searcher = RecordSearcher(record, [])
+    searcher = RecordSearcher(record, [], [Stage(0)])
     scheduler = RecordScheduler(record, searcher, [])
     good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
     decisions = []
