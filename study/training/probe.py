@@ -7,7 +7,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -138,6 +140,9 @@ def compute_features(
 ) -> Features:
     """Return the inputs of the last layer, (n, features) float32, for all images in order, without augmentation.
 
+    Of several last layers, whose outputs the network averages, the inputs are averaged: layers with equal weights then
+    give what one layer gives.
+
     Args:
         classifier: classifier on the device; it is put into evaluation mode.
         recipe: recipe that gives the model and the image size.
@@ -146,7 +151,6 @@ def compute_features(
         store: feature store for the frozen blocks' outputs; None to compute them.
         on_chunk: called with the number of images so far.
     """
-    seen: list[Tensor] = []
     done = 0
 
     def on_logits(logits: Tensor) -> None:
@@ -154,15 +158,18 @@ def compute_features(
         done += len(logits)
         on_chunk(done)
 
-    hook = _last_layer(classifier).register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].flatten(1).float().cpu())
-    )
-    try:
+    layers = _last_layers(classifier)
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    with ExitStack() as hooks:
+        for layer, kept in zip(layers, seen, strict=True):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(_keep_input, kept)))
         classify(classifier, recipe, images, on_logits, hardware=hardware, store=store)
-    finally:
-        hook.remove()
-    features: Features = torch.cat(seen).numpy()
+    features: Features = torch.stack([torch.cat(kept) for kept in seen]).mean(dim=0).numpy()
     return features
+
+
+def _keep_input(kept: list[Tensor], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    kept.append(inputs[0].flatten(1).float().cpu())
 
 
 def measure_prediction(classifier: Classifier, recipe: Recipe, images: Images, hardware: Hardware) -> float:
@@ -196,7 +203,7 @@ def begin_with_probe(
     hardware: Hardware,
     store: FeatureStore | None,
 ) -> None:
-    """Give the last layer the weights of a probe that was fitted on the training images.
+    """Give the last layer, or each of several, the weights of a probe that was fitted on the training images.
 
     Fine-tuning then begins with a head that suits the features, and distorts them less: linear probing, then
     fine-tuning (Kumar et al., arXiv:2202.10054). A tenth of the images, drawn from the seed, chooses the penalty.
@@ -204,8 +211,8 @@ def begin_with_probe(
     Raises:
         TrialError: features are not finite, or the last layer is no linear layer.
     """
-    layer = _last_layer(classifier)
-    if not isinstance(layer, nn.Linear):
+    layers = [layer for layer in _last_layers(classifier) if isinstance(layer, nn.Linear)]
+    if not layers:
         raise TrialError(f"head_init: must be random for {classifier.name}, since its last layer is no linear layer.")
     features = compute_features(classifier, recipe, images, hardware, store)
     draw = derive_seed(seed, "probe")
@@ -220,10 +227,10 @@ def begin_with_probe(
         balanced=recipe.class_weights == "balanced",
     )
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
-        layer.bias.copy_(torch.from_numpy(probe.bias))
+        for layer in layers:
+            layer.weight.copy_(torch.from_numpy(probe.weight))
+            layer.bias.copy_(torch.from_numpy(probe.bias))
 
 
-def _last_layer(classifier: Classifier) -> nn.Module:
-    """Return the layer that maps features to logits; of several, whose outputs are averaged, the first."""
-    return classifier.network.get_submodule(last_layers(classifier.name)[0])
+def _last_layers(classifier: Classifier) -> list[nn.Module]:
+    return [classifier.network.get_submodule(name) for name in last_layers(classifier.name)]

@@ -122,6 +122,19 @@ def test_begin_with_probe_does_not_depend_on_the_store(make_images, make_recipe,
     assert torch.equal(*heads)
 
 
+def test_begin_with_probe_serves_networks_with_two_heads(make_images, make_recipe):
+    """A distilled network averages two heads' outputs; together they give the probe's logits."""
+    images, model = make_images(30), "timm/deit_tiny_distilled_patch16_224"
+    recipe = make_recipe(model=model, image_size=224, unfreeze_depth=0)
+    classifier = build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=0)
+    begin_with_probe(classifier, recipe, images, classes=3, seed=0, hardware=HARDWARE, store=None)
+    heads = classifier.network.head, classifier.network.head_dist
+    assert torch.equal(heads[0].weight, heads[1].weight) and torch.equal(heads[0].bias, heads[1].bias)
+    features = torch.from_numpy(compute_features(classifier, recipe, images, HARDWARE, None))
+    logits = features @ heads[0].weight.T + heads[0].bias
+    assert logits.detach().numpy() == pytest.approx(run_whole(classifier, recipe, images), abs=1e-4)
+
+
 @pytest.fixture
 def inputs(make_images):
     return Inputs(
