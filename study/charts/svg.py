@@ -42,9 +42,13 @@ class Scale:
         if self.zero:
             return [0.0, *Scale(self.low * ZERO_GAP, self.high, self.log).ticks(most - 1)]
         if self.log:
-            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            shown = [10.0**power for power in powers]
-            return shown[:: math.ceil(len(shown) / most)] if len(shown) > 1 else [self.low, self.high]
+            powers = range(math.floor(math.log10(self.low)), math.floor(math.log10(self.high) + 1e-9) + 1)
+            for factors in (1,), (1, 2, 5):
+                values = [factor * 10.0**power for power in powers for factor in factors]
+                shown = [value for value in values if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
+                if len(shown) > 1:
+                    return shown[:: math.ceil(len(shown) / most)]
+            return [self.low, self.high]
         power = 10.0 ** (math.floor(math.log10(self.high - self.low)) - 1)
         steps = (factor * power for factor in (1, 2, 5, 10, 20, 50, 100))
         fitting = (step for step in steps if (self.high - self.low) / step < most)

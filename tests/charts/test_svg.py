@@ -20,6 +20,7 @@ def test_scale_places_a_value_in_percent(scale, value, place):
         (Scale(-3, 12), [0, 5, 10]),
         (Scale(1, 5), [1, 2, 3, 4, 5]),
         (Scale(3e-5, 0.2, log=True), [1e-4, 1e-3, 1e-2, 1e-1]),
+        (Scale(48.9, 191.5, log=True), [50, 100]),
         (Scale(2e-4, 3e-4, log=True), [2e-4, 3e-4]),
         (Scale(2, 2), [2]),
     ],
