@@ -3,9 +3,10 @@
 A terminal gets one line that counts seconds, which other lines push down; everything else gets plain lines.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -143,3 +144,12 @@ class Ticker:
         """Build the live lines: the stage above, so that a screen that is too low for all lines shows it."""
         stage = [f"now      {self._stage} … {self._elapsed()}"] if self._stage else []
         return Group(*stage, *([self._work] if self._work else []), *self._lines)
+
+
+@contextlib.contextmanager
+def shown(stage: str) -> Iterator[None]:
+    """Show on standard output what the block does, and for how long; in a notebook as plain text."""
+    with contextlib.closing(Ticker(Screen(force_jupyter=False))) as ticker:
+        ticker.begin(stage)
+        yield
+        ticker.end()

@@ -11,7 +11,7 @@ from support.terminal import replay
 
 from study import ticker
 from study.output import unbreakable_output
-from study.ticker import Screen, Ticker
+from study.ticker import Screen, Ticker, shown
 
 LONG_S = 60.0
 """Seconds after which a test that waits for another thread gives up."""
@@ -177,3 +177,11 @@ def test_stage_stays_visible_on_a_low_terminal() -> None:
     ticking.show([Text(f"trial {number}") for number in range(9)])
     assert replay(text.getvalue())[0].startswith("now      searching")
     ticking.close()
+
+
+def test_stage_of_a_block_is_shown_and_its_error_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {*threading.enumerate()}
+    with pytest.raises(ZeroDivisionError), shown("reading"):
+        assert capsys.readouterr().out == "now      reading …\n"
+        raise ZeroDivisionError
+    assert {*threading.enumerate()} <= before

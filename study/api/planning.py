@@ -134,9 +134,12 @@ def _with_proposals(job: Job) -> Job:
     """
     if job.design.prior == (NO_PRIOR,) or not list_journals(job.config.mlruns):
         return job
-    from study.verdict.prior import find_proposals
+    from study.ticker import shown
 
-    proposals, remarks = find_proposals(job.design, job.config.mlruns)
+    with shown("reading the records of earlier studies"):
+        from study.verdict.prior import find_proposals
+
+        proposals, remarks = find_proposals(job.design, job.config.mlruns)
     return replace(job, design=replace(job.design, proposals=proposals), remarks=tuple(remarks))
 
 
@@ -150,7 +153,9 @@ def plan_resumption(options: argparse.Namespace) -> Job:
     directory = find_study(options.resume, Path("mlruns").absolute())
     config = configure(options, directory.name)
     spaces = [read_space(name, options) for name in options.search or []]
-    with naming(directory):
+    from study.ticker import shown
+
+    with naming(directory), shown("reading the study's record"):
         from study.results.record import Record
 
         record = Record.open(directory)
