@@ -142,7 +142,7 @@ def fine_tune(task: Task, config: dict[str, Any], train: Part, held_out: Part) -
         network.eval()
         with torch.inference_mode():
             predictions = torch.cat([scores(images).argmax(1).cpu() for images in held_out[0].split(256)])
-        yield float((predictions == held_out[1]).float().mean())
+        yield float((predictions == held_out[1]).double().mean())  # a float's 0.72 would be above ours
 
 
 def load_parts(task: Task) -> dict[str, Part]:

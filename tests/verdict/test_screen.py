@@ -119,6 +119,12 @@ def test_first_proposals_take_at_most_a_third_of_the_trials():
     assert len(propose(*portfolio, space=dataclasses.replace(SPACE, budget=Budget(10)))) == 3
 
 
+def test_low_rates_are_proposed_for_trained_heads_only():
+    """At 1e-5 a new head learns nothing in a few epochs: Keras' guide trains it alone before."""
+    low = [values for values in load_portfolio() if values["lr"] <= 1e-4]
+    assert low and all(values["head_init"] == "probe" for values in low)
+
+
 def test_shipped_portfolio_applies_to_the_shipped_space():
     space = load_space("resnet18")
     assert first_proposals(space, space.models, load_portfolio(), without=space.base)
