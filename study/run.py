@@ -7,6 +7,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from study.api.planning import Job, plan_baseline, plan_probe, plan_resumption, plan_searches
@@ -33,10 +34,16 @@ def _run_options(options: argparse.Namespace) -> int:
     if options.reproduce:
         return _reproduce(options.reproduce)
     if options.resume:
-        return _run([plan_resumption(options)])
+        return _run([plan_resumption(options, _shown)])
     if options.probe is not None:
         return _run([plan_probe(options)])
-    return _run(plan_searches(options) if options.search else [plan_baseline(options)])
+    return _run(plan_searches(options, _shown) if options.search else [plan_baseline(options)])
+
+
+def _shown(stage: str) -> AbstractContextManager[None]:
+    from study.ticker import shown
+
+    return shown(stage)
 
 
 def _run(jobs: Sequence[Job]) -> int:

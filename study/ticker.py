@@ -148,8 +148,8 @@ class Ticker:
 
 @contextlib.contextmanager
 def shown(stage: str) -> Iterator[None]:
-    """Show on standard output what the block does, and for how long; in a notebook as plain text."""
-    with contextlib.closing(Ticker(Screen(force_jupyter=False))) as ticker:
+    """Show on standard output what the block does, and for how long."""
+    with contextlib.closing(Ticker(Screen())) as ticker:
         ticker.begin(stage)
         yield
         ticker.end()

@@ -9,7 +9,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,10 @@ from study.errors import ConfigError
 
 if TYPE_CHECKING:
     from study.results.record import Record
+
+
+Shown = Callable[[str], contextlib.AbstractContextManager[object]]
+"""Function that shows what a block does while it runs, from its name."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def plan_probe(options: argparse.Namespace) -> Job:
     return job
 
 
-def plan_searches(options: argparse.Namespace) -> list[Job]:
-    """Plan one study for each search space.
+def plan_searches(options: argparse.Namespace, shown: Shown = contextlib.nullcontext) -> list[Job]:
+    """Plan one study for each search space; `shown` shows what takes longer.
 
     Raises:
         ConfigError: options or spaces break their rules.
@@ -123,10 +127,10 @@ def plan_searches(options: argparse.Namespace) -> list[Job]:
     ]
     for job in jobs:
         check_new(job.directory)
-    return [_with_proposals(job) for job in jobs]
+    return [_with_proposals(job, shown) for job in jobs]
 
 
-def _with_proposals(job: Job) -> Job:
+def _with_proposals(job: Job, shown: Shown) -> Job:
     """Return a search with the recipes of earlier studies that it tries first.
 
     Raises:
@@ -134,8 +138,6 @@ def _with_proposals(job: Job) -> Job:
     """
     if job.design.prior == (NO_PRIOR,) or not list_journals(job.config.mlruns):
         return job
-    from study.ticker import shown
-
     with shown("reading the records of earlier studies"):
         from study.verdict.prior import find_proposals
 
@@ -143,8 +145,8 @@ def _with_proposals(job: Job) -> Job:
     return replace(job, design=replace(job.design, proposals=proposals), remarks=tuple(remarks))
 
 
-def plan_resumption(options: argparse.Namespace) -> Job:
-    """Open a study to continue it with its recorded settings.
+def plan_resumption(options: argparse.Namespace, shown: Shown = contextlib.nullcontext) -> Job:
+    """Open a study to continue it with its recorded settings; `shown` shows what takes longer.
 
     Raises:
         ConfigError: no such study exists, or options would make another study of it.
@@ -153,8 +155,6 @@ def plan_resumption(options: argparse.Namespace) -> Job:
     directory = find_study(options.resume, Path("mlruns").absolute())
     config = configure(options, directory.name)
     spaces = [read_space(name, options) for name in options.search or []]
-    from study.ticker import shown
-
     with naming(directory), shown("reading the study's record"):
         from study.results.record import Record
 
