@@ -17,8 +17,8 @@ from study.formatting import format_duration
 
 TICK_S = 1.0
 """Seconds between two looks at the clock."""
-PLAIN_S = 10.0
-"""Seconds of silence after which a plain line says that the work goes on."""
+PLAIN_S = 2.0
+"""Seconds of silence after which the next tick prints a plain line, so that no silence is longer than three seconds."""
 JOIN_S = 5.0
 """Seconds to wait for the last tick; an interruption at a bad moment may have left it without its turn to print."""
 
@@ -52,9 +52,13 @@ class Screen(Console):
         """Print what was kept back, and give the turn away."""
         try:
             super().__exit__(kind, error, trace)
-            self.printed = time.monotonic()
         finally:
             self._turn.release()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich's console does, and note when."""
+        super().print(*objects, **options)
+        self.printed = time.monotonic()
 
 
 class Ticker:

@@ -75,28 +75,32 @@ def test_ended_stages_leave_their_durations_on_a_terminal(seconds: list[float]) 
     assert replay(text.getvalue()) == ["done     loading: 9s", ""]
 
 
-def test_plain_output_repeats_a_stage_after_long_silence(seconds: list[float]) -> None:
+def test_plain_output_repeats_a_stage_after_silence(seconds: list[float]) -> None:
     ticking, text = make(terminal=False)
     ticking.begin("searching")
-    ticking.show(["#0 resnet18  epoch 1/5"])
-    for _ in range(25):
+    for _ in range(5):
         seconds[0] += 1
+        ticking.show(["#0 resnet18  epoch 1/5"])  # a new state of the line is not yet a line
         ticking.tick()
     ticking.close()
     assert text.getvalue().splitlines() == [
         "now      searching …",
-        "now      searching … 10s",
+        "now      searching … 2s",
         "#0 resnet18  epoch 1/5",
-        "now      searching … 20s",
+        "now      searching … 4s",
         "#0 resnet18  epoch 1/5",
     ]
+
+
+def test_no_silence_of_plain_output_is_longer_than_three_seconds() -> None:
+    assert ticker.TICK_S + ticker.PLAIN_S <= 3
 
 
 def test_plain_output_repeats_nothing_after_a_recent_line(seconds: list[float]) -> None:
     ticking, text = make(terminal=False)
     ticking.begin("searching")
     for _ in range(3):
-        seconds[0] += 9
+        seconds[0] += 1.9
         ticking.screen.print("another line")
         ticking.tick()
     ticking.close()
