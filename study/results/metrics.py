@@ -130,6 +130,19 @@ def largest_class(confusion: Counts) -> tuple[int, float]:
     return int(sizes.argmax()), float(sizes.max() / sizes.sum())
 
 
+def guess(metric: str, confusion: Counts) -> float:
+    """Return what a metric is without looking at images: that of always predicting the largest class.
+
+    The log loss of that would be infinite, so it is that of predicting each class with its share of the images.
+    """
+    images = sums_of(confusion).images
+    if metric in MINIMISED:
+        shares = images[images > 0] / images.sum()
+        return float(-(shares * np.log(shares)).sum())
+    only = np.arange(len(images)) == images.argmax()
+    return _measure(Sums(images * only, images, images.sum() * only), None)[metric]
+
+
 def nothing_learnt(confusion: Counts, classes: Sequence[str], metric: str = "accuracy") -> str | None:
     """Return why a classifier has learnt nothing, or None if it has learnt something.
 
@@ -147,14 +160,12 @@ def nothing_learnt(confusion: Counts, classes: Sequence[str], metric: str = "acc
         return f"every image is predicted as {classes[predicted[0]]}"
     metric = "accuracy" if metric in MINIMISED else metric
     largest, share = largest_class(confusion)
-    only = np.arange(len(sums.images)) == largest
-    guessed = Sums(sums.images * only, sums.images, sums.images.sum() * only)
-    reached, guess = (_measure(counted, None)[metric] for counted in (sums, guessed))
-    if reached > guess + 1e-12:  # the same fractions, summed in another order, differ in their last bits
+    guessed = guess(metric, confusion)
+    if _measure(sums, None)[metric] > guessed + 1e-12:  # fractions, summed in another order, differ in their last bits
         return None
     if metric == "accuracy":
         return f"the accuracy is not above the share of the largest class, {classes[largest]} ({share:.2%})"
-    return f"the {NAMES[metric]} is not above that of always predicting {classes[largest]} ({guess:.2%})"
+    return f"the {NAMES[metric]} is not above that of always predicting {classes[largest]} ({guessed:.2%})"
 
 
 @dataclass(frozen=True)

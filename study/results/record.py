@@ -30,7 +30,7 @@ from study.errors import RecordError
 from study.files import PARTIAL, new_directory, replace_file
 from study.results.arrays import find_arrays, plain, store_arrays
 from study.results.journal import Journal
-from study.results.metrics import EpochResult, Evaluation, score
+from study.results.metrics import EpochResult, Evaluation, guess, score
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
 from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
@@ -161,7 +161,6 @@ class Record:
                 self._space = replace(self._space, budget=Budget(**budget))
             if self._space and (models := self.noted(MODELS)):
                 self._space = self._space.with_models(models)
-            self._trials.pruner = build_pruner(self._space)
             self._ids = {
                 self._read(trial).plan.key: trial._trial_id
                 for study in (self._trials, *self._stages.values())
@@ -343,6 +342,10 @@ class Record:
             return None
         if self.time_is_up():
             return TIME_IS_UP
+        if result.val_confusion is None:
+            return None
+        metric = self.manifest.design.metric
+        self._trials.pruner = build_pruner(self._space, score(metric, guess(metric, result.val_confusion)))
         behind = self._running(plan).should_prune()  # also for trial 0: each call enters the trial into the ranking
         # Trial 0 is the baseline, against which all others are compared, so it runs all its epochs.
         return PRUNED if behind and plan.number else None

@@ -1,6 +1,6 @@
 """Compare samplers, pruners, rungs and earlier studies on the recorded curves.
 
-`PYTHONPATH=tests python tests/replay/compare.py samplers processes pruners rungs prior` prints the tables of
+`PYTHONPATH=tests python tests/replay/compare.py samplers processes pruners hopeless rungs prior` prints the tables of
 docs/sampler-and-pruner.md. CMA-ES needs the package cmaes.
 """
 
@@ -16,7 +16,7 @@ from optuna import pruners, samplers
 from scipy.stats import spearmanr
 from support.replay import AGAIN, Search, Table, first_recipes, load_tables, run
 
-from study.results.optuna_adapters import GuardedPruner, build_sampler
+from study.results.optuna_adapters import HOPELESS, GuardedPruner, build_sampler
 
 Build = Callable[[int], samplers.BaseSampler]
 BUDGETS = (8, 12, 20)
@@ -51,21 +51,28 @@ def halving(factor: int) -> pruners.BasePruner:
     return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor)
 
 
-PRUNERS: Mapping[str, Callable[[], pruners.BasePruner]] = {
-    "halving, as it is (guarded, factor 2)": lambda: GuardedPruner(halving(2)),
-    "none": pruners.NopPruner,
-    "halving, factor 2": lambda: halving(2),
-    "halving, factor 3": lambda: halving(3),
-    "halving, guarded, factor 3": lambda: GuardedPruner(halving(3)),
-    "Hyperband, factor 2": lambda: pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=2),
-    "Hyperband, factor 3": lambda: pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=3),
-    "median": lambda: pruners.MedianPruner(n_startup_trials=4),
-    "median, patience 1": lambda: pruners.PatientPruner(pruners.MedianPruner(n_startup_trials=4), patience=1),
-    "halving, as it is, patience 1": lambda: pruners.PatientPruner(GuardedPruner(halving(2)), patience=1),
-    "Wilcoxon, p < 0.1": lambda: pruners.WilcoxonPruner(p_threshold=0.1),
+PRUNERS: Mapping[str, Callable[[float], pruners.BasePruner]] = {
+    "halving, as it is (guarded, factor 2)": lambda guess: GuardedPruner(halving(2), guess),
+    "none": lambda guess: pruners.NopPruner(),
+    "halving, factor 2": lambda guess: halving(2),
+    "halving, factor 3": lambda guess: halving(3),
+    "halving, guarded, factor 3": lambda guess: GuardedPruner(halving(3), guess),
+    "Hyperband, factor 2": lambda guess: pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=2),
+    "Hyperband, factor 3": lambda guess: pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=3),
+    "median": lambda guess: pruners.MedianPruner(n_startup_trials=4),
+    "median, patience 1": lambda guess: pruners.PatientPruner(pruners.MedianPruner(n_startup_trials=4), patience=1),
+    "halving, as it is, patience 1": lambda guess: pruners.PatientPruner(GuardedPruner(halving(2), guess), patience=1),
+    "Wilcoxon, p < 0.1": lambda guess: pruners.WilcoxonPruner(p_threshold=0.1),
 }
+"""Pruners by their names, each built for the score of a guess."""
+SHARES = (HOPELESS, -math.inf, 0.1, 0.35, 0.5)
+"""Shares of the best trial's progress below which a trial is hopeless; with the second, no trial is."""
+TIMES = (4, 6, 9, 14)
+"""Durations of a search, in those of its first trial, the baseline."""
+TRIALS_IN_TIME = 40
+"""More trials than fit into most of TIMES."""
 Results = Mapping[tuple[str, int, int], tuple[float, float, float]]
-"""Regret and test regret in points, and epochs, by task, seed and budget."""
+"""Regret and test regret in points, and epochs, by task, seed and budget: a number of trials, or a duration."""
 
 
 def main() -> None:
@@ -74,6 +81,7 @@ def main() -> None:
         "samplers": compare_samplers,
         "processes": compare_processes,
         "pruners": compare_pruners,
+        "hopeless": compare_shares,
         "rungs": compare_rungs,
         "prior": compare_prior,
     }
@@ -104,6 +112,18 @@ def measure(tables: Sequence[Table], seeds: Sequence[int], make: Callable[[Table
     return found
 
 
+def measure_times(tables: Sequence[Table], seeds: Sequence[int], make: Callable[[Table, int], Search]) -> Results:
+    """Replay a search for each task and seed, and return its figures after each duration of TIMES."""
+    found = {}
+    for table in tables:
+        for seed in seeds:
+            done = make(table, seed)
+            for time in TIMES:
+                ended = sum(ran.ended <= time * done.trials[0].ended for ran in done.trials)
+                found[table.task, seed, time] = figures(done, ended)
+    return found
+
+
 def figures(done: Search, budget: int) -> tuple[float, float, float]:
     """Return regret and test regret in points, and epochs, of a search's first trials."""
     return 100 * done.regret(budget), 100 * done.test_regret(budget), done.epochs(budget)
@@ -118,9 +138,10 @@ def show(title: str, results: Mapping[str, Results]) -> None:
     """
     print(f"\n## {title}")
     reference = next(iter(results.values()))
+    budgets = sorted({budget for *_, budget in reference})
     for name, found in results.items():
         cells = []
-        for budget in BUDGETS:
+        for budget in budgets:
             keys = [key for key in found if key[2] == budget]
             parts = []
             for part in range(2):
@@ -162,10 +183,22 @@ def compare_pruners(tables: Mapping[str, Table], seeds: Sequence[int]) -> None:
     """Compare pruners, with the default sampler."""
     tasks = first_tasks(tables)
 
-    def replay(table: Table, seed: int, of: Callable[[], pruners.BasePruner]) -> Search:
-        return run(table, seed, 20, pruner=of())
+    def replay(table: Table, seed: int, of: Callable[[float], pruners.BasePruner]) -> Search:
+        return run(table, seed, 20, pruner=of(table.guess))
 
     show("pruners", {name: measure(tasks, seeds, partial(replay, of=of)) for name, of in PRUNERS.items()})
+
+
+def compare_shares(tables: Mapping[str, Table], seeds: Sequence[int]) -> None:
+    """Compare shares below which a trial is hopeless, after the same numbers of trials and after the same times."""
+    tasks = first_tasks(tables)
+
+    def replay(table: Table, seed: int, share: float, trials: int) -> Search:
+        return run(table, seed, trials, pruner=GuardedPruner(halving(2), table.guess, share))
+
+    for title, figures_of, trials in (("trials", measure, 20), ("times", measure_times, TRIALS_IN_TIME)):
+        sides = {f"share {share}": partial(replay, share=share, trials=trials) for share in SHARES}
+        show(f"hopeless, by {title}", {name: figures_of(tasks, seeds, make) for name, make in sides.items()})
 
 
 def compare_rungs(tables: Mapping[str, Table], seeds: Sequence[int]) -> None:

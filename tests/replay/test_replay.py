@@ -1,6 +1,7 @@
 """What docs/sampler-and-pruner.md claims, on the recorded curves; nothing is trained."""
 
 import itertools
+import math
 import statistics
 import warnings
 
@@ -8,6 +9,8 @@ import optuna
 import pytest
 from scipy.stats import spearmanr
 from support.replay import AGAIN, BASELINE, first_recipes, load_tables, run
+
+from study.results.optuna_adapters import HOPELESS, GuardedPruner
 
 TABLES = load_tables()
 TASKS = [table for name, table in TABLES.items() if name != AGAIN]
@@ -58,6 +61,19 @@ def test_pruner_spares_epochs_and_loses_less_than_a_point(searches):
     pruned, kept = searches
     assert mean(done.epochs(20) for done in pruned) < 0.75 * mean(done.epochs(20) for done in kept)
     assert mean(done.test_regret(20) for done in pruned) < mean(done.test_regret(20) for done in kept) + 0.01
+
+
+def test_ending_hopeless_trials_finds_good_recipes_sooner():
+    """After four durations of the baseline's trial: better by a point on average than with halving alone."""
+    found = {}
+    for share in (HOPELESS, -math.inf):
+        found[share] = []
+        for table, seed in itertools.product(TASKS, range(6)):
+            halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+            done = run(table, seed, 20, pruner=GuardedPruner(halving, table.guess, share))
+            ended = sum(ran.ended <= 4 * done.trials[0].ended for ran in done.trials)
+            found[share].append(done.regret(ended))
+    assert mean(found[HOPELESS]) < mean(found[-math.inf]) - 0.01
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)

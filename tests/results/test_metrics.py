@@ -8,11 +8,22 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     f1_score,
+    log_loss,
     precision_recall_fscore_support,
+    recall_score,
 )
 
 from study.config.plan import METRICS
-from study.results.metrics import Evaluation, class_scores, format_metric, largest_class, measure, nothing_learnt, score
+from study.results.metrics import (
+    Evaluation,
+    class_scores,
+    format_metric,
+    guess,
+    largest_class,
+    measure,
+    nothing_learnt,
+    score,
+)
 
 ANIMALS = ("cat", "dog")
 
@@ -93,3 +104,18 @@ def test_nothing_learnt_judges_by_the_metric_of_the_study():
 def test_nothing_is_learnt_by_guessing_both_classes_equally():
     why = nothing_learnt([[49, 49], [1, 1]], ANIMALS, "balanced_accuracy")
     assert why == "the balanced accuracy is not above that of always predicting cat (50.00%)"
+
+
+@pytest.mark.parametrize("sizes", [(7, 3), (5, 0, 5), (1, 2, 7)])
+def test_guess_is_the_metric_of_predicting_without_looking(sizes):
+    """scikit-learn's metrics of the largest class for every image, and of the classes' shares as probabilities."""
+    true = np.repeat(range(len(sizes)), sizes)
+    guessed = np.full(len(true), np.argmax(sizes))
+    confusion = np.diag(sizes)
+    assert guess("accuracy", confusion) == pytest.approx(accuracy_score(true, guessed))
+    assert guess("balanced_accuracy", confusion) == pytest.approx(recall_score(true, guessed, average="macro"))
+    every = [*range(len(sizes))]
+    wanted = f1_score(true, guessed, labels=every, average="macro", zero_division=0)
+    assert guess("macro_f1", confusion) == pytest.approx(wanted)
+    shares = np.tile(np.divide(sizes, sum(sizes)), (len(true), 1))
+    assert guess("log_loss", confusion) == pytest.approx(log_loss(true, shares, labels=every))

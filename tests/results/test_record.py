@@ -331,6 +331,33 @@ def test_pruner_leaves_trials_to_compare_with_a_good_baseline(make_search, trial
     assert [trial.state for trial in record.trials()].count("complete") >= min(trials, MIN_REPORTED)
 
 
+@pytest.mark.parametrize(
+    ("scores", "ended"),
+    [
+        ((0.9, 0.59), True),  # a guess is right about half of the images: 9 points learnt of 40
+        ((0.9, 0.61), False),
+        ((0.59, 0.9), False),  # not if it came first, since the baseline runs all its epochs
+        ((0.45, 0.4), False),  # nobody has learnt anything yet
+    ],
+)
+def test_only_hopeless_trials_end_among_the_first(make_search, scores, ended):
+    record = make_search(trials=2, pruner=Pruner("asha"))
+    run_search(record, lambda plan, epoch: scores[plan.number])
+    assert [trial.state for trial in record.trials()] == ["complete", "pruned" if ended else "complete"]
+    assert len(record.trials()[1].epochs) == (1 if ended else 4)
+
+
+def test_hopeless_trials_are_judged_by_the_metric_of_the_study(make_search):
+    """Both are right about as many images; a guess has a log loss of 0.69."""
+    record = make_search(trials=2, pruner=Pruner("asha"))
+    record.manifest = replace(record.manifest, design=replace(record.manifest.design, metric="log_loss"))
+    ends = []
+    for loss in (0.2, 0.6):
+        plan = record.next_trial()
+        ends.append(record.epoch(plan, replace(scored(1, 0.9), val_loss=loss)))
+    assert ends == [None, "pruned"]
+
+
 def propose_where_large_rates_diverge(record):
     """Run a search in which rates above 2e-3 diverge, and accuracy rises up to that edge; return the diverged share."""
     diverged = []
