@@ -6,22 +6,24 @@ the suffix or shares the prefix's outputs.
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from study.config.recipe import DEPTHS
 from study.errors import WeightsError
 from study.models.architectures import ARCHITECTURES, FLATTEN
-from study.models.cut import BLOCKS, cut
+from study.models.cut import BLOCKS, Segment, trace
 from study.models.networks import block_ends, build_network, build_on_meta, last_layers, thin_functions
 from study.seeding import derive_seed
 
 StateDict = dict[str, Tensor]
+_TABLES = (dict, OrderedDict)
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,17 @@ class Classifier:
     suffix: nn.Sequential
     """The trained blocks and the head."""
 
-    @cached_property
+    digests: dict[int, str] = field(default_factory=dict, repr=False)
+    """Digests of the weights of the first blocks, by their number, as far as they are known."""
+
+    @property
     def prefix_digest(self) -> str:
         """Digest of the prefix's weights, for caches: 16 hexadecimal digits."""
-        return digest_weights(self.prefix)
+        return self._digest(len(self.prefix))
 
     def shorter_prefix(self, unfreeze_depth: int) -> nn.Sequential:
         """Return the frozen blocks of a classifier with a larger unfreeze depth."""
-        return self.prefix[: len(DEPTHS) - 1 - unfreeze_depth]
+        return self.prefix[: BLOCKS - unfreeze_depth]
 
     @property
     def larger_depths(self) -> range:
@@ -52,17 +57,16 @@ class Classifier:
 
     def shorter_digest(self, unfreeze_depth: int) -> str:
         """Return the digest of the weights of `shorter_prefix`, computed at the first call."""
-        if unfreeze_depth not in self._shorter_digests:
-            self._shorter_digests[unfreeze_depth] = digest_weights(self.shorter_prefix(unfreeze_depth))
-        return self._shorter_digests[unfreeze_depth]
+        return self._digest(BLOCKS - unfreeze_depth)
 
-    @cached_property
-    def _shorter_digests(self) -> dict[int, str]:
-        return {}
+    def _digest(self, blocks: int) -> str:
+        if blocks not in self.digests:
+            self.digests[blocks] = digest_state(self.prefix[:blocks].state_dict())
+        return self.digests[blocks]
 
     def parameters_from_head(self) -> list[list[nn.Parameter]]:
         """Return the suffix's parameters from the head backwards: those of the head, then those of each block."""
-        blocks = max(0, len(DEPTHS) - 1 - len(self.prefix))
+        blocks = max(0, BLOCKS - len(self.prefix))
         parts = [self.suffix[blocks:], *reversed(self.suffix[:blocks])]
         return [[*part.parameters()] for part in parts]
 
@@ -73,7 +77,8 @@ class Classifier:
     def move_to(self, device: torch.device) -> None:
         """Move all tensors to a device; images of a batch are then best laid out channels last."""
         for part in (self.network, self.prefix, self.suffix):  # the parts hold constants that the network lacks
-            part.to(device, non_blocking=True).to(memory_format=torch.channels_last)
+            # torch does both in one pass, but its types say one at a time
+            part.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def set_training(self) -> None:
         """Put the suffix into training mode and the prefix into evaluation mode, where its BatchNorm does not drift."""
@@ -97,44 +102,29 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
         classes: number of outputs.
         unfreeze_depth: number of trained blocks besides the head, 0 to 5.
         pretrained: weights from `load_pretrained`; layers of the head that they lack get torch's default values.
-            Frozen tensors are shared with them and trained ones are copies, so that their memory may be read-only. None
-            to initialise the whole network as its library does.
+            Neither they nor their memory are written to, so it may be read-only, and it must not change afterwards:
+            the next network of the same weights shares its frozen tensors with this one. None to initialise the whole
+            network as its library does.
         seed: seed of the initial values.
 
     Raises:
         WeightsError: the network cannot be built, or cannot be cut.
     """
-    if model not in ARCHITECTURES:
-        return _build_any(model, classes, unfreeze_depth, pretrained, seed)
-    if pretrained is None:
-        with _seeded(seed, "weights"):
-            network = build_network(model, classes)
-    else:
-        network = build_on_meta(model, classes)
-    architecture = ARCHITECTURES[model]
-    parts = [*(_chain(network, paths) for paths in architecture.blocks), *_chain(network, architecture.head)]
-    cut = len(architecture.blocks) - unfreeze_depth
+    template = _template(model, classes, seed, None if pretrained is None else _Weights.of(pretrained))
+    network = _copy_modules(template.network)
+    parts = template.cut(network)
+    cut = BLOCKS - unfreeze_depth
     while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
         cut += 1  # pooling has no weights, and its output is smaller
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
-    if pretrained is not None:
-        given = {name.rpartition(".")[0] for name in pretrained}
-        new = [layer for layer in head_layers(model, network.state_dict()) if layer not in given]
-        frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
-        state = {**_new_layers(network, new, seed), **pretrained}
-        for name, tensor in network.state_dict(keep_vars=True).items():
-            if id(tensor) not in frozen:
-                state[name] = state[name].clone()
-        network.load_state_dict(state, assign=True)
+    frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
+    for tensor in network.state_dict(keep_vars=True).values():
+        if id(tensor) not in frozen:
+            tensor.data = tensor.data.clone()
     prefix.requires_grad_(False)
-    classifier = Classifier(model, network, prefix, suffix)
+    classifier = Classifier(model, network, prefix, suffix, template.digests)
     classifier.set_evaluation()
     return classifier
-
-
-def digest_weights(module: nn.Module) -> str:
-    """Return the digest of a module's weights, for caches: 16 hexadecimal digits."""
-    return digest_state(module.state_dict())
 
 
 def parts_of(model: str, network: nn.Module) -> list[nn.Module]:
@@ -143,47 +133,60 @@ def parts_of(model: str, network: nn.Module) -> list[nn.Module]:
     Raises:
         WeightsError: the network cannot be cut.
     """
+    parts = _cutter(model, network)(network)
+    return [*parts[:BLOCKS], nn.Sequential(*parts[BLOCKS:])]
+
+
+def _cutter(model: str, network: nn.Module) -> Callable[[nn.Module], list[nn.Module]]:
+    """Return a function that cuts the network, or a copy of it, into five blocks and the parts of its head."""
     if model in ARCHITECTURES:
         architecture = ARCHITECTURES[model]
-        return [_chain(network, paths) for paths in (*architecture.blocks, architecture.head)]
+        return lambda copied: [
+            *(_chain(copied, paths) for paths in architecture.blocks),
+            *_chain(copied, architecture.head),
+        ]
     try:
-        return [*cut(network, block_ends(model, network), last_layers(model), thin_functions(model))]
+        traced = trace(network, block_ends(model, network), last_layers(model), thin_functions(model))
     except WeightsError as error:
         raise WeightsError(f"{model}: {error}. Choose another model.") from error
+    return lambda copied: [Segment(copied, part) for part in traced]
 
 
-def _build_any(model: str, classes: int, unfreeze_depth: int, pretrained: StateDict | None, seed: int) -> Classifier:
-    """Build a network that is cut by its graph; the arguments are those of `build`."""
-    if pretrained is None:
-        network = _build_seeded(model, classes, seed)
-    else:
-        template = _template(model, classes, seed)
-        template.load_state_dict({**template.state_dict(), **pretrained}, assign=True)
-        network = _copy_modules(template)
-    parts = parts_of(model, network)
-    prefix, suffix = nn.Sequential(*parts[: BLOCKS - unfreeze_depth]), nn.Sequential(*parts[BLOCKS - unfreeze_depth :])
-    frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
-    for tensor in network.state_dict(keep_vars=True).values():
-        if id(tensor) not in frozen:
-            tensor.data = tensor.data.clone()
-    prefix.requires_grad_(False)
-    classifier = Classifier(model, network, prefix, suffix)
-    classifier.set_evaluation()
-    return classifier
+@dataclass(frozen=True)
+class _Weights:
+    """Weights that equal others if they lie in the same memory, which is not given away while either lives."""
+
+    addresses: tuple[tuple[str, int], ...]
+    state: StateDict = field(compare=False)
+
+    @classmethod
+    def of(cls, state: StateDict) -> "_Weights":
+        return cls(tuple((name, tensor.data_ptr()) for name, tensor in state.items()), state)
 
 
-def _build_seeded(model: str, classes: int, seed: int) -> nn.Module:
-    with _seeded(seed, "weights"):
-        return build_network(model, classes)
+class _Template(NamedTuple):
+    """A network with its weights, of which copies are trained."""
+
+    network: nn.Module
+    cut: Callable[[nn.Module], list[nn.Module]]
+    digests: dict[int, str]
 
 
 @lru_cache(maxsize=1)
-def _template(model: str, classes: int, seed: int) -> nn.Module:
-    """Return the network of the last call again, for its head, and for the constants that no file holds.
-
-    Drawing the values that a file then replaces takes most of the time of a start.
-    """
-    return _build_seeded(model, classes, seed)
+def _template(model: str, classes: int, seed: int, weights: _Weights | None) -> _Template:
+    """Return the template of a trial; that of the last call is kept, since the next trial mostly needs it again."""
+    if weights and model in ARCHITECTURES:
+        network = build_on_meta(model, classes)
+        given = {name.rpartition(".")[0] for name in weights.state}
+        new = [layer for layer in head_layers(model, network.state_dict()) if layer not in given]
+        network.load_state_dict({**_new_layers(network, new, seed), **weights.state}, assign=True)
+    else:
+        with _seeded(seed, "weights"):
+            network = build_network(model, classes)
+        if weights:  # no file holds all of a network's constants
+            network.load_state_dict({**network.state_dict(), **weights.state}, assign=True)
+    network.to(memory_format=torch.channels_last)
+    return _Template(network, _cutter(model, network), {})
 
 
 def _copy_modules(network: nn.Module) -> nn.Module:
@@ -191,6 +194,8 @@ def _copy_modules(network: nn.Module) -> nn.Module:
     shared: dict[int, object] = {id(buffer): buffer.detach() for buffer in network.buffers()}
     for parameter in network.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    for module in network.modules():  # most attributes are tables of no hooks, which deepcopy copies slowly
+        shared |= {id(value): type(value)() for value in vars(module).values() if type(value) in _TABLES and not value}
     return copy.deepcopy(network, shared)
 
 

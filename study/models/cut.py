@@ -5,9 +5,9 @@ drop-path. Does not know where a network or its weights come from.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
@@ -22,38 +22,44 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")
 """Names of functions that overwrite their first argument, besides those that end with an underscore."""
 
 
+class Part(NamedTuple):
+    """A part of a network as code, which runs on any copy of the network that was traced."""
+
+    targets: tuple[str, ...]
+    """Paths of the modules and tensors that it uses."""
+    run: Mapping[bool, Callable[[nn.Module, Tensor], Tensor]]
+    """The code for training and, under False, for evaluation: the code around the blocks may depend on the mode."""
+
+
 class Segment(nn.Module):
-    """A part of a network: it shares the network's modules and tensors, under the network's names.
+    """A part of a network: it shares the network's modules and tensors, under the network's names."""
 
-    It has a graph for each mode, because the code around the blocks may depend on the mode while it is traced.
-    """
-
-    def __init__(self, network: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> None:
-        """Share the modules and tensors of `network` that the two graphs use."""
+    def __init__(self, network: nn.Module, part: Part) -> None:
+        """Share the modules and tensors of `network` that the part uses."""
         super().__init__()
-        for node in (*evaluation.nodes, *training.nodes):
-            if node.op in ("call_module", "get_attr"):
-                _share(network, self, str(node.target))
-        self._run = {True: _compile(training), False: _compile(evaluation)}
+        for target in part.targets:
+            _share(network, self, target)
+        self._run = part.run
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map the outputs of the part before to those of this part."""
         return self._run[self.training](self, inputs)
 
 
-def cut(
+def trace(
     network: nn.Module,
     ends: Sequence[str],
     last_layers: Collection[str],
     opaque: tuple[Callable[..., Any], ...] = (),
-) -> list[Segment]:
-    """Cut a network into five blocks and its last layer; in a row, they compute what the network computes.
+) -> list[Part]:
+    """Find five blocks and the last layer of a network; in a row, they compute what the network computes.
 
     Modules between the last block and the last layer, such as a norm and the pooling, belong to the fifth block, so
-    the inputs of the last segment are the pooled features.
+    the inputs of the last part are the pooled features.
 
     Args:
-        network: network with its final tensors: the segments do not see tensors that replace them.
+        network: network with its final tensors: their values may become constants of the code. A segment does not see
+            tensors that replace those of its network later.
         ends: modules at which blocks may end, in the order of the forward pass: four, or more to choose from.
         last_layers: modules that map features to logits: one, or several whose outputs are averaged.
         opaque: functions of the network's own module that are called as a whole, not traced into.
@@ -74,7 +80,7 @@ def cut(
         raise WeightsError(f"cannot be cut into blocks: {type(error).__name__}: {reason}") from error
     finally:
         network.train(mode)
-    return [Segment(network, *pair) for pair in zip(graphs[True], graphs[False], strict=True)]
+    return [_part(*pair) for pair in zip(graphs[True], graphs[False], strict=True)]
 
 
 class _Tracer(fx.Tracer):
@@ -104,7 +110,7 @@ def _cut_graph(
     head = _head_start(network, nodes, varying, last_layers)
     before_head = [at for at in legal if at < head]
     cuts = _block_ends(nodes, before_head, ends)
-    return [_part(nodes, varying, start, end) for start, end in pairwise([0, *cuts, len(nodes) - 1])]
+    return [_copy_nodes(nodes, varying, start, end) for start, end in pairwise([0, *cuts, len(nodes) - 1])]
 
 
 def _varying(nodes: Sequence[fx.Node]) -> set[fx.Node]:
@@ -171,7 +177,7 @@ def _head_start(
     return head
 
 
-def _part(nodes: Sequence[fx.Node], varying: Collection[fx.Node], start: int, end: int) -> fx.Graph:
+def _copy_nodes(nodes: Sequence[fx.Node], varying: Collection[fx.Node], start: int, end: int) -> fx.Graph:
     """Copy the nodes after place `start`, up to `end`, with the constants that they use."""
     graph = fx.Graph()
     copies = {nodes[start]: graph.placeholder("inputs")}
@@ -191,6 +197,12 @@ def _part(nodes: Sequence[fx.Node], varying: Collection[fx.Node], start: int, en
     else:
         graph.output(copies[nodes[end]])
     return graph
+
+
+def _part(training: fx.Graph, evaluation: fx.Graph) -> Part:
+    nodes = (*evaluation.nodes, *training.nodes)
+    targets = dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr"))
+    return Part((*targets,), {True: _compile(training), False: _compile(evaluation)})
 
 
 def _compile(graph: fx.Graph) -> Callable[[nn.Module, Tensor], Tensor]:

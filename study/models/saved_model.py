@@ -220,7 +220,7 @@ def load_model(directory: Path) -> SavedModel:
     classifier = build(
         model,
         classes=classes,
-        unfreeze_depth=card.recipe.unfreeze_depth,
+        unfreeze_depth=0,  # blocks that are not trained need no copy
         pretrained=found.state,
         seed=card.seed,
     )

@@ -80,7 +80,7 @@ def test_build_computes_what_torchvision_computes_at_every_depth(
     depth: int, resnet18: StateDict, images: Tensor
 ) -> None:
     classifier = build("resnet18", classes=10, unfreeze_depth=depth, pretrained=backbone("resnet18", resnet18), seed=0)
-    reference = get_model("resnet18", num_classes=10).eval()
+    reference = get_model("resnet18", num_classes=10).eval().to(memory_format=torch.channels_last)
     reference.load_state_dict(classifier.network.state_dict())
     with torch.inference_mode():
         assert torch.equal(classifier.suffix(classifier.prefix(images)), reference(images))
@@ -151,12 +151,27 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
     assert changed(pretrained, small) == set()
 
 
-def test_build_shares_the_memory_of_frozen_tensors_only(small: StateDict) -> None:
+def test_networks_of_the_same_weights_share_the_memory_of_frozen_tensors_only(small: StateDict) -> None:
     pretrained = backbone(SMALL, small)
-    classifier = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
-    addresses = {tensor.data_ptr() for tensor in pretrained.values()}
-    assert all(tensor.data_ptr() in addresses for tensor in classifier.prefix.state_dict().values())
-    assert not any(tensor.data_ptr() in addresses for tensor in classifier.suffix.state_dict().values())
+    one, two = (build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0) for _ in range(2))
+    addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
+    assert all(tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values())
+    assert not any(tensor.data_ptr() in addresses for tensor in two.suffix.state_dict().values())
+
+
+def test_build_is_the_same_after_any_other(small: StateDict) -> None:
+    """With a head or without, of another seed or depth: nothing of the network before is left."""
+    bare = backbone(SMALL, small)
+    kinds = [(small, 0, 1), (bare, 0, 1), (bare, 1, 1), (bare, 1, 4), ({**bare}, 0, 1)]
+
+    def weights(kind: int) -> StateDict:
+        given, seed, depth = kinds[kind]
+        return build(SMALL, classes=1000, unfreeze_depth=depth, pretrained=given, seed=seed).network.state_dict()
+
+    expected = [copy_of(weights(kind)) for kind in range(len(kinds))]
+    assert changed(expected[0], expected[1]) == {*SMALL_LAST}
+    for kind in (0, 1, 0, 2, 3, 2, 4, 1, 4, 0):
+        assert changed(expected[kind], weights(kind)) == set()
 
 
 def test_set_training_keeps_the_prefix_in_evaluation_mode(small: StateDict) -> None:
@@ -213,14 +228,14 @@ def test_build_initialises_any_models_head(model: str) -> None:
     assert not any(tensor.is_meta for name, tensor in one.state_dict().items() if name not in bare)
 
 
-@pytest.mark.parametrize("model", ["timm/test_vit", "timm/test_efficientnet"])
+@pytest.mark.parametrize("model", ["timm/test_vit", "timm/test_efficientnet", SMALL])
 def test_build_begins_anew_after_training(model: str) -> None:
     """Networks of one process are copies of one; nothing of a trial's training is left for the next."""
     given = {
         name: tensor.clone()
-        for name, tensor in build(
-            model, classes=3, unfreeze_depth=0, pretrained=None, seed=1
-        ).network.named_parameters()
+        for name, tensor in build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=1)
+        .network.state_dict()
+        .items()
         if not name.startswith(("head.", "classifier."))
     }
     first = build(model, classes=3, unfreeze_depth=5, pretrained=given, seed=0)

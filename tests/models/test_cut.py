@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from study.config.catalogue import catalogue
 from study.errors import WeightsError
 from study.models.classifier import Classifier, build
-from study.models.cut import cut
+from study.models.cut import Segment, trace
 from study.models.networks import thin_functions
 
 FAST = ("timm/resnet10t", "timm/test_vit", "timm/test_efficientnet")
@@ -109,9 +109,9 @@ def test_cut_keeps_drop_path_in_training() -> None:
     import timm
 
     network = timm.create_model("test_vit", num_classes=3, drop_path_rate=0.5, drop_rate=0.5)
-    parts = nn.Sequential(
-        *cut(network, [f"blocks.{block}" for block in range(6)], ["head"], thin_functions("timm/test_vit"))
-    )
+    ends = [f"blocks.{block}" for block in range(6)]
+    traced = trace(network, ends, ["head"], thin_functions("timm/test_vit"))
+    parts = nn.Sequential(*(Segment(network, part) for part in traced))
     images = torch.randn(8, 3, 160, 160)
     torch.manual_seed(1)
     expected = network.train()(images)
@@ -137,7 +137,7 @@ def test_cut_refuses_a_network_without_cuts() -> None:
             return self.head(self.first(inputs) + inputs)
 
     with pytest.raises(WeightsError, match="cannot be cut into 5 blocks, but only into 1"):
-        cut(Crossed(), ["first"], ["head"])
+        trace(Crossed(), ["first"], ["head"])
 
 
 def test_cut_refuses_a_network_that_cannot_be_traced() -> None:
@@ -150,7 +150,7 @@ def test_cut_refuses_a_network_that_cannot_be_traced() -> None:
             return self.head(inputs if inputs.sum() > 0 else -inputs)
 
     with pytest.raises(WeightsError, match="cannot be cut into blocks: TraceError"):
-        cut(Branching(), [], ["head"])
+        trace(Branching(), [], ["head"])
 
 
 @pytest.mark.parametrize("depth", [0, 2, 5])
