@@ -151,7 +151,7 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
     assert changed(pretrained, small) == set()
 
 
-def test_networks_of_the_same_weights_share_the_memory_of_frozen_tensors_only(small: StateDict) -> None:
+def test_networks_of_the_same_weights_share_frozen_tensors_only(small: StateDict) -> None:
     pretrained = backbone(SMALL, small)
     one, two = (build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0) for _ in range(2))
     addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
