@@ -17,8 +17,9 @@ MAX_LINES = 200
 """Largest number of lines in the output; older ones are counted."""
 WIDTH = 110
 """Columns of the output."""
-_SAME = re.compile(r"(#\S+) |(\w+) +[\d,]+ of [\d,]+ images, |(now +[^…]+) …")
-"""What begins a line that replaces an earlier one: a trial's key, a kind of work on images, or a stage."""
+_SAME = re.compile(r"(#\S+) |(\w+) +[\d,]+ of [\d,]+ images, |(now +[^…]+) …|(time) .* left$")
+"""A line that replaces an earlier one: it begins with a trial's key, a kind of work on images or a stage, or says how
+much time is left."""
 
 
 def notebook_screen() -> Screen | None:
@@ -53,7 +54,7 @@ class CellOutput:
         for line in lines:
             same = _SAME.match(line)
             self._count += 1
-            key = (same[1] or same[2] or same[3]) if same else str(self._count)
+            key = next(filter(None, same.groups())) if same else str(self._count)
             if key in self._lines and same:
                 del self._lines[key]  # the newest line stands last
             self._lines[key] = line

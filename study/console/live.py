@@ -174,7 +174,7 @@ class Console:
                 self._refresh()
                 self._print(f"{plan.title}  {_outcome(trial, self._record.manifest)}")
                 if not self._ticker.moves and (estimated := self._left()):
-                    self._print(f"left     {estimated}")
+                    self._print(f"time     {estimated}")
         elif len(trial.epochs) > len(before.epochs):
             last = trial.epochs[-1]
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s

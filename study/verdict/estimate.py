@@ -25,9 +25,11 @@ class Estimate:
     high_s: float
 
     def __str__(self) -> str:
-        """Return 'about 5m00s left' or 'about 5m00s to 9m00s left'."""
+        """Return 'about 5m00s left', 'about 5m00s to 9m00s left', or 'at most 9m00s left' if it may end at any time."""
         if self.high_s <= CLOSE * self.low_s or self.high_s < 1:
             return f"about {format_duration(self.high_s)} left"
+        if self.low_s < 1:
+            return f"at most {format_duration(self.high_s)} left"
         return f"about {format_duration(self.low_s)} to {format_duration(self.high_s)} left"
 
 

@@ -46,6 +46,12 @@ def test_lines_about_decoding_replace_each_other():
     assert output.text() == "decoding 2,000 of 4,000 images, 90 images/s"
 
 
+def test_lines_about_the_time_left_replace_each_other():
+    output = CellOutput(Cell())
+    output.write("time     about 42s left\n#0 resnet18  starting\ntime     at most 9m00s left\n")
+    assert output.text().splitlines() == ["#0 resnet18  starting", "time     at most 9m00s left"]
+
+
 def test_equal_lines_are_both_kept():
     output = CellOutput(Cell())
     output.write("\naudit    twice\naudit    twice\n")

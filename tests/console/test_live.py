@@ -199,7 +199,7 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
         "  60.0 images/s  0s left",
         "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%"
         " (largest class 60.00%)",
-        "left     about 40s left",
+        "time     about 40s left",
     ]
 
 

@@ -76,7 +76,12 @@ def test_estimate_after_the_search_has_refits_only(design, trial):
 
 @pytest.mark.parametrize(
     ("bounds", "text"),
-    [((300, 310), "about 5m10s left"), ((300, 540), "about 5m00s to 9m00s left"), ((0, 0), "about 0s left")],
+    [
+        ((300, 310), "about 5m10s left"),
+        ((300, 540), "about 5m00s to 9m00s left"),
+        ((0, 540), "at most 9m00s left"),
+        ((0, 0), "about 0s left"),
+    ],
 )
 def test_estimate_says_about(bounds, text):
     assert str(Estimate(*bounds)) == text
