@@ -136,15 +136,8 @@ def run_study(
         KeyboardInterrupt: the user stopped the study; its runs end as KILLED.
     """
     with _begin(config, design, observer, record) as desk:
-        if design.space:
-            stages = _search(desk, design.space)
-        elif design.validates:
-            stages = desk.stage(train=desk.parts[0], validation=desk.parts[1], share=True)
-        else:
-            stages = desk.stage(train=desk.dataset.train, test=desk.dataset.test)
+        stages = _search(desk, design.space) if design.space else _fixed(desk)
         run_trials(desk.record, stages, desk.listeners, resources=desk.resources, scratch=scratch)
-        if not design.validates:
-            keep_models(desk.record, desk.dataset, desk.pretrained)
         return _conclude(observer, desk.record, desk.tracker, desk.dataset)
 
 
@@ -161,6 +154,15 @@ def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> St
 def _conclude(observer: Observer, record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
     observer.on_stage("writing the report, sending results to MLflow, registering")
     return conclude(record, tracker, dataset)
+
+
+def _fixed(desk: _Desk) -> Iterator[Inputs]:
+    """Yield the inputs of fixed trials; the classifiers that a baseline's have trained are kept."""
+    if desk.design.validates:
+        yield from desk.stage(train=desk.parts[0], validation=desk.parts[1], share=True)
+    else:
+        yield from desk.stage(train=desk.dataset.train, test=desk.dataset.test)
+        keep_models(desk.record, desk.dataset, desk.pretrained)
 
 
 def _search(desk: _Desk, space: SearchSpace) -> Iterator[Inputs]:
