@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from study.augmentation.mixing import Mixing, Targets, build_targets, draw_mixing
+from study.compute.depthwise import use_fp32_gradients
 from study.compute.feature_store import FeatureStore, Source
 from study.compute.features import CHUNK, classify, epoch_outputs, rebatch
 from study.compute.hardware import Hardware, make_deterministic
@@ -71,6 +72,7 @@ def move_to_device(classifier: Classifier, hardware: Hardware, features: Feature
                 classifier.shorter_digest(depth)
     classifier.move_to(hardware.device)
     make_deterministic(classifier.network, hardware.device)
+    use_fp32_gradients(classifier.network, hardware)
 
 
 def class_weights(recipe: Recipe, labels: np.ndarray, classes: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from study.compute.depthwise import DEPTHWISE, gains_from_fp32
 from study.compute.feature_store import FeatureStore, default_directory, default_limit_bytes
 from study.compute.hardware import Hardware, choose_hardware
 from study.config.plan import Plan
@@ -70,6 +71,8 @@ class Facts:
     """Number of CPU threads that torch uses."""
     arithmetic: str
     """Hardware and software that determine the last bits of the results."""
+    gradients: str | None = None
+    """In which way gradients are computed in another precision than the rest; None if they are not."""
     predict_images_per_s: float | None = None
     """Images per second of the whole network at prediction, measured by a probe; None for other trials."""
 
@@ -260,4 +263,5 @@ def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
         trainable_parameters=sum(count for count, trained in counts if trained),
         threads=torch.get_num_threads(),
         arithmetic=hardware.arithmetic,
+        gradients=DEPTHWISE if any(gains_from_fp32(module, hardware) for module in network.modules()) else None,
     )

@@ -16,7 +16,7 @@ from study.tuning.ray_adapters import Listener
 
 SAME = ("data_fingerprint", "split_fingerprint", "versions")
 """What must be the same in both manifests, besides the digest of the model's weights."""
-ARITHMETIC = ("arithmetic", "precision", "threads")
+ARITHMETIC = ("arithmetic", "gradients", "precision", "threads")
 """Facts of a trial's process on which the last bits of its results depend."""
 
 
