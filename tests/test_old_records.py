@@ -75,7 +75,8 @@ def test_old_search_is_rebuilt_in_mlflow(old_study, run_here, tmp_path):
     directory = old_study("search")
     card = ModelCard.read(directory / "model" / "model.json")
     network = build("resnet18", classes=len(card.classes), unfreeze_depth=1, pretrained=None, seed=0).network
-    save_file(network.state_dict(), directory / "model" / "model.safetensors")  # in place of the trained weights
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, directory / "model" / "model.safetensors")  # in place of the trained weights
     done = run_here(tmp_path, "--resume", "search")
     assert done.returncode == 0, done.stderr
     assert "digits-resnet18 version 1" in done.stdout

@@ -71,8 +71,9 @@ def test_baseline_trains_tests_records_and_tracks(study, image_folder):
 @pytest.fixture
 def broken_weights(tmp_path):
     """A file of resnet18's weights for two classes, of which the first layer's are not a number."""
-    state = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
-    state["conv1.weight"].fill_(float("nan"))
+    network = build("resnet18", classes=2, unfreeze_depth=0, pretrained=None, seed=0).network
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], float("nan"))
     path = tmp_path / "broken.safetensors"
     save_file(state, path)
     return path
