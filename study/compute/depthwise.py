@@ -3,7 +3,7 @@
 oneDNN has fast code for the bf16 gradients of 3 × 3 convolutions of stride 1 only. Knows no network and no trial.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ FAST_SIZE = 3
 """Largest height and width of a kernel whose bf16 gradients are fast at stride 1."""
 DEPTHWISE = "fp32 in depthwise convolutions"
 """Fact about a trial whose network has such convolutions."""
-Options = tuple[list[int], list[int], list[int], int]
+Options = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding and dilation, each of the height and the width, and the number of groups."""
 
 
@@ -61,10 +61,10 @@ class _Fp32Gradients(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not functional.conv2d or kwargs or isinstance(args[4], str):
+        if func is not functional.conv2d or len(args) < 7 or isinstance(args[4], str):  # padding may be a name
             return func(*args, **(kwargs or {}))
-        inputs, weight, bias, stride, padding, dilation, groups = args
-        return _Convolution.apply(inputs, weight, bias, (*map(_pair, (stride, padding, dilation)), groups))
+        inputs, weight, bias, *sizes, groups = args
+        return _Convolution.apply(inputs, weight, bias, (*map(nn.modules.utils._pair, sizes), groups))
 
 
 class _Convolution(torch.autograd.Function):
@@ -88,7 +88,3 @@ class _Convolution(torch.autograd.Function):
             ctx.needs_input_grad[:3],
         )  # fmt: skip
         return of_inputs if of_inputs is None else of_inputs.to(given), of_weight, of_bias, None
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else [*value]

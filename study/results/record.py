@@ -76,6 +76,7 @@ class Record:
         self._writable = writable
         self._lock = FileLock(directory / "lock")
         self._whole = threading.RLock()  # held during a step: other threads read only whole steps
+        self._guess: float | None = None  # of a search, whose validation images stay the same; None until needed
         if not (directory / "journal.log").is_file():
             raise RecordError(f"{directory}: must be a study's directory, but holds no journal.log.")
         if writable:
@@ -344,8 +345,10 @@ class Record:
             return TIME_IS_UP
         if result.val_confusion is None:
             return None
-        metric = self.manifest.design.metric
-        self._trials.pruner = build_pruner(self._space, score(metric, guess(metric, result.val_confusion)))
+        if self._guess is None:
+            metric = self.manifest.design.metric
+            self._guess = score(metric, guess(metric, result.val_confusion))
+        self._trials.pruner = build_pruner(self._space, self._guess)
         behind = self._running(plan).should_prune()  # also for trial 0: each call enters the trial into the ranking
         # Trial 0 is the baseline, against which all others are compared, so it runs all its epochs.
         return PRUNED if behind and plan.number else None

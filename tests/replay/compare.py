@@ -101,26 +101,17 @@ def first_tasks(tables: Mapping[str, Table]) -> list[Table]:
     return [table for name, table in tables.items() if name != AGAIN]
 
 
-def measure(tables: Sequence[Table], seeds: Sequence[int], make: Callable[[Table, int], Search]) -> Results:
-    """Replay a search for each task and seed, and return its figures at each budget."""
+def measure(
+    tables: Sequence[Table], seeds: Sequence[int], make: Callable[[Table, int], Search], *, by_time: bool = False
+) -> Results:
+    """Replay a search for each task and seed, and return its figures at each budget, or after each duration."""
     found = {}
     for table in tables:
         for seed in seeds:
             done = make(table, seed)
-            for budget in BUDGETS:
-                found[table.task, seed, budget] = figures(done, budget)
-    return found
-
-
-def measure_times(tables: Sequence[Table], seeds: Sequence[int], make: Callable[[Table, int], Search]) -> Results:
-    """Replay a search for each task and seed, and return its figures after each duration of TIMES."""
-    found = {}
-    for table in tables:
-        for seed in seeds:
-            done = make(table, seed)
-            for time in TIMES:
-                ended = sum(ran.ended <= time * done.trials[0].ended for ran in done.trials)
-                found[table.task, seed, time] = figures(done, ended)
+            for budget in TIMES if by_time else BUDGETS:
+                count = done.ended_by(budget) if by_time else budget
+                found[table.task, seed, budget] = figures(done, count)
     return found
 
 
@@ -196,9 +187,10 @@ def compare_shares(tables: Mapping[str, Table], seeds: Sequence[int]) -> None:
     def replay(table: Table, seed: int, share: float, trials: int) -> Search:
         return run(table, seed, trials, pruner=GuardedPruner(halving(2), table.guess, share))
 
-    for title, figures_of, trials in (("trials", measure, 20), ("times", measure_times, TRIALS_IN_TIME)):
+    for by_time, trials in ((False, BUDGETS[-1]), (True, TRIALS_IN_TIME)):
         sides = {f"share {share}": partial(replay, share=share, trials=trials) for share in SHARES}
-        show(f"hopeless, by {title}", {name: figures_of(tasks, seeds, make) for name, make in sides.items()})
+        found = {name: measure(tasks, seeds, make, by_time=by_time) for name, make in sides.items()}
+        show(f"hopeless, by {'time' if by_time else 'trials'}", found)
 
 
 def compare_rungs(tables: Mapping[str, Table], seeds: Sequence[int]) -> None:

@@ -198,6 +198,10 @@ class Search:
         """Return how far the chosen recipe is below the best one, in test accuracy."""
         return self.table.best_test - self.chosen(count).test_accuracy
 
+    def ended_by(self, time: float) -> int:
+        """Return how many trials had ended after a time, in durations of the first trial, the baseline."""
+        return sum(ran.ended <= time * self.trials[0].ended for ran in self.trials)
+
     def epochs(self, count: int) -> float:
         """Return the number of epochs that the first trials trained."""
         return sum(ran.epochs for ran in self.trials[:count])

@@ -95,6 +95,7 @@ def test_reused_refit_names_the_study_that_ran_it(make_study):
     [
         {"facts": {**FACTS, "arithmetic": "another machine"}},
         {"facts": {**FACTS, "precision": "bf16"}},
+        {"facts": {**FACTS, "gradients": "fp32 in depthwise convolutions"}},
         {"facts": {**FACTS, "threads": 4}},
         {"recipe": small_recipe(lr=0.25)},
         {"seeds": (8, 9, 10)},
