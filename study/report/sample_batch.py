@@ -1,6 +1,7 @@
 """Draw a trial's first training batch in true colours: the stored images, and the network's input."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,21 @@ from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
 from study.training import reference
 from study.training.loop import epoch_mixing, epoch_order
+
+_UNSEEN: dict[str, Any] = {
+    **{"unfreeze_depth": 0, "optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1},
+    **{"lr_schedule": "constant", "label_smoothing": 0.0, "head_lr_factor": 1.0, "layer_decay": 1.0, "warmup": 0.0},
+    **{"clip_norm": 0.0, "ema_decay": 0.0, "views": 0, "head_init": "random", "class_weights": "none"},
+}
+"""Fields of a recipe that its first batch does not depend on, with any values."""
+
+
+def alike(plan: Plan) -> Plan:
+    """Return one plan for all of which `draw_batch` draws the same, such as most trials of a search."""
+    if plan.stage == "as-written":
+        return replace(plan, number=None)
+    seen = min(plan.recipe.batch_size, figures.MOST_SAMPLES)
+    return replace(plan, number=None, recipe=replace(plan.recipe, batch_size=seen, **_UNSEEN))
 
 
 def draw_batch(plan: Plan, dataset: Dataset) -> Figure:

@@ -29,6 +29,8 @@ STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 RETRY_S = 5.0
 """Seconds between a failed send and the next try."""
+PAUSE_S = 0.2
+"""Seconds between a change and its sending: a trial has just ended, and drawing it would delay the next one's start."""
 
 COLUMNS = (
     "metrics.val_accuracy", "metrics.test_accuracy", "metrics.train_loss", "metrics.val_loss",
@@ -151,6 +153,7 @@ class Tracker:
         while not last:
             with self._wake:
                 self._wake.wait_for(lambda: self._changed or self._closing)
+                self._wake.wait_for(lambda: self._closing, timeout=PAUSE_S)
                 last = self._closing  # no trial changes any more: a trial that cannot be sent now stays unsent
                 changed, self._changed = self._changed, {}
             unsent = self._send_all(changed)

@@ -28,7 +28,7 @@ from study.environment import installed_versions
 from study.errors import RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
 from study.report.copies import draw_copies
-from study.report.sample_batch import draw_batch
+from study.report.sample_batch import alike, draw_batch
 from study.results.ledger import earlier_p_values
 from study.results.record import Record
 from study.tracking.client import SQLITE, connect, local_uri
@@ -180,20 +180,21 @@ def _search(desk: _Desk, space: SearchSpace) -> Iterator[Inputs]:
             record.keep_models(promising_models(record))
             record.add(plan_first_trials(record))
         yield from desk.stage(train=rest, validation=held_out, share=True)
-    record.note("importances", record.importances())
     while plans := plan_reranks(record, desk.config.seed):
         record.add(plans)
         rest, held_out = _parts(dataset, plans[0].seed)
         yield from desk.stage(train=rest, validation=held_out, share=True)
     winner = find_winner(record)
+    labels = dataset.test.labels.tolist()
     if winner:
-        labels = dataset.test.labels.tolist()
         next_plans = partial(plan_finals, winner=winner, baseline=baseline, labels=labels, seed=desk.config.seed)
         earlier = earlier_p_values(record)
         while plans := next_plans(record.finals(), repeats=design.repeats, earlier=earlier, metric=design.metric):
             record.add(plans)
             reuse_refits(record, baseline, desk.listeners)
             yield from desk.stage(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
+    record.note("importances", record.importances())  # takes half a second, so not while trials wait
+    if winner:
         verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
         keep_model(record, kept, dataset, desk.pretrained[kept.model])
@@ -264,6 +265,7 @@ def _tracking(
     """Keep MLflow in step with the record, beginning with its present trials; on an error, end the runs."""
     parts = lru_cache(maxsize=1)(_parts)
 
+    @lru_cache(maxsize=8)
     def draw(plan: Plan) -> bytes | None:
         if dataset is None:
             return None
@@ -272,7 +274,7 @@ def _tracking(
         return figures.png(draw_batch(plan, replace(dataset, train=train)))
 
     artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
-    tracker = Tracker(client, record, artifacts=artifacts, samples=draw)
+    tracker = Tracker(client, record, artifacts=artifacts, samples=lambda plan: draw(alike(plan)))
     for trial in record.all_trials():
         if trial.state != "waiting":
             tracker.on_change(trial.plan)

@@ -1,5 +1,7 @@
 """The sample images of a trial: the ones that it began with, before and after what was done to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from study.augmentation.mixing import mix
 from study.config.plan import Plan
 from study.data.images import Dataset
 from study.models.preprocessing import preprocessing, to_colours
-from study.report.sample_batch import draw_batch, draw_originals
+from study.report.sample_batch import alike, draw_batch, draw_originals
 from study.training import reference
 from study.training.loop import epoch_mixing, epoch_order
 
@@ -72,3 +74,20 @@ def test_batch_shows_mixed_images_as_the_network_sees_them(make_recipe, dataset)
     seen = mix(inputs, epoch_mixing(recipe, order, seed=3, epoch=1), order)[:8]
     figure = draw_batch(Plan(0, "baseline", recipe, 3), dataset)
     np.testing.assert_allclose(shown(figure), np.clip(to_colours("resnet18", seen).numpy(), 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"augmentation": "flip"}, {"mixup": 1.0}, {"image_size": 48}, {"batch_size": 8}]
+)
+def test_trials_that_look_alike_are_drawn_the_same(fields, make_recipe, dataset):
+    plan = Plan(4, "search", make_recipe(**{"batch_size": 40, "lr": 0.02, "epochs": 7} | fields), 3)
+    other = Plan(5, "search", replace(plan.recipe, unfreeze_depth=3, optimizer="adamw", weight_decay=0.1), 3)
+    assert alike(plan) == alike(other)
+    drawn, meant = (shown(draw_batch(which, dataset)) for which in (alike(plan), plan))
+    np.testing.assert_array_equal(drawn, meant)
+
+
+@pytest.mark.parametrize("fields", [{"augmentation": "none"}, {"cutmix": 1.0}, {"image_size": 48}, {"batch_size": 9}])
+def test_trials_that_see_other_images_are_not_alike(fields, make_recipe):
+    assert alike(Plan(0, "search", make_recipe(), 3)) != alike(Plan(0, "search", make_recipe(**fields), 3))
+    assert alike(Plan(0, "search", make_recipe(), 3)) != alike(Plan(0, "search", make_recipe(), 4))
