@@ -40,6 +40,8 @@ class Classifier:
 
     digests: dict[int, str] = field(default_factory=dict, repr=False)
     """Digests of the weights of the first blocks, by their number, as far as they are known."""
+    copy_ahead: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Function that copies the untrained network's modules for the next `build`; any thread may call it."""
 
     @property
     def prefix_digest(self) -> str:
@@ -75,7 +77,9 @@ class Classifier:
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def move_to(self, device: torch.device) -> None:
-        """Move all tensors to a device; images of a batch are then best laid out channels last."""
+        """Move all tensors to a device; images of a batch are then best laid out channels last, as `build` has them."""
+        if next(self.network.parameters()).device == device:
+            return
         for part in (self.network, self.prefix, self.suffix):  # the parts hold constants that the network lacks
             # torch does both in one pass, but its types say one at a time
             part.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -111,8 +115,7 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
         WeightsError: the network cannot be built, or cannot be cut.
     """
     template = _template(model, classes, seed, None if pretrained is None else _Weights.of(pretrained))
-    network = _copy_modules(template.network)
-    parts = template.cut(network)
+    network, parts = template.copies.pop() if template.copies else template.copy()
     cut = BLOCKS - unfreeze_depth
     while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
         cut += 1  # pooling has no weights, and its output is smaller
@@ -122,7 +125,7 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
         if id(tensor) not in frozen:
             tensor.data = tensor.data.clone()
     prefix.requires_grad_(False)
-    classifier = Classifier(model, network, prefix, suffix, template.digests)
+    classifier = Classifier(model, network, prefix, suffix, template.digests, template.copy_ahead)
     classifier.set_evaluation()
     return classifier
 
@@ -170,6 +173,18 @@ class _Template(NamedTuple):
     network: nn.Module
     cut: Callable[[nn.Module], list[nn.Module]]
     digests: dict[int, str]
+    copies: list[tuple[nn.Module, list[nn.Module]]]
+    """Copies that were made ahead, at most one."""
+
+    def copy(self) -> tuple[nn.Module, list[nn.Module]]:
+        """Return a copy of the network, which shares its values, and the copy's parts."""
+        network = _copy_modules(self.network)
+        return network, self.cut(network)
+
+    def copy_ahead(self) -> None:
+        """Make a copy for the next trial, unless that was done."""
+        if not self.copies:
+            self.copies.append(self.copy())
 
 
 @lru_cache(maxsize=1)
@@ -186,7 +201,7 @@ def _template(model: str, classes: int, seed: int, weights: _Weights | None) -> 
         if weights:  # no file holds all of a network's constants
             network.load_state_dict({**network.state_dict(), **weights.state}, assign=True)
     network.to(memory_format=torch.channels_last)
-    return _Template(network, _cutter(model, network), {})
+    return _Template(network, _cutter(model, network), {}, [])
 
 
 def _copy_modules(network: nn.Module) -> nn.Module:

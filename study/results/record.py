@@ -176,7 +176,7 @@ class Record:
             ) from error
 
     @contextmanager
-    def _step(self) -> Iterator[None]:
+    def step(self) -> Iterator[None]:
         """Write all changes made inside at once; if the body raises, undo the changes in memory too."""
         with self._whole:
             try:
@@ -200,7 +200,7 @@ class Record:
         noted = self.noted(SPENT)
         self._spent_before_s: float = self._measure_sessions() if noted is None else noted
         self._left: list[Plan] = []
-        with self._step():
+        with self.step():
             self._note_time()
             if self.noted(COPY) is None and self._is_copy():
                 self.note(COPY, uuid.uuid4().hex)
@@ -284,7 +284,7 @@ class Record:
             plans: planned trials, which have no number yet.
         """
         known = [replace(trial.plan, number=None) for trial in self.all_trials()]
-        with self._step():
+        with self.step():
             for plan in plans:
                 assert plan.number is None
                 if plan in known:
@@ -308,7 +308,7 @@ class Record:
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if waiting:
                 inside = bool(waiting[0].system_attrs["fixed_params"])
-                with self._step():
+                with self.step():
                     trial = study.ask(build_distributions(self._space) if inside and self._space else None)
                 return self._read(self._storage.get_trial(trial._trial_id)).plan
         if self._space is None or self.judging or self.time_is_up():
@@ -318,7 +318,7 @@ class Record:
         number = len(self._trials.get_trials(deepcopy=False))
         if number >= self._space.budget.trials:
             return None
-        with self._step():
+        with self.step():
             trial = propose(self._trials, self._space, derive_seed(self.manifest.seed, "sampler", number))
             recipe = self._space.recipe(trial.params)
             for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self.manifest.seed)):
@@ -392,7 +392,7 @@ class Record:
         """
         if any(known.epoch == result.epoch for known in self.trial(plan).epochs):
             return None
-        with self._step():
+        with self.step():
             self._note_time()
             trial = self._running(plan)
             values = store_arrays(plain(result), self.directory, f"{plan.key}-epoch-{result.epoch}")
@@ -441,7 +441,7 @@ class Record:
             study: name of the study that ran it.
         """
         assert donor.test and donor.plan.recipe == plan.recipe and donor.plan.seed == plan.seed
-        with self._step():
+        with self.step():
             self._storage.set_trial_state_values(self._ids[plan.key], TrialState.RUNNING)
             self.facts(plan, {**donor.facts, "reused_from": study})
             for result in donor.epochs:
@@ -512,7 +512,7 @@ class Record:
         return self._stages.get(stage, self._trials)
 
     def _end(self, plan: Plan, state: TrialState, reason: str) -> None:
-        with self._step():
+        with self.step():
             self._running(plan).set_user_attr("reason", reason)
             self._study_of(plan.stage).tell(self._running(plan), state=state)
         self._drop_checkpoint(plan)

@@ -129,7 +129,7 @@ def train(
     for epoch in range(done_epochs + 1, recipe.epochs + 1):
         targets, chunks, begin_s = upcoming
         started = time.perf_counter() - begin_s
-        torch.manual_seed(derive_seed(seed, "dropout", epoch))
+        _seed_dropout(hardware.device, derive_seed(seed, "dropout", epoch))
         classifier.set_training()
 
         def on_batch(done: int, epoch: int = epoch, started: float = started) -> None:
@@ -164,6 +164,13 @@ def train(
         yield result
         if checkpoint and epoch < recipe.epochs:
             checkpoint.save_if_due(epoch, classifier, updates)
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """Seed the generators that training draws from, like torch.manual_seed, which also prepares to seed all GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _begin_epoch(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     checkpoint = None
     if inputs.checkpoints:
         checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
-    yield from train(
+    epochs = train(
         classifier,
         plan.recipe,
         inputs.train,
@@ -149,6 +150,10 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         features=store,
         checkpoint=checkpoint,
     )
+    for result in epochs:
+        if result.epoch == 1:  # while the caller takes the result, this process has time
+            Thread(target=classifier.copy_ahead, name="copy").start()
+        yield result
     if checkpoint and plan.keeps_weights:
         checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
     if inputs.test is not None:

@@ -4,6 +4,7 @@ The record decides which trial runs next and when a trial stops. Ray Tune only p
 Needs a Ray that this process has joined. Knows no data set, no model and no MLflow.
 """
 
+import gc
 import tempfile
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from study.config.plan import Plan
 from study.errors import RecordError
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import TIME_IS_UP, Record
-from study.training.run_trial import Facts, Failure, Inputs, OpensTest
+from study.training.run_trial import Failure, Inputs, OpensTest, Report
 from study.tuning.cluster import Allotment, describe_shortage
 from study.tuning.stages import KEY, Stage, put_stages, with_inputs
 from study.tuning.trainable import trainable
@@ -215,33 +216,40 @@ class RecordScheduler(FIFOScheduler):
         """Write one report into the record, and return whether the trial goes on."""
         plan = trial.config["plan"]
         report = result["report"]
-        decision = TrialScheduler.CONTINUE
         if self._record.has_ended(plan):  # its process died before Ray Tune noticed the trial's end
             return TrialScheduler.STOP
+        if isinstance(report, Failure) and report.stops_study:
+            raise RecordError(report.reason)
+        with self._record.step():
+            if "facts" in result:
+                self._record.facts(plan, asdict(result["facts"]))
+            self._write(plan, report)
+        if self._record.has_ended(plan):  # its process need not say so: it begins the next trial the sooner
+            return TrialScheduler.STOP  # Ray Tune then tells the searcher, which tells the listeners
+        for listener in self._listeners:
+            if isinstance(report, Progress):
+                listener.on_progress(plan, report)
+            elif not isinstance(report, OpensTest):
+                listener.on_change(plan)
+        return TrialScheduler.CONTINUE
+
+    def _write(self, plan: Plan, report: Report) -> None:
+        """Write a report into the record; after its last result, a trial is complete."""
         match report:
             case Progress():
                 self._record.beat()
-                for listener in self._listeners:
-                    listener.on_progress(plan, report)
-                return decision
-            case Facts():
-                self._record.facts(plan, asdict(report))
             case EpochResult():
-                if self._record.epoch(plan, report):
-                    decision = TrialScheduler.STOP
+                stopped = self._record.epoch(plan, report)
+                if not stopped and plan.validates and report.epoch == plan.recipe.epochs:
+                    self._record.complete(plan)
             case OpensTest():
                 self._record.open_test(plan)
-                return decision
             case Evaluation():
                 self._record.tested(plan, report)
-            case Failure(stops_study=True):
-                raise RecordError(report.reason)
+                self._record.complete(plan)
             case Failure():
                 if not (report.out_of_memory and self._searcher.repeat_alone(plan)):
                     self._record.fail(plan, report.reason)
-        for listener in self._listeners:
-            listener.on_change(plan)
-        return decision
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep all state out of Ray Tune's pickles, which nobody reads."""
@@ -336,9 +344,13 @@ def run_trials(
         Exception: what `stages` raises.
     """
     searcher = RecordSearcher(record, listeners, put_stages(stages))
-    while not searcher.finished:
-        _run_tune(record, searcher, listeners, resources, scratch, function)
-        searcher.end_waiting()
+    gc.freeze()  # collecting what was imported stops all threads for 0.3 s, again and again, while a trial waits
+    try:
+        while not searcher.finished:
+            _run_tune(record, searcher, listeners, resources, scratch, function)
+            searcher.end_waiting()
+    finally:
+        gc.unfreeze()
 
 
 def _run_tune(

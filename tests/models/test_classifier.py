@@ -151,27 +151,34 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
     assert changed(pretrained, small) == set()
 
 
-def test_networks_of_the_same_weights_share_frozen_tensors_only(small: StateDict) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_networks_of_the_same_weights_share_frozen_tensors_only(ahead: bool, small: StateDict) -> None:
     pretrained = backbone(SMALL, small)
-    one, two = (build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0) for _ in range(2))
+    one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
+    if ahead:
+        one.copy_ahead()
+    two = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
     assert all(tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values())
     assert not any(tensor.data_ptr() in addresses for tensor in two.suffix.state_dict().values())
 
 
 def test_build_is_the_same_after_any_other(small: StateDict) -> None:
-    """With a head or without, of another seed or depth: nothing of the network before is left."""
+    """With a head or without, of another seed or depth, copied ahead or not: nothing of the one before is left."""
     bare = backbone(SMALL, small)
     kinds = [(small, 0, 1), (bare, 0, 1), (bare, 1, 1), (bare, 1, 4), ({**bare}, 0, 1)]
 
-    def weights(kind: int) -> StateDict:
+    def weights(kind: int, *, ahead: bool = False) -> StateDict:
         given, seed, depth = kinds[kind]
-        return build(SMALL, classes=1000, unfreeze_depth=depth, pretrained=given, seed=seed).network.state_dict()
+        classifier = build(SMALL, classes=1000, unfreeze_depth=depth, pretrained=given, seed=seed)
+        if ahead:
+            classifier.copy_ahead()
+        return classifier.network.state_dict()
 
     expected = [copy_of(weights(kind)) for kind in range(len(kinds))]
     assert changed(expected[0], expected[1]) == {*SMALL_LAST}
-    for kind in (0, 1, 0, 2, 3, 2, 4, 1, 4, 0):
-        assert changed(expected[kind], weights(kind)) == set()
+    for at, kind in enumerate((0, 1, 0, 0, 2, 3, 3, 2, 4, 4, 1, 4, 0)):
+        assert changed(expected[kind], weights(kind, ahead=at % 2 == 0)) == set()
 
 
 def test_set_training_keeps_the_prefix_in_evaluation_mode(small: StateDict) -> None:
@@ -228,8 +235,9 @@ def test_build_initialises_any_models_head(model: str) -> None:
     assert not any(tensor.is_meta for name, tensor in one.state_dict().items() if name not in bare)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("model", ["timm/test_vit", "timm/test_efficientnet", SMALL])
-def test_build_begins_anew_after_training(model: str) -> None:
+def test_build_begins_anew_after_training(model: str, ahead: bool) -> None:
     """Networks of one process are copies of one; nothing of a trial's training is left for the next."""
     given = {
         name: tensor.clone()
@@ -240,6 +248,8 @@ def test_build_begins_anew_after_training(model: str) -> None:
     }
     first = build(model, classes=3, unfreeze_depth=5, pretrained=given, seed=0)
     before = copy_of(first.network.state_dict())
+    if ahead:
+        first.copy_ahead()
     with torch.no_grad():
         for tensor in first.network.state_dict().values():
             tensor.add_(1)

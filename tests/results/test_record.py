@@ -119,7 +119,7 @@ def test_refit_is_not_complete_without_its_test(record, make_recipe):
 def test_another_thread_reads_whole_steps_alone(record, make_recipe):
     record.add([Plan(None, "baseline", make_recipe(), 0)])
     plan = record.next_trial()
-    with ThreadPoolExecutor() as pool, record._step():
+    with ThreadPoolExecutor() as pool, record.step():
         record._running(plan).set_user_attr("facts", {"device": "CPU"})
         seen = pool.submit(lambda: (record.trial(plan).facts, os.path.getsize(record.directory / "journal.log")))
         time.sleep(0.1)

@@ -151,6 +151,15 @@ def test_trainable_frees_memory_before_it_reports_a_lack(inputs, make_recipe, se
     assert device_memory(torch.device("cpu")) is not before
 
 
+def test_facts_are_reported_with_the_first_result(inputs, make_recipe, monkeypatch):
+    reports = []
+    monkeypatch.setattr("study.tuning.trainable.tune.report", reports.append)
+    trainable({"plan": Plan(0, "baseline", make_recipe(epochs=2), 0)}, inputs=inputs)
+    assert [sorted(report) for report in reports[:2]] == [["facts", "report"], ["report"]]
+    assert reports[0]["facts"].precision == inputs.precision
+    assert [report["report"].epoch for report in reports[:2]] == [1, 2]
+
+
 def test_trainable_reports_a_bug_as_a_failure(inputs, make_recipe, sent):
     trainable({"plan": Plan(0, "baseline", make_recipe(), 0)}, inputs=dataclasses.replace(inputs, pretrained={}))
     assert sent == [Failure("KeyError: 'resnet18'")]

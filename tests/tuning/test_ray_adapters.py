@@ -43,8 +43,6 @@ class Witness:
 def never(config, *, inputs): raise AssertionError
 
 space = make_space(budget=Budget(3, 10.0))
-record = Record.create(Path("busy").absolute(), make_manifest(space=space))
-record.add([Plan(None, "search", space.base, 0)])
 inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
 with ray_session(None, verbose=False) as scratch:
     cores = ray.cluster_resources()["CPU"]
@@ -53,10 +51,13 @@ with ray_session(None, verbose=False) as scratch:
         def there(self): pass
     other = Other.remote()
     ray.get(other.there.remote())
+    record = Record.create(Path("busy").absolute(), make_manifest(space=space))  # its time begins now
+    record.add([Plan(None, "search", space.base, 0)])
     run_trials(record, [inputs], [Witness()], resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
 print(json.dumps([Witness.told, [(trial.state, trial.reason) for trial in record.trials()], record.spent_s]))
 """
 
+FACTS = Facts("CPU", "fp32", 5, 5, 2, "AVX2")
 OUT_OF_MEMORY = Failure("out of memory: 3 GB wanted", out_of_memory=True)
 
 
@@ -88,8 +89,8 @@ def tune(tmp_path, make_recipe):
     searcher = RecordSearcher(record, [witness], [Stage(0)])
     scheduler = RecordScheduler(record, searcher, [witness])
 
-    def report(config, value):
-        return scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": value})
+    def report(config, value, **more):
+        return scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": value, **more})
 
     yield SimpleNamespace(record=record, searcher=searcher, report=report, told=witness.told)
     record.close()
@@ -97,12 +98,27 @@ def tune(tmp_path, make_recipe):
 
 def test_reports_are_recorded_and_listeners_told(tune):
     config = tune.searcher.suggest("a")
-    for value in (Facts("CPU", "fp32", 5, 5, 2, "AVX2"), Progress(1, 1, 2, 3.0), EpochResult(1, 2.0, 3.0, 10.0), TEST):
-        assert tune.report(config, value) == "CONTINUE"
+    assert tune.report(config, Progress(1, 1, 2, 3.0), facts=FACTS) == "CONTINUE"
+    assert tune.report(config, EpochResult(1, 2.0, 3.0, 10.0)) == "CONTINUE"
+    assert tune.report(config, TEST) == "STOP"
     tune.searcher.on_trial_complete("a", {})
     trial = tune.record.trial(config["plan"])
     assert (trial.state, trial.value, len(trial.epochs)) == ("complete", 7 / 8, 1)
-    assert [kind for kind, _ in tune.told] == ["start", "change", "progress", "change", "change", "change"]
+    assert trial.facts["arithmetic"] == "AVX2"
+    assert [kind for kind, _ in tune.told] == ["start", "progress", "change", "change"]
+
+
+def test_a_trial_without_a_test_ends_with_its_last_epoch(tmp_path, make_recipe):
+    record = Record.create(tmp_path / "two", make_manifest(space=make_space()))
+    record.add([Plan(None, "search", make_recipe(epochs=2), 0)])
+    searcher = RecordSearcher(record, [], [Stage(0)])
+    scheduler = RecordScheduler(record, searcher, [])
+    config = searcher.suggest("a")
+    results = [EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[3, 1], [1, 3]]) for epoch in (1, 2)]
+    trial = SimpleNamespace(config=config)
+    assert [scheduler.on_trial_result(None, trial, {"report": result}) for result in results] == ["CONTINUE", "STOP"]
+    assert record.trial(config["plan"]).value == 0.75
+    record.close()
 
 
 def test_searcher_waits_for_running_trials_before_it_is_finished(tune):
@@ -146,7 +162,7 @@ def test_trial_repeated_alone_stays_alone_when_it_dies(tune):
 def test_a_report_of_a_trial_that_has_ended_stops_it(tune):
     config = tune.searcher.suggest("a")
     tune.report(config, Failure("train_loss: must stay finite"))
-    assert tune.report(config, Facts("CPU", "fp32", 5, 5, 2, "AVX2")) == "STOP"
+    assert tune.report(config, Progress(1, 1, 2, 3.0), facts=FACTS) == "STOP"
     assert tune.record.trial(config["plan"]).facts == {}
 
 

@@ -1,5 +1,6 @@
 """Trials of a later stage run in the process of the first, with inputs of their own; Ray frees those of the first."""
 
+import gc
 import os
 
 import numpy as np
@@ -53,6 +54,7 @@ def test_process_and_weights_stay_while_inputs_go(record, make_recipe):
     assert len({epoch.train_loss for epoch in epochs}) == 1, "one process"
     assert len({epoch.epoch_s for epoch in epochs}) == 1, "the same weights, at one place"
     assert held == [0, 1, 1], "between two stages, Ray holds the weights alone"
+    assert gc.get_freeze_count() == 0, "a notebook's garbage can be collected again"
 
 
 @pytest.mark.slow
