@@ -207,7 +207,7 @@ class Record:
             for trial in self.all_trials():
                 if trial.state != "running":
                     continue
-                if trial.test or (trial.plan.validates and len(trial.epochs) == trial.plan.recipe.epochs):
+                if trial.has_all_results:
                     self.complete(trial.plan)
                 else:
                     self._left.append(trial.plan)

@@ -120,6 +120,11 @@ class TrialRecord:
         return nothing_learnt(confusion, manifest.classes, manifest.design.metric) if confusion else None
 
     @property
+    def has_all_results(self) -> bool:
+        """Whether nothing is missing: the trial is tested, or sees no test images and has all its epochs."""
+        return bool(self.test) or (self.plan.validates and len(self.epochs) == self.plan.recipe.epochs)
+
+    @property
     def finished(self) -> bool:
         """Whether the trial is complete, pruned or failed."""
         return self.state in {"complete", "pruned", "failed"}

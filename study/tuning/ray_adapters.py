@@ -239,17 +239,17 @@ class RecordScheduler(FIFOScheduler):
             case Progress():
                 self._record.beat()
             case EpochResult():
-                stopped = self._record.epoch(plan, report)
-                if not stopped and plan.validates and report.epoch == plan.recipe.epochs:
-                    self._record.complete(plan)
+                self._record.epoch(plan, report)
             case OpensTest():
                 self._record.open_test(plan)
             case Evaluation():
                 self._record.tested(plan, report)
-                self._record.complete(plan)
             case Failure():
                 if not (report.out_of_memory and self._searcher.repeat_alone(plan)):
                     self._record.fail(plan, report.reason)
+        trial = self._record.trial(plan)
+        if trial.has_all_results and not trial.finished:
+            self._record.complete(plan)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep all state out of Ray Tune's pickles, which nobody reads."""
