@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from study.ticker import Screen, Ticker
     from study.tuning.finish_study import StudyResult
 
-LIBRARIES = ("torchvision", "seaborn", "mlflow")
+LIBRARIES = ("torchvision", "mlflow")
 """Libraries whose import takes seconds. None of them imports Ray, which is imported at the same time."""
 
 

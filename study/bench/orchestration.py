@@ -31,7 +31,8 @@ from study.tracking.tracker import Tracker
 from study.training import reference
 from study.training.run_trial import Inputs
 from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.tuning.ray_adapters import Listener, run_trials
+from study.tuning.ray_adapters import Listener, Work, run_trials
+from study.tuning.stages import put_stages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,7 +235,7 @@ def _ray(folder: Path, environment: Mapping[str, str] = TRIAL_ENVIRONMENT) -> It
 def _run_ours(recipes: list[Recipe], inputs: Inputs, allotment: Allotment, room: Path) -> None:
     record = Record.create(room / "study", make_manifest())
     record.add(Plan(None, "search", recipe, 0) for recipe in recipes)
-    run_trials(record, [inputs], [], resources=allotment, scratch=room)
+    run_trials(lambda: Work(record, put_stages([inputs])), resources=allotment, scratch=room)
     assert all(trial.state == "complete" for trial in record.trials()), "every trial of the benchmark must complete"
     record.close()
 
@@ -250,7 +251,8 @@ def _run_idle(
     if client:
         tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
         listeners.append(tracker)
-    run_trials(record, [inputs], listeners, resources=allotment, scratch=room, function=_do_nothing)
+    work = Work(record, put_stages([inputs]), listeners)
+    run_trials(lambda: work, resources=allotment, scratch=room, function=_do_nothing)
     if tracker:
         unsent = tracker.finish("FINISHED", {}, {})
         assert unsent == 0, "all runs must reach MLflow"

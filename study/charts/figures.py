@@ -9,10 +9,10 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +21,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 DPI = 110
-COLOURS = seaborn.color_palette("colorblind")
 MARKERS = "os^DvP"  # distinguish the curves without colour
 INK = "#333333"
 FAINT = "#9aa5b1"
@@ -175,7 +174,7 @@ def accuracy_by_time(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]
             seconds, accuracies = zip(*points, strict=True)
             percents = [100 * accuracy for accuracy in accuracies]
             label = "_" * (number > 0) + name  # matplotlib keeps names that begin with _ out of the legend
-            ax.step(seconds, percents, where="post", label=label, color=COLOURS[index % len(COLOURS)])
+            ax.step(seconds, percents, where="post", label=label, color=_colour(index))
     _finish_curves(ax, "best validation accuracy so far (%)")
     ax.set_xlabel("seconds since the start", color=INK)
     return figure
@@ -206,6 +205,8 @@ def _figure(width: float, height: float, title: str, *, ink: str = INK, page: st
 def _heatmap(
     values: np.ndarray, texts: list[list[str]], classes: Sequence[str], title: str, label: str, **colours: object
 ) -> Figure:
+    import seaborn  # not before a figure is drawn: it takes 0.7 s, for which a study's first trial would wait
+
     n = len(classes)
     width = float(np.interp(n, (2, 10, 60, 100), (6, 8.5, 9, 12)))
     figure = _figure(width, 0.88 * width, title)
@@ -250,10 +251,19 @@ def _name_classes(ax: Axes, classes: Sequence[str], width: float) -> None:
     ax.set_ylabel("true class", color=INK)
 
 
+@cache
+def _colour(index: int) -> tuple[float, float, float]:
+    """Return a colour that colour-blind readers distinguish from its neighbours."""
+    import seaborn  # see `_heatmap`
+
+    palette: list[tuple[float, float, float]] = seaborn.color_palette("colorblind")
+    return palette[index % len(palette)]
+
+
 def _curve(ax: Axes, points: Sequence[tuple[int, float]], name: str, index: int) -> None:
     if points:
         epochs, values = zip(*points, strict=True)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        colour, marker = _colour(index), MARKERS[index % len(MARKERS)]
         sparse = max(1, len(points) // 15)  # too many markers would hide the line
         ax.plot(epochs, values, label=name, color=colour, marker=marker, markersize=4, markevery=sparse)
 
@@ -268,7 +278,7 @@ def _finish_curves(ax: Axes, label: str, *, legend: bool = True) -> None:
 
 
 def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], label: str, write: Callable[[float], str]) -> None:
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    colours = [_colour(index) for index in range(len(names))]
     bars = ax.barh(range(len(names)), values, height=0.55, color=colours)
     ax.bar_label(bars, fmt=write, padding=3, fontsize=8, color=INK)
     ax.set_yticks(range(len(names)), names, parse_math=False)

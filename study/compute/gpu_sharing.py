@@ -25,25 +25,24 @@ COPIES = 5
 """Values for each weight: itself, its gradient, two moments of the optimizer, and an average."""
 PEAK = 2
 """Peak of a pass as a multiple of what the forward pass keeps for the backward pass: gradients, workspaces."""
+CLASSES = 1000
+"""Number of outputs that is estimated with, since the images have not been read yet: ImageNet's."""
 
 
-def trials_per_gpu(
-    models: Sequence[str], *, image_size: int, batch_size: int, classes: int, gpu_bytes: int | None
-) -> int:
+def trials_per_gpu(models: Sequence[str], *, image_size: int, batch_size: int, gpu_bytes: int | None) -> int:
     """Return how many trials may share a GPU: 1 if one of them can fill it, or if its memory is not known.
 
     Args:
         models: names in the catalogue.
         image_size: largest side of a trial's images in pixels.
         batch_size: largest batch of a trial.
-        classes: number of outputs.
         gpu_bytes: memory of the GPU; None if it is not known.
     """
     images = max(batch_size, CHUNK)
     if gpu_bytes is None or any(_fills(model, image_size, images) for model in models):
         return 1
     try:
-        need = max(_estimate_bytes(model, image_size, images, classes) for model in models)
+        need = max(_estimate_bytes(model, image_size, images) for model in models)
     except Exception:  # some networks compute with numbers, which a network without memory does not have
         return 1
     return next((share for share in SHARES if need <= (1 - SHARE) * gpu_bytes / share), 1)
@@ -79,9 +78,9 @@ def _fills(model: str, image_size: int, images: int) -> bool:
     return entry.operations * (image_size / entry.size) ** 2 * images > FILLING_OPERATIONS
 
 
-def _estimate_bytes(model: str, image_size: int, images: int, classes: int) -> int:
+def _estimate_bytes(model: str, image_size: int, images: int) -> int:
     """Return the device memory of a trial that trains the whole network in fp32."""
-    network = build_on_meta(model, classes).train()
+    network = build_on_meta(model, CLASSES).train()
     weights = sum(parameter.numel() for parameter in network.parameters())
     return PROCESS_BYTES + 4 * (COPIES * weights + PEAK * images * _saved_values(network, image_size))
 

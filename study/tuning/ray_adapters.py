@@ -1,7 +1,8 @@
 """Connect a study's record to Ray Tune: a searcher and a scheduler, both thin adapters, and `run_trials`.
 
 The record decides which trial runs next and when a trial stops. Ray Tune only places trials and watches processes.
-Needs a Ray that this process has joined. Knows no data set, no model and no MLflow.
+Processes of trials start, and import what trials need, while the study is still being prepared. Needs a Ray that this
+process has joined. Knows no data set, no model and no MLflow.
 """
 
 import gc
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +28,9 @@ from study.config.plan import Plan
 from study.errors import RecordError
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import TIME_IS_UP, Record
-from study.training.run_trial import Failure, Inputs, OpensTest, Report
+from study.training.run_trial import Failure, OpensTest, Report
 from study.tuning.cluster import Allotment, describe_shortage
-from study.tuning.stages import KEY, Stage, put_stages, with_inputs
+from study.tuning.stages import KEY, Stage, with_inputs
 from study.tuning.trainable import trainable
 
 RETRIES = 2
@@ -54,6 +55,19 @@ class Listener(Protocol):
         """Called after the record of a trial has changed."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What Ray Tune needs of a study that is prepared."""
+
+    record: Record
+    """Source of the trials and store of their results."""
+    stages: Iterable[Stage]
+    """Images and settings of the trials. The first are for the trials that the record has now. When those have ended,
+    the iterator goes on: it may add further trials, and gives their inputs, with the same weights."""
+    listeners: Sequence[Listener] = ()
+    """Receivers of callbacks, called after the record is written."""
+
+
 class _PastTune(BaseException):
     """Carry an error of the study out of Ray Tune, which would treat it as a trial's error and go on."""
 
@@ -72,12 +86,18 @@ def _past_tune() -> Iterator[None]:
 class RecordSearcher(Searcher):
     """Give Ray Tune the record's next trial, stage by stage, and write into the record how a trial ended."""
 
-    def __init__(self, record: Record, listeners: Sequence[Listener], stages: Iterable[Stage]) -> None:
-        """Serve the trials of `record`; when it has none to run, go on to the next of `stages`."""
+    def __init__(self, prepare: Callable[[], Work], *, ahead: int = 0) -> None:
+        """Serve the trials of the study that `prepare` returns; when it has none to run, go on to its next stage.
+
+        Args:
+            prepare: called once, when the first trial is asked for, or by `begin`.
+            ahead: number of processes that are started before that.
+        """
         super().__init__()
-        self._record = record
-        self._listeners = listeners
-        self._stages = iter(stages)
+        self._prepare = prepare
+        self._ahead = ahead
+        self._work: Work | None = None
+        self._stages: Iterator[Stage] = iter(())
         self._stage: Stage | None = None
         self.finished = False
         """Whether the trials of all stages have ended."""
@@ -88,17 +108,40 @@ class RecordSearcher(Searcher):
         self._to_repeat: list[Plan] = []
         self._repeated: set[str] = set()
 
+    def begin(self) -> None:
+        """Prepare the study and its first stage, unless that was done."""
+        if self._work is None:
+            self._work = self._prepare()
+            gc.freeze()  # collecting what was imported stops all threads for 0.3 s, again and again
+            self._stages = iter(self._work.stages)
+            self._begin_stage()
+
+    @property
+    def record(self) -> Record:
+        """Record of the study, which must have begun."""
+        assert self._work, "the study must be prepared"
+        return self._work.record
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """Receivers of callbacks; none before the study has begun."""
+        return self._work.listeners if self._work else ()
+
     @_past_tune()
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's type omits FINISHED
         """Return the next trial's configuration, FINISHED, or None to be asked again later."""
-        plan = self._next() if self._stage is not None else None
+        if self._ahead:
+            self._ahead -= 1
+            return {KEY: None}
+        self.begin()
+        plan = self._next()
         while plan is None and not self._running and self._begin_stage():
             plan = self._next()
         if plan is None:
             # A running trial may have to run again, but after FINISHED Ray Tune asks for no more trials.
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = plan
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.on_start(plan)
         return {"plan": plan, KEY: self._stage}
 
@@ -116,7 +159,7 @@ class RecordSearcher(Searcher):
             return self._to_restart.pop(0)
         if self._to_repeat:
             return None if self._running else self._to_repeat.pop()
-        return self._record.next_trial()
+        return self.record.next_trial()
 
     @property
     def waiting(self) -> list[Plan]:
@@ -143,14 +186,16 @@ class RecordSearcher(Searcher):
     @_past_tune()
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End the trial in the record, unless it has already ended there or will run again."""
+        if trial_id not in self._running:  # a process has started ahead
+            return
         plan = self._running.pop(trial_id)
         self._reporting.discard(trial_id)
-        if not self._record.has_ended(plan) and plan not in self._to_repeat:
+        if not self.record.has_ended(plan) and plan not in self._to_repeat:
             if error:
                 self._bury(plan)
             else:
-                self._record.complete(plan)
-        for listener in self._listeners:
+                self.record.complete(plan)
+        for listener in self.listeners:
             listener.on_change(plan)
 
     def _bury(self, plan: Plan) -> None:
@@ -160,7 +205,7 @@ class RecordSearcher(Searcher):
         """
         self._deaths[plan.key] += 1
         if self._deaths[plan.key] > RETRIES:
-            self._record.fail(plan, f"its process died {RETRIES + 1} times, for lack of memory perhaps.")
+            self.record.fail(plan, f"its process died {RETRIES + 1} times, for lack of memory perhaps.")
         elif plan.key in self._repeated:
             self._to_repeat.append(plan)
         else:
@@ -169,15 +214,15 @@ class RecordSearcher(Searcher):
     def take_back(self, *, out_of_memory: bool) -> None:
         """Take back the running trials, to hand them out again: alone, or as if their processes had died."""
         for plan in self._running.values():
-            if self._record.has_ended(plan) or plan in self._to_repeat:
+            if self.record.has_ended(plan) or plan in self._to_repeat:
                 continue
             if not out_of_memory:
                 self._bury(plan)
             elif not self.repeat_alone(plan):
-                self._record.fail(
+                self.record.fail(
                     plan, "out of memory: Ray ended its process twice, the second time while it ran alone."
                 )
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.on_change(plan)
         self._running.clear()
         self._reporting.clear()
@@ -185,8 +230,8 @@ class RecordSearcher(Searcher):
     def end_waiting(self) -> None:
         """End the trials that still waited for resources when the time of the search was up."""
         for plan in self.waiting:
-            self._record.prune(plan, TIME_IS_UP)
-            for listener in self._listeners:
+            self.record.prune(plan, TIME_IS_UP)
+            for listener in self.listeners:
                 listener.on_change(plan)
         self._running.clear()
 
@@ -204,52 +249,50 @@ class RecordSearcher(Searcher):
 class RecordScheduler(FIFOScheduler):
     """Write each report of a trial into the record before the trial goes on; stop a trial if the record decides so."""
 
-    def __init__(self, record: Record, searcher: RecordSearcher, listeners: Sequence[Listener]) -> None:
-        """Write into `record`; `searcher` repeats trials that ran out of memory."""
+    def __init__(self, searcher: RecordSearcher) -> None:
+        """Write into the record of `searcher`, which repeats trials that ran out of memory."""
         super().__init__()  # type: ignore[no-untyped-call]  # Ray's __init__ has no types
-        self._record = record
         self._searcher = searcher
-        self._listeners = listeners
 
     @_past_tune()
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Write one report into the record, and return whether the trial goes on."""
-        plan = trial.config["plan"]
+        plan, record = trial.config["plan"], self._searcher.record
         report = result["report"]
-        if self._record.has_ended(plan):  # its process died before Ray Tune noticed the trial's end
+        if record.has_ended(plan):  # its process died before Ray Tune noticed the trial's end
             return TrialScheduler.STOP
         if isinstance(report, Failure) and report.stops_study:
             raise RecordError(report.reason)
-        with self._record.step():
+        with record.step():
             if "facts" in result:
-                self._record.facts(plan, asdict(result["facts"]))
-            self._write(plan, report)
-        if self._record.has_ended(plan):  # its process need not say so: it begins the next trial the sooner
+                record.facts(plan, asdict(result["facts"]))
+            self._write(record, plan, report)
+        if record.has_ended(plan):  # its process need not say so: it begins the next trial the sooner
             return TrialScheduler.STOP  # Ray Tune then tells the searcher, which tells the listeners
-        for listener in self._listeners:
+        for listener in self._searcher.listeners:
             if isinstance(report, Progress):
                 listener.on_progress(plan, report)
             elif not isinstance(report, OpensTest):
                 listener.on_change(plan)
         return TrialScheduler.CONTINUE
 
-    def _write(self, plan: Plan, report: Report) -> None:
+    def _write(self, record: Record, plan: Plan, report: Report) -> None:
         """Write a report into the record; after its last result, a trial is complete."""
         match report:
             case Progress():
-                self._record.beat()
+                record.beat()
             case EpochResult():
-                self._record.epoch(plan, report)
+                record.epoch(plan, report)
             case OpensTest():
-                self._record.open_test(plan)
+                record.open_test(plan)
             case Evaluation():
-                self._record.tested(plan, report)
+                record.tested(plan, report)
             case Failure():
                 if not (report.out_of_memory and self._searcher.repeat_alone(plan)):
-                    self._record.fail(plan, report.reason)
-        trial = self._record.trial(plan)
+                    record.fail(plan, report.reason)
+        trial = record.trial(plan)
         if trial.has_all_results and not trial.finished:
-            self._record.complete(plan)
+            record.complete(plan)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep all state out of Ray Tune's pickles, which nobody reads."""
@@ -270,17 +313,9 @@ class SilentReporter(ProgressReporter):
 class RecordStopper(Stopper):
     """Say which trials wait for CPU cores or GPUs, and end a search whose time is up while all its trials wait."""
 
-    def __init__(
-        self,
-        record: Record,
-        searcher: RecordSearcher,
-        listeners: Sequence[Listener],
-        shortage: Callable[[], str | None],
-    ) -> None:
+    def __init__(self, searcher: RecordSearcher, shortage: Callable[[], str | None]) -> None:
         """Watch the trials of `searcher`; `shortage` describes what keeps a trial from starting now, if anything."""
-        self._record = record
         self._searcher = searcher
-        self._listeners = listeners
         self._shortage = shortage
         self._since = time.monotonic()
         self._told: set[str] = set()
@@ -291,24 +326,25 @@ class RecordStopper(Stopper):
 
     @_past_tune()
     def stop_all(self) -> bool:
-        """Return whether to end; Ray Tune asks about ten times a second."""
-        waiting = self._searcher.waiting
+        """Return whether to end; Ray Tune asks about ten times a second, for the first time once processes start."""
+        self._searcher.begin()
+        record, waiting = self._searcher.record, self._searcher.waiting
         if not waiting or self._searcher.reporting:
             self._since = time.monotonic()
             return False
-        self._record.beat()
+        record.beat()
         if time.monotonic() - self._since < WAIT_S:
             return False
         self._since = time.monotonic()
         shortage = self._shortage()
         if shortage is None:  # the trial's process is starting
             return False
-        if self._record.time_is_up() and not self._record.judging:
+        if record.time_is_up() and not record.judging:
             return True
         for plan in waiting:
             if plan.key not in self._told:
                 self._told.add(plan.key)
-                for listener in self._listeners:
+                for listener in self._searcher.listeners:
                     listener.on_wait(plan, shortage)
         return False
 
@@ -318,49 +354,39 @@ class RecordStopper(Stopper):
 
 
 def run_trials(
-    record: Record,
-    stages: Iterable[Inputs],
-    listeners: Sequence[Listener],
+    prepare: Callable[[], Work],
     *,
     resources: Allotment,
     scratch: Path,
+    ahead: bool = False,
     function: Callable[..., None] = trainable,
 ) -> None:
-    """Run all trials that the record has waiting or proposes, on the Ray that this process has joined.
+    """Prepare a study and run all trials that its record has waiting or proposes, on the Ray that this process joined.
 
     Processes of trials live on from stage to stage.
 
     Args:
-        record: source of the trials and store of their results.
-        stages: images and settings of the trials. The first are for the trials that the record has now. When those have
-            ended, the iterator goes on: it may add further trials, and gives their inputs, with the same weights.
-        listeners: receivers of callbacks, called after the record is written.
+        prepare: function that prepares the study; it is called once.
         resources: CPUs and GPUs of one trial, and the number of concurrent trials.
         scratch: directory for Ray Tune's own files, which nobody reads.
+        ahead: whether the processes of trials start before the study is prepared. They take their CPUs and GPUs, so
+            nobody else may need those.
         function: trainable that runs each trial, with the trial's configuration and its `inputs`.
 
     Raises:
         RecordError: the record, or a checkpoint that must be kept, can no longer be written.
-        Exception: what `stages` raises.
+        Exception: what `prepare` or the study's stages raise.
     """
-    searcher = RecordSearcher(record, listeners, put_stages(stages))
-    gc.freeze()  # collecting what was imported stops all threads for 0.3 s, again and again, while a trial waits
+    searcher = RecordSearcher(prepare, ahead=resources.concurrent if ahead else 0)
     try:
         while not searcher.finished:
-            _run_tune(record, searcher, listeners, resources, scratch, function)
+            _run_tune(searcher, resources, scratch, function)
             searcher.end_waiting()
     finally:
         gc.unfreeze()
 
 
-def _run_tune(
-    record: Record,
-    searcher: RecordSearcher,
-    listeners: Sequence[Listener],
-    resources: Allotment,
-    scratch: Path,
-    function: Callable[..., None],
-) -> None:
+def _run_tune(searcher: RecordSearcher, resources: Allotment, scratch: Path, function: Callable[..., None]) -> None:
     """Run trials until all stages have ended, or the stopper ends the search, or Ray Tune gives up.
 
     Where Ray's memory monitor ends a process, or Ray loses one in another rare way, Ray Tune gives up all trials. The
@@ -370,15 +396,14 @@ def _run_tune(
         tune.with_resources(with_inputs(function), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(record, searcher, listeners),
+            scheduler=RecordScheduler(searcher),
             num_samples=-1,
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=record.name,
             storage_path=tempfile.mkdtemp(dir=scratch),
-            stop=RecordStopper(record, searcher, listeners, partial(describe_shortage, resources)),
+            stop=RecordStopper(searcher, partial(describe_shortage, resources)),
             verbose=0,
             progress_reporter=SilentReporter(),
         ),

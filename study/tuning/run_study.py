@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,8 +38,9 @@ from study.tuning.cluster import Allotment, share_resources
 from study.tuning.finish_study import StudyResult, conclude
 from study.tuning.keep_model import keep_model, keep_models, recipe_to_keep
 from study.tuning.node_images import serve_images
-from study.tuning.ray_adapters import Listener, run_trials
+from study.tuning.ray_adapters import Listener, Work, run_trials
 from study.tuning.reuse_refits import reuse_refits
+from study.tuning.stages import put_stages
 from study.verdict.judge import plan_finals, reach_verdict
 from study.verdict.rerank import find_winner, plan_reranks, rank_candidates
 from study.verdict.screen import plan_first_trials, plan_screens, promising_models
@@ -89,6 +90,12 @@ class _Desk:
     resources: Allotment
 
     @property
+    def work(self) -> Work:
+        """What Ray Tune needs of the study."""
+        stages = _search(self, self.design.space) if self.design.space else _fixed(self)
+        return Work(self.record, put_stages(stages), self.listeners)
+
+    @property
     def listeners(self) -> Sequence[Listener]:
         """Receivers of the callbacks for trials."""
         return [self.observer, self.tracker]
@@ -135,9 +142,11 @@ def run_study(
         StudyError: the study cannot begin, or cannot resume as it began.
         KeyboardInterrupt: the user stopped the study; its runs end as KILLED.
     """
-    with _begin(config, design, observer, record) as desk:
-        stages = _search(desk, design.space) if design.space else _fixed(desk)
-        run_trials(desk.record, stages, desk.listeners, resources=desk.resources, scratch=scratch)
+    resources = _share_resources(config, design)
+    with ExitStack() as stack:
+        begin = cache(lambda: stack.enter_context(_begin(config, design, observer, record, resources)))
+        run_trials(lambda: begin().work, resources=resources, scratch=scratch, ahead=config.ray_address is None)
+        desk = begin()
         return _conclude(observer, desk.record, desk.tracker, desk.dataset)
 
 
@@ -201,7 +210,9 @@ def _search(desk: _Desk, space: SearchSpace) -> Iterator[Inputs]:
 
 
 @contextmanager
-def _begin(config: StudyConfig, design: Design, observer: Observer, record: Record | None) -> Iterator[_Desk]:
+def _begin(
+    config: StudyConfig, design: Design, observer: Observer, record: Record | None, resources: Allotment
+) -> Iterator[_Desk]:
     """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs."""
     with ExitStack() as stack:
         observer.on_stage("reading the images")
@@ -239,14 +250,6 @@ def _begin(config: StudyConfig, design: Design, observer: Observer, record: Reco
         # This creates a local database, so it comes after every check for missing data and weights.
         observer.on_stage("opening MLflow's store")
         client = connect(_store(config), verbose=config.verbose)
-        trials = design.space.budget.trials if design.space else len(design.recipes)
-        resources = share_resources(
-            config.cpus_per_trial,
-            config.gpus_per_trial,
-            config.concurrent,
-            trials=trials,
-            per_gpu=_trials_per_gpu(config, design, len(dataset.classes)),
-        )
         observer.on_resources(resources, design.space)
         if record is None:
             record = Record.create(config.mlruns / "studies" / config.name, manifest)
@@ -285,7 +288,18 @@ def _tracking(
         raise
 
 
-def _trials_per_gpu(config: StudyConfig, design: Design, classes: int) -> int:
+def _share_resources(config: StudyConfig, design: Design) -> Allotment:
+    """Divide the joined Ray's CPU cores and GPUs among the trials of a study."""
+    return share_resources(
+        config.cpus_per_trial,
+        config.gpus_per_trial,
+        config.concurrent,
+        trials=design.space.budget.trials if design.space else len(design.recipes),
+        per_gpu=_trials_per_gpu(config, design),
+    )
+
+
+def _trials_per_gpu(config: StudyConfig, design: Design) -> int:
     """Return how many trials may share a GPU; 1 on a cluster, whose GPUs this computer cannot ask."""
     if config.ray_address or config.gpus_per_trial is not None or design.stage == "as-written":
         return 1
@@ -293,7 +307,6 @@ def _trials_per_gpu(config: StudyConfig, design: Design, classes: int) -> int:
         design.models,
         image_size=design.image_size,
         batch_size=design.batch_size,
-        classes=classes,
         gpu_bytes=gpu_memory(),
     )
 

@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any, Self, cast
 
 import ray
+from ray import tune
+from ray.tune.result import DONE
 
 from study.training.run_trial import Inputs
 
@@ -57,7 +59,10 @@ def with_inputs(function: Callable[..., None]) -> Callable[[dict[str, Any]], Non
 
     def run(config: dict[str, Any]) -> None:
         stage = config.pop(KEY)  # else each result would have the configuration with it, and Ray Tune would keep those
-        function(config, inputs=stage.inputs())
+        if stage is None:  # the process was started ahead, and has now imported what `function` needs
+            tune.report({DONE: True})  # of a trial without any result, Ray Tune would print that it is complete
+        else:
+            function(config, inputs=stage.inputs())
 
     run.__name__ = function.__name__
     return run

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse, stats
 
 from study.results.metrics import Evaluation
 from study.seeding import derive_seed
@@ -65,14 +65,14 @@ def metric_difference(
         drawn.append(np.sum(shares * (gained + stretched), axis=1))
     # Not the resamples' quantiles: those of few seeds lie too near each other. Student's interval is a spread too.
     spread = float(np.std(np.concatenate(drawn)))
-    margin = float(stats.norm.isf(level / 2)) * spread
-    p = float(2 * stats.norm.sf(abs(mean) / spread)) if spread else float(mean == 0)
+    margin = float(scipy.stats.norm.isf(level / 2)) * spread
+    p = float(2 * scipy.stats.norm.sf(abs(mean) / spread)) if spread else float(mean == 0)
     return Difference(
         mean=mean,
         low=mean - margin,
         high=mean + margin,
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
-        detectable=margin + float(stats.norm.ppf(POWER)) * spread,
+        detectable=margin + float(scipy.stats.norm.ppf(POWER)) * spread,
     )
 
 
@@ -92,7 +92,7 @@ def _class_gains(
         def count(kept: NDArray[np.bool_], by: NDArray[np.int64]) -> NDArray[np.float64]:
             """Count the drawn images of the kinds `kept` by the classes `by`: (resamples, classes)."""
             at = np.flatnonzero(kept)
-            cells = sparse.csr_array((np.ones(len(at)), (at, by[at])), shape=(len(by), classes))
+            cells = scipy.sparse.csr_array((np.ones(len(at)), (at, by[at])), shape=(len(by), classes))
             counted: NDArray[np.float64] = drawn @ cells
             return counted
 
@@ -117,4 +117,4 @@ def _stretch(seeds: int) -> float:
     if seeds == 1:
         return 1.0
     tail = (1 + CONFIDENCE) / 2
-    return math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail))
+    return math.sqrt(seeds / (seeds - 1)) * float(scipy.stats.t.ppf(tail, seeds - 1) / scipy.stats.norm.ppf(tail))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy  # which imports `scipy.stats` when it is used: that takes half a second
 from numpy.typing import NDArray
-from scipy import stats
 
 Flags = NDArray[np.bool_]
 """Whether each test image was classified correctly."""
@@ -66,7 +66,7 @@ def accuracy_interval(right: int, images: int, confidence: float = CONFIDENCE) -
         images: number of test images.
         confidence: confidence level, in (0, 1).
     """
-    interval = stats.binomtest(right, images).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(right, images).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -83,7 +83,7 @@ def mcnemar_exact(before_correct: Flags, after_correct: Flags) -> float:
     assert before_correct.shape == after_correct.shape
     won = int(np.count_nonzero(after_correct & ~before_correct))
     lost = int(np.count_nonzero(before_correct & ~after_correct))
-    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def compare_recipes(before: Outcomes, after: Outcomes, *, level: float = 1 - CONFIDENCE) -> Difference:
@@ -129,14 +129,14 @@ def compare_recipes(before: Outcomes, after: Outcomes, *, level: float = 1 - CON
     else:
         total, freedom = 2 * ms_images, max(images - 1, 1)
     error = math.sqrt(total / (seeds * images))
-    reach = float(stats.t.isf(level / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    reach = float(scipy.stats.t.isf(level / 2, freedom)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
     return Difference(
         mean=difference,
         low=difference - reach,
         high=difference + reach,
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
-        detectable=reach + float(stats.t.ppf(POWER, freedom)) * error,
+        detectable=reach + float(scipy.stats.t.ppf(POWER, freedom)) * error,
     )
 
 

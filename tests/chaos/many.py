@@ -26,7 +26,8 @@ from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.tuning.cluster import ray_session, share_resources
-from study.tuning.ray_adapters import run_trials
+from study.tuning.ray_adapters import Work, run_trials
+from study.tuning.stages import put_stages
 
 EVERY = 100
 MOST_BYTES = 150_000
@@ -84,8 +85,8 @@ def main() -> int:
         with ray_session(None, verbose=False) as scratch:
             resources = share_resources(1, None, 2, trials=trials)
             watch = Watch()
-            listeners = [tracker, watch]
-            run_trials(record, [inputs], listeners, resources=resources, scratch=scratch, function=report_number)
+            work = Work(record, put_stages([inputs]), [tracker, watch])
+            run_trials(lambda: work, resources=resources, scratch=scratch, function=report_number)
         unsent = tracker.finish("FINISHED", {}, {})
         faults = find_faults(record, client, trials)
         record.close()

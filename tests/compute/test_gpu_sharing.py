@@ -21,10 +21,10 @@ GB = 10**9
     ],
 )
 def test_trials_per_gpu_follows_memory_and_work(model, image_size, batch_size, gpu_bytes, trials):
-    found = trials_per_gpu([model], image_size=image_size, batch_size=batch_size, classes=10, gpu_bytes=gpu_bytes)
+    found = trials_per_gpu([model], image_size=image_size, batch_size=batch_size, gpu_bytes=gpu_bytes)
     assert found == trials
 
 
 def test_trials_per_gpu_heeds_the_largest_model():
-    found = trials_per_gpu(["resnet18", "vgg16"], image_size=224, batch_size=64, classes=10, gpu_bytes=80 * GB)
+    found = trials_per_gpu(["resnet18", "vgg16"], image_size=224, batch_size=64, gpu_bytes=80 * GB)
     assert found == 1

@@ -23,7 +23,8 @@ from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Inputs
 from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import run_trials
+from study.tuning.ray_adapters import Work, run_trials
+from study.tuning.stages import put_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns when it reads the runs back
 
@@ -186,7 +187,8 @@ def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_rec
     record.add(Plan(None, "search", make_recipe(lr=lr, epochs=1), 0) for lr in (0.1, 0.2, 0.3))
     inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
     with ray_session(None, verbose=False) as scratch:
-        run_trials(record, [inputs], [], resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
+        work = Work(record, put_stages([inputs]))
+        run_trials(lambda: work, resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
     record.close()
     assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
     assert record.trials()[1].reason == "its process died 3 times, for lack of memory perhaps."

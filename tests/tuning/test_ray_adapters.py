@@ -18,8 +18,8 @@ from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure
-from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper
-from study.tuning.stages import Stage
+from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper, Work
+from study.tuning.stages import KEY, Stage
 
 BUSY_CLUSTER = """
 import json
@@ -32,7 +32,8 @@ from study.config.search_space import Budget
 from study.results.record import Record
 from study.training.run_trial import Inputs
 from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import run_trials
+from study.tuning.ray_adapters import Work, run_trials
+from study.tuning.stages import put_stages
 
 class Witness:
     told = []
@@ -53,7 +54,8 @@ with ray_session(None, verbose=False) as scratch:
     ray.get(other.there.remote())
     record = Record.create(Path("busy").absolute(), make_manifest(space=space))  # its time begins now
     record.add([Plan(None, "search", space.base, 0)])
-    run_trials(record, [inputs], [Witness()], resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
+    work = Work(record, put_stages([inputs]), [Witness()])
+    run_trials(lambda: work, resources=Allotment(cores, 0, 1), scratch=scratch, function=never)
 print(json.dumps([Witness.told, [(trial.state, trial.reason) for trial in record.trials()], record.spent_s]))
 """
 
@@ -86,8 +88,8 @@ def tune(tmp_path, make_recipe):
     record = Record.create(tmp_path / "one", make_manifest())
     record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
-    searcher = RecordSearcher(record, [witness], [Stage(0)])
-    scheduler = RecordScheduler(record, searcher, [witness])
+    searcher = RecordSearcher(lambda: Work(record, [Stage(0)], [witness]))
+    scheduler = RecordScheduler(searcher)
 
     def report(config, value, **more):
         return scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": value, **more})
@@ -111,14 +113,41 @@ def test_reports_are_recorded_and_listeners_told(tune):
 def test_a_trial_without_a_test_ends_with_its_last_epoch(tmp_path, make_recipe):
     record = Record.create(tmp_path / "two", make_manifest(space=make_space()))
     record.add([Plan(None, "search", make_recipe(epochs=2), 0)])
-    searcher = RecordSearcher(record, [], [Stage(0)])
-    scheduler = RecordScheduler(record, searcher, [])
+    searcher = RecordSearcher(lambda: Work(record, [Stage(0)]))
+    scheduler = RecordScheduler(searcher)
     config = searcher.suggest("a")
     results = [EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[3, 1], [1, 3]]) for epoch in (1, 2)]
     trial = SimpleNamespace(config=config)
     assert [scheduler.on_trial_result(None, trial, {"report": result}) for result in results] == ["CONTINUE", "STOP"]
     assert record.trial(config["plan"]).value == 0.75
     record.close()
+
+
+def test_processes_start_before_the_study_is_prepared(tune):
+    prepared = []
+
+    def prepare():
+        prepared.append(True)
+        return Work(tune.record, [Stage(0)])
+
+    searcher = RecordSearcher(prepare, ahead=2)
+    configs = [searcher.suggest(name) for name in "ab"]
+    assert [config[KEY] for config in configs] == [None, None]
+    assert not prepared
+    assert not RecordStopper(searcher, lambda: None).stop_all()
+    assert prepared, "while the processes start"
+    searcher.on_trial_complete("a", {})
+    searcher.on_trial_complete("b", error=True)  # its process died: the next trial gets another
+    assert [searcher.suggest(name)["plan"].number for name in "cd"] == [0, 1]
+    assert prepared == [True]
+
+
+def test_an_error_while_a_study_is_prepared_ends_it(tune):
+    searcher = RecordSearcher(lambda: 1 / 0, ahead=1)
+    searcher.suggest("a")
+    with pytest.raises(BaseException) as caught:
+        RecordStopper(searcher, lambda: None).stop_all()
+    assert not isinstance(caught.value, Exception), "Ray Tune goes on after an Exception"
 
 
 def test_searcher_waits_for_running_trials_before_it_is_finished(tune):
@@ -244,9 +273,9 @@ def search(tmp_path, monkeypatch):
         record = Record.create(tmp_path / "two", make_manifest(space=space))
         made.append(record)
         record.add([Plan(None, "search", space.base, 0)])
-        searcher = RecordSearcher(record, [], [Stage(0)])
+        searcher = RecordSearcher(lambda: Work(record, [Stage(0)]))
         searcher.suggest("a")
-        stopper = RecordStopper(record, searcher, [], lambda: shortage)
+        stopper = RecordStopper(searcher, lambda: shortage)
         return SimpleNamespace(record=record, searcher=searcher, stopper=stopper)
 
     yield make
@@ -294,8 +323,8 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
     space = make_space(budget=Budget(MIN_REPORTED + 1), pruner=Pruner("asha"))
     record = Record.create(tmp_path / "two", make_manifest(space=space))
     record.add([Plan(None, "search", space.base, 0)])
-    searcher = RecordSearcher(record, [], [Stage(0)])
-    scheduler = RecordScheduler(record, searcher, [])
+    searcher = RecordSearcher(lambda: Work(record, [Stage(0)]))
+    scheduler = RecordScheduler(searcher)
     good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
     decisions = []
     bad = dataclasses.replace(good, val_confusion=[[1, 9], [9, 1]])

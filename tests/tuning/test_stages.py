@@ -2,11 +2,13 @@
 
 import gc
 import os
+import time
 
 import numpy as np
 import pytest
 import ray
 from ray import tune
+from ray._private.state import actors
 from support.images import make_images
 from support.manifests import make_manifest
 
@@ -15,7 +17,8 @@ from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Failure, Inputs
 from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import run_trials
+from study.tuning.ray_adapters import Work, run_trials
+from study.tuning.stages import put_stages
 
 SIZES = (3, 4, 5)
 """Number of training images of each stage."""
@@ -48,13 +51,37 @@ def test_process_and_weights_stay_while_inputs_go(record, make_recipe):
             yield Inputs(make_images(size), None, None, 2, weights, "auto")
 
     with ray_session(None, verbose=False) as scratch:
-        run_trials(record, stages(), [], resources=Allotment(1, 0, 1), scratch=scratch, function=report)
+        work = Work(record, put_stages(stages()))
+        run_trials(lambda: work, resources=Allotment(1, 0, 1), scratch=scratch, function=report)
     epochs = [trial.epochs[0] for trial in record.trials()]
     assert [epoch.images_per_s for epoch in epochs] == [*SIZES]
     assert len({epoch.train_loss for epoch in epochs}) == 1, "one process"
     assert len({epoch.epoch_s for epoch in epochs}) == 1, "the same weights, at one place"
     assert held == [0, 1, 1], "between two stages, Ray holds the weights alone"
     assert gc.get_freeze_count() == 0, "a notebook's garbage can be collected again"
+
+
+@pytest.mark.slow
+def test_a_process_that_starts_ahead_runs_the_trials(record, make_recipe, capfd):
+    """Were the process to start with the first trial, the preparation would wait for it for ever."""
+
+    def report(config, *, inputs):
+        tune.report(
+            {"report": EpochResult(1, float(os.getpid()), 1.0, 1.0, val_loss=1.0, val_confusion=[[1, 0], [0, 1]])}
+        )
+
+    def prepare():
+        while not (alive := [actor for actor in actors().values() if actor["State"] == "ALIVE"]):
+            time.sleep(0.05)
+        seen.extend(actor["Pid"] for actor in alive)
+        record.add(Plan(None, "search", make_recipe(epochs=1, lr=lr), 0) for lr in (0.1, 0.2))
+        return Work(record, put_stages([Inputs(make_images(2), None, None, 2, {}, "auto")]))
+
+    seen = []
+    with ray_session(None, verbose=False) as scratch:
+        run_trials(prepare, resources=Allotment(1, 0, 1), scratch=scratch, ahead=True, function=report)
+    assert [trial.epochs[0].train_loss for trial in record.trials()] == seen * 2
+    assert "Trial" not in capfd.readouterr().out, "Ray Tune prints trials without a result, whatever its verbosity"
 
 
 @pytest.mark.slow
@@ -68,5 +95,6 @@ def test_errors_between_stages_end_the_study(record, make_recipe):
         raise ZeroDivisionError("between two stages")
 
     with ray_session(None, verbose=False) as scratch, pytest.raises(ZeroDivisionError, match="between two stages"):
-        run_trials(record, stages(), [], resources=Allotment(1, 0, 1), scratch=scratch, function=fail)
+        work = Work(record, put_stages(stages()))
+        run_trials(lambda: work, resources=Allotment(1, 0, 1), scratch=scratch, function=fail)
     assert [trial.reason for trial in record.trials()] == ["on purpose"]
