@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from study.compute.depthwise import gains_from_fp32, use_fp32_gradients
+from study.compute.depthwise import _multiply, gains_from_fp32, use_fp32_gradients
 from study.compute.hardware import Hardware
 from study.models.classifier import build
 
@@ -38,14 +38,15 @@ def run(convolution: nn.Module, images: Tensor, weights: Tensor, dtype: torch.dt
 
 @pytest.mark.parametrize("make", [plain, same])
 @pytest.mark.parametrize(("size", "stride", "bias"), [(5, 1, False), (5, 2, True), (3, 2, False), (7, 1, True)])
+@pytest.mark.parametrize("side", [(9, 9), (2, 2), (5, 3)])
 def test_outputs_are_torchs_and_gradients_more_exact(
-    make: Callable[..., nn.Conv2d], size: int, stride: int, bias: bool
+    make: Callable[..., nn.Conv2d], size: int, stride: int, bias: bool, side: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     torchs = make(size, stride, bias)
     ours = copy.deepcopy(torchs)
     use_fp32_gradients(ours, BF16)
-    images = torch.randn(16, 8, 9, 9).bfloat16().to(memory_format=torch.channels_last)
+    images = torch.randn(16, 8, *side).bfloat16().to(memory_format=torch.channels_last)
     weights = torch.randn(16, 8, *torchs(images.float()).shape[2:]).bfloat16().double()
     expected, found = (run(module, images, weights, torch.bfloat16) for module in (torchs, ours))
     assert torch.equal(found[0], expected[0])
@@ -57,6 +58,35 @@ def test_outputs_are_torchs_and_gradients_more_exact(
         errors = [((given.double() - right).norm() / right.norm()).item() for given in (mine, theirs)]
         assert errors[0] <= errors[1] + 1e-6
         assert errors[0] < 2e-3  # the inputs' gradients are rounded to bf16
+
+
+@pytest.mark.parametrize(("side", "equal"), [(2, False), (3, True)])
+def test_fast_convolutions_change_on_the_smallest_maps_alone(side: int, equal: bool) -> None:
+    torch.manual_seed(0)
+    torchs = plain(3, 1, False)
+    ours = copy.deepcopy(torchs)
+    use_fp32_gradients(ours, BF16)
+    images = torch.randn(16, 8, side, side).bfloat16().to(memory_format=torch.channels_last)
+    weights = torch.randn(16, 8, side, side).double()
+    expected, found = (run(module, images, weights, torch.bfloat16)[2] for module in (torchs, ours))
+    assert torch.equal(found, expected) == equal
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("sides", [(2, 2), (3, 5), (4, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [((5, 5), 1, 2, 1), ((3, 5), (1, 2), (1, 2), 1), ((3, 3), 2, 1, 1), ((3, 3), 1, 2, 2), ((7, 1), 1, (3, 0), 1)],
+)
+def test_products_for_each_channel_are_torchs_gradients(sides, kernel, stride, padding, dilation) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups=4, bias=False).double()
+    inputs = torch.randn(3, 4, *sides, dtype=torch.double, requires_grad=True)
+    outputs = convolution(inputs)
+    gradient = torch.randn_like(outputs)
+    options = (convolution.stride, convolution.padding, convolution.dilation, 4)
+    found = _multiply(gradient, inputs.detach(), convolution.weight.detach(), options)
+    torch.testing.assert_close(found, torch.autograd.grad(outputs, (inputs, convolution.weight), gradient))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +118,7 @@ def test_only_trained_slow_depthwise_convolutions_change() -> None:
     assert gains_from_fp32(slow, BF16)
     assert not gains_from_fp32(slow, FP32)
     assert not gains_from_fp32(slow, Hardware(torch.device("cuda"), "bf16"))
-    assert not gains_from_fp32(plain(3, 1, False), BF16)
+    assert not gains_from_fp32(plain(1, 1, False), BF16)
     assert not gains_from_fp32(nn.Conv2d(8, 8, 5, groups=4), BF16)
     assert not gains_from_fp32(nn.Conv2d(1, 8, 5), BF16)
     assert not gains_from_fp32(slow.requires_grad_(False), BF16)
