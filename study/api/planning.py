@@ -205,5 +205,5 @@ def naming(directory: Path) -> Iterator[None]:
 
 def default_name(prefix: str) -> str:
     """Return a name that no other study gets, not even one that another process begins in the same second."""
-    prefix = re.sub(r"[^A-Za-z0-9._-]+", "-", prefix).strip("-._")[:39] or "search"
-    return f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    prefix = re.sub(r"[^A-Za-z0-9._-]+", "-", prefix).strip("-._")[:37] or "search"
+    return f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(5)}"
