@@ -78,19 +78,20 @@ class _Fp32Gradients(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         inputs, weight, bias, *sizes, groups = args
         options = (*map(nn.modules.utils._pair, sizes), groups)
-        if _is_fast(weight, options) and not _small(inputs.shape, weight, options):
+        small = _small(inputs.shape, weight, options)
+        if _is_fast(weight, options) and not small:
             return func(*args, **(kwargs or {}))
-        return _Convolution.apply(inputs, weight, bias, options)
+        return _Convolution.apply(inputs, weight, bias, options, small)
 
 
 class _Convolution(torch.autograd.Function):
     """torch's convolution, with gradients in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, options: Options, small: bool) -> Tensor:
         outputs = functional.conv2d(inputs, weight, bias, *options)
         ctx.save_for_backward(inputs.to(outputs.dtype), weight)
-        ctx.options, ctx.types = options, (inputs.dtype, outputs.dtype)
+        ctx.options, ctx.small, ctx.types = options, small, (inputs.dtype, outputs.dtype)
         return outputs
 
     @staticmethod
@@ -100,7 +101,7 @@ class _Convolution(torch.autograd.Function):
         given, computed = ctx.types
         used = weight.to(computed).float()  # autocast has rounded the weights too
         gradient, inputs = gradient.float(), inputs.float()
-        if _small(inputs.shape, weight, ctx.options):
+        if ctx.small:
             of_inputs, of_weight = _multiply(gradient, inputs, used, ctx.options)
             of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         else:
@@ -108,7 +109,7 @@ class _Convolution(torch.autograd.Function):
                 gradient, inputs, used, [len(weight)], stride, padding, dilation, False, [0, 0], groups,
                 ctx.needs_input_grad[:3],
             )  # fmt: skip
-        return of_inputs if of_inputs is None else of_inputs.to(given), of_weight, of_bias, None
+        return of_inputs if of_inputs is None else of_inputs.to(given), of_weight, of_bias, None, None
 
 
 def _is_fast(weight: Tensor, options: Options) -> bool:
