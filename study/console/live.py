@@ -215,7 +215,8 @@ class Console:
         if not self._record:
             return None
         design = replace(self._record.manifest.design, space=self._record.space)
-        trials = list(self._trials.values())
+        refits = {trial.plan.key: trial for trial in self._record.finals()}  # also those that wait
+        trials = [*(self._trials | refits).values()]
         ended = self._record.judging or self._record.time_is_up()
         return estimate(design, trials, spent_s=self._record.spent_s, at_once=self._at_once, search_ended=ended)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from study.config.plan import Design
+from study.config.recipe import Recipe
 from study.formatting import format_duration
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import REFITS
@@ -41,12 +42,12 @@ def estimate(
     Trials of the search that have not begun take what the others took on average, pruned ones included, so what the
     pruner saves counts. Before a trial has ended, they take the time of a whole one. Refits take what a whole trial
     takes. Probes before the search are not counted. The lower bound has the fewest refits that the verdict may need,
-    the upper bound the most. What an earlier study ran, and may be reused, is not foreseen, nor is the time for report
-    and registry.
+    the upper bound the most; where the baseline has won the search, both have those that are planned. What an earlier
+    study ran, and may be reused, is not foreseen, nor is the time for report and registry.
 
     Args:
         design: design of the study, with the budget that applies now.
-        trials: all trials of the study, refits included.
+        trials: all trials of the study, with all refits that are planned for the verdict.
         spent_s: seconds that the study has run.
         at_once: number of trials that run at the same time, at least 1.
         search_ended: whether the search proposes no more trials.
@@ -63,7 +64,7 @@ def estimate(
     left_s /= at_once
     if design.space.budget.time_s is not None:
         left_s = min(left_s, max(0.0, design.space.budget.time_s - spent_s))
-    few, many = _refits(design)
+    few, many = _refits(design, [trial.plan.recipe for trial in trials if trial.plan.stage == "final"])
     refit_s = sum(trial.seconds for trial in trials if trial.plan.stage != "search")
     low, high = (left_s + max(0.0, number * whole_s - refit_s) / at_once for number in (few, many))
     return Estimate(low, high)
@@ -79,8 +80,13 @@ def _whole_s(trials: Sequence[TrialRecord]) -> float | None:
     return fmean(measured) if measured else None
 
 
-def _refits(design: Design) -> tuple[int, int]:
-    """Return the smallest and the largest number of refits of the re-ranking and the verdict."""
+def _refits(design: Design, planned: Sequence[Recipe]) -> tuple[int, int]:
+    """Return the smallest and the largest number of refits of the re-ranking and the verdict.
+
+    `planned` has the recipe of each refit that is planned for the verdict: one recipe alone if the baseline won.
+    """
     reranks = REFITS * design.rerank
+    if len(set(planned)) == 1:
+        return reranks + len(planned), reranks + len(planned)
     few, many = (FIRST_SEEDS, max(LOOKS)) if design.repeats == "auto" else (design.repeats, design.repeats)
-    return reranks + 2 * few, reranks + 2 * many
+    return reranks + max(2 * few, len(planned)), reranks + 2 * many

@@ -23,9 +23,9 @@ def design(make_recipe):
 def trial(make_recipe):
     """Make a trial whose epochs took 10 s each."""
 
-    def make(epochs, state="complete", stage="search", number=0):
+    def make(epochs, state="complete", stage="search", number=0, lr=1e-3):
         results = tuple(EpochResult(at, 1.0, 10.0, 5.0) for at in range(1, epochs + 1))
-        plan = Plan(number, stage, make_recipe(epochs=4), 0)
+        plan = Plan(number, stage, make_recipe(epochs=4, lr=lr), 0)
         return TrialRecord(plan, state, None, results, (), None, 0, None, {}, None, None)
 
     return make
@@ -69,9 +69,30 @@ def test_estimate_ends_the_search_with_its_budget(design, trial):
     assert left(limited, [trial(4)], spent_s=70.0).low_s == 30 + 6 * 40
 
 
-def test_estimate_after_the_search_has_refits_only(design, trial):
-    done = trial(4, stage="final")
-    assert left(design, [trial(4), done], search_ended=True) == Estimate(5 * 40, 5 * 40)
+@pytest.fixture
+def refits(trial):
+    """Make the planned refits of a verdict, of which the first are done."""
+
+    def make(planned, done, rates=(1e-3, 1e-4)):
+        finals = [trial(4 if at < done else 0, stage="final", lr=rates[at % len(rates)]) for at in range(planned)]
+        return [trial(4), *finals]
+
+    return make
+
+
+def test_estimate_after_the_search_has_refits_only(design, refits):
+    assert left(design, refits(6, done=1), search_ended=True) == Estimate(5 * 40, 5 * 40)
+
+
+def test_estimate_counts_the_baseline_alone_where_it_won(design, refits):
+    trials = refits(3, done=2, rates=[1e-3])
+    for repeats in (3, "auto"):
+        assert left(replace(design, repeats=repeats), trials, search_ended=True) == Estimate(40, 40)
+
+
+def test_estimate_has_at_least_the_planned_pairs(design, refits):
+    trials = refits(6, done=5)
+    assert left(replace(design, repeats="auto"), trials, search_ended=True) == Estimate(40, 7 * 40)
 
 
 @pytest.mark.parametrize(
