@@ -54,7 +54,7 @@ def _run(jobs: Sequence[Job]) -> int:
 
         page, found = write_comparison([job.directory for job in jobs])
         print(f"\ncompared {found}\n         {page}")
-    return 0 if all(result.succeeded for result in results) else 1
+    return 0 if all(result.findings.succeeded for result in results) else 1
 
 
 def _list_models(pattern: str) -> int:

@@ -133,6 +133,11 @@ def test_search_prints_images_space_trials_and_verdict(searched):
 
 
 @pytest.mark.slow
+def test_verdict_is_printed_before_the_report_is_written(searched):
+    assert searched.output.index("\nverdict  ") < searched.output.index("now      writing the report")
+
+
+@pytest.mark.slow
 def test_search_over_models_probes_each_of_them_first(searched):
     first, second = searched.records
     assert first.screens() == []

@@ -17,25 +17,31 @@ from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.ticker import Screen
 from study.tracking.client import ui_command
-from study.tuning.finish_study import StudyResult
+from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.rerank import find_winner
 from study.verdict.screen import probe_rows, probe_sentence
 from study.verdict.trial_table import faster
 from study.verdict.wording import describe_closeness, details, sentence
 
 
-def print_ending(screen: Screen, result: StudyResult, record: Record | None, weights: str) -> None:
-    """Print the results, the failed trials, and the places of the model, the files and the MLflow UI.
+def print_findings(screen: Screen, findings: Findings, record: Record) -> None:
+    """Print what a study has found, and the trials that have failed; a terminal gets lines wrapped at words."""
+    for line in _findings(findings, record):
+        screen.print(line, soft_wrap=not screen.is_terminal)
+
+
+def print_places(screen: Screen, result: StudyResult, record: Record, weights: str) -> None:
+    """Print the places of the model, the files and the MLflow UI.
 
     Args:
         screen: screen without live lines; a terminal gets lines wrapped at words, unless they are to be pasted.
         result: result of the study.
-        record: record of the study; None if it was never opened.
+        record: record of the study.
         weights: source of the study's starting weights: "imagenet", a file's path, or "none".
     """
-    for line in (*_findings(result, record), *_remains(result)):
+    for line in _remains(result):
         screen.print(line, soft_wrap=not screen.is_terminal)
-    if record and (record.manifest.source, weights) == ("digits", "none"):
+    if (record.manifest.source, weights) == ("digits", "none"):
         screen.print("\ndemo     untrained networks on scikit-learn's digits: no transfer learning")
         screen.print("yours    python -m study.run --search resnet18 --data FOLDER")
         screen.print("         with a folder of images for each class in FOLDER")
@@ -44,45 +50,47 @@ def print_ending(screen: Screen, result: StudyResult, record: Record | None, wei
         screen.print(line, soft_wrap=True)
 
 
-def _findings(result: StudyResult, record: Record | None) -> Iterator[RenderableType]:
-    """Yield what probes, tested trials and a search have shown."""
-    if record and (probes := probe_rows(record)):
+def _findings(findings: Findings, record: Record) -> Iterator[RenderableType]:
+    """Yield what probes, tested trials and a search have shown, and which trials have failed."""
+    if probes := probe_rows(record):
         yield probe_table(probes, record.manifest.design.metric)
         yield probe_sentence(probes)
-    if result.rows:
-        yield baseline_table(result.rows)
-        if statement := faster(result.rows):
+    if findings.rows:
+        yield baseline_table(findings.rows)
+        if statement := faster(findings.rows):
             yield statement
-        yield f"test images {result.looks}"
-    if record and record.space:
-        yield from _search_findings(result, record)
+        yield f"test images {findings.looks}"
+    if record.space:
+        yield from _search_findings(findings, record)
+    for trial in [*findings.trials, *findings.finals]:
+        if trial.state == "failed":
+            yield f"failed   {trial.plan.title}: {trial.reason}"
 
 
-def _search_findings(result: StudyResult, record: Record) -> Iterator[RenderableType]:
-    yield best_table(result.trials, BEST, record.manifest)
-    yield tally(result.trials)
+def _search_findings(findings: Findings, record: Record) -> Iterator[RenderableType]:
+    trials = findings.trials
+    yield best_table(trials, BEST, record.manifest)
+    yield tally(trials)
     if winner := find_winner(record):
-        yield f"best     #{winner.plan.key}: {_differences(winner.plan.recipe, result.trials[0].plan.recipe)}"
-    if closeness := describe_closeness(result.trials, record.manifest.design.metric):
+        yield f"best     #{winner.plan.key}: {_differences(winner.plan.recipe, trials[0].plan.recipe)}"
+    if closeness := describe_closeness(trials, record.manifest.design.metric):
         yield f"close    {closeness}"
-    if shared := _describe_sharing(result.trials):
+    if shared := _describe_sharing(trials):
         yield shared
-    for field, share in result.importances.items():
+    for field, share in findings.importances.items():
         yield f"  {field:<16} importance {share:.0%}"
-    if record.time_is_up() and not result.succeeded:
-        hint = f"raise it with --resume {result.directory.name} --time-budget"
+    if record.time_is_up() and not findings.succeeded:
+        hint = f"raise it with --resume {record.name} --time-budget"
         yield f"\nfailed   the time budget ended before any trial was complete; {hint}"
-    yield f"\nverdict  {sentence(result.verdict)}"
-    if result.verdict:
-        for name, text in details(result.verdict):
+    yield f"\nverdict  {sentence(findings.verdict)}"
+    if findings.verdict:
+        for name, text in details(findings.verdict):
             yield f"  {name:<15} {text}"
 
 
 def _remains(result: StudyResult) -> Iterator[str]:
-    """Yield what has failed or was not sent, and where the model is."""
-    for trial in [*result.trials, *result.finals]:
-        if trial.state == "failed":
-            yield f"failed   {trial.plan.title}: {trial.reason}"
+    """Yield what was not sent, and where the model is."""
+    findings = result.findings
     if result.unsent:
         hint = f"send them with --resume {result.directory.name}"
         runs = "1 run" if result.unsent == 1 else f"{result.unsent} runs"
@@ -90,9 +98,9 @@ def _remains(result: StudyResult) -> Iterator[str]:
         yield f"unsent   {sending}; the record keeps them: {hint}"
     if result.model:
         yield f"\nmodel    {_describe_model(result)}"
-    elif result.verdict and result.verdict.decision:
+    elif findings.verdict and findings.verdict.decision:
         reason = "no refit is complete"
-        if any(final.state == "complete" for final in result.finals):
+        if any(final.state == "complete" for final in findings.finals):
             reason = f"the final weights are not in {result.directory / 'checkpoints'}, which all nodes must share"
         yield f"\nmodel    not kept: {reason}"
 
@@ -118,7 +126,7 @@ def _differences(recipe: Recipe, baseline: Recipe) -> str:
 
 def _describe_model(result: StudyResult) -> str:
     """Describe where the trained classifiers are, and a search's registered version."""
-    if not result.verdict:
+    if not result.findings.verdict:
         others = [path.name for path in result.models if path != result.model]
         more = f", which did best on the test images; the others: {', '.join(others)}" if others else ""
         return f"{result.model}{more}"

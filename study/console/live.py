@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from study.config.manifest import Manifest
 from study.config.plan import Plan
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
-from study.console.ending import print_ending
+from study.console.ending import print_findings, print_places
 from study.console.tables import BEST, best_table, tally
 from study.data.audit import Audit
 from study.data.images import Dataset
@@ -24,7 +24,7 @@ from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.ticker import Ticker
 from study.tuning.cluster import Allotment
-from study.tuning.finish_study import StudyResult
+from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.estimate import Estimate, estimate
 from study.verdict.prior import describe_proposals
 
@@ -189,11 +189,19 @@ class Console:
         self._work.close()
         self._ticker.close()
 
+    def on_findings(self, findings: Findings) -> None:
+        """Print what the study has found."""
+        assert self._record
+        self._ticker.show([])
+        self._ticker.end()
+        print_findings(self._out, findings, self._record)
+
     def print_result(self, result: StudyResult) -> None:
-        """Print the results of the study, and what to do next."""
+        """Print where the result of the study is, and what to do next."""
+        assert self._record
         self._ticker.end()
         self.close()
-        print_ending(self._out, result, self._record, self._weights)
+        print_places(self._out, result, self._record, self._weights)
 
     def _print(self, text: str, *, to_paste: bool = False) -> None:
         """Print text; a terminal gets it wrapped at words, unless it is to be pasted and no live lines are below it.

@@ -33,33 +33,20 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StudyResult:
-    """Result of a study that has ended."""
+class Findings:
+    """What a study that has ended has found, by its record alone."""
 
-    directory: Path
-    tracking_uri: str
     trials: Sequence[TrialRecord]
     finals: Sequence[TrialRecord]
     """Refits of the re-ranking and of the verdict."""
-    rows: Sequence[Row]
+    rows: Sequence[Row] = ()
     """Tested trials of a study without a search."""
-    importances: Mapping[str, float]
+    importances: Mapping[str, float] = field(default_factory=dict)
     """Importance of each field that the search varied, in [0, 1]."""
-    verdict: Verdict | None
+    verdict: Verdict | None = None
     """Verdict of a search; None if no verdict was reached."""
-    unsent: int
-    """Number of runs that could not be sent to MLflow; the record has them."""
-    model: Path | None = None
-    """Directory of the saved classifier of a search's best recipe, or of a baseline's trial with the best result on
-    the test images; None if none is saved."""
-    models: Sequence[Path] = ()
-    """Directories of all saved classifiers."""
-    example: Path | None = None
-    """An image file of the test images; None if the images are no files."""
     looks: Looks | None = None
     """Openings of the study's test images until now, by all studies of its `mlruns` directory."""
-    registration: Registration | None = None
-    """The model's registration in MLflow's registry; None if there is none."""
 
     @property
     def succeeded(self) -> bool:
@@ -70,7 +57,27 @@ class StudyResult:
 
 
 @dataclass(frozen=True)
-class _Findings:
+class StudyResult:
+    """Result of a study that has ended: what it has found, and where all of it is."""
+
+    directory: Path
+    findings: Findings
+    tracking_uri: str
+    unsent: int = 0
+    """Number of runs that could not be sent to MLflow; the record has them."""
+    model: Path | None = None
+    """Directory of the saved classifier of a search's best recipe, or of a baseline's trial with the best result on
+    the test images; None if none is saved."""
+    models: Sequence[Path] = ()
+    """Directories of all saved classifiers."""
+    example: Path | None = None
+    """An image file of the test images; None if the images are no files."""
+    registration: Registration | None = None
+    """The model's registration in MLflow's registry; None if there is none."""
+
+
+@dataclass(frozen=True)
+class _ParentRun:
     """The content of a study's parent run in MLflow."""
 
     complete: bool
@@ -91,10 +98,25 @@ def has_ended(record: Record) -> bool:
     return len(trials) == len(record.manifest.design.recipes) and not unkept(record)
 
 
-def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
+def read_findings(record: Record) -> Findings:
+    """Return what a study has found that has run all its trials."""
+    trials = record.trials()
+    tested = not record.space and record.manifest.design.stage != "probe"
+    return Findings(
+        trials,
+        finals=[*record.reranks(), *record.finals()],
+        rows=compare(trials, record.manifest.classes) if tested else (),
+        importances=record.noted("importances") or {},
+        verdict=stored_verdict(record),
+        looks=count_looks(record),
+    )
+
+
+def conclude(findings: Findings, record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
     """Write the report, close the study's MLflow runs, register its model, and return the result.
 
     Args:
+        findings: what the study has found.
         record: record of a study that has run all its trials.
         tracker: tracker of the study's MLflow runs; finished here.
         dataset: images of the study; None if they no longer exist.
@@ -103,33 +125,18 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
         RecordError: the report cannot be written.
     """
     shutil.rmtree(record.checkpoints, ignore_errors=True)
-    trials, classes = record.trials(), record.manifest.classes
-    importances, verdict = record.noted("importances") or {}, stored_verdict(record)
-    rows: list[Row] = []
-    if record.space:
-        findings = _findings(record, importances, verdict, find_winner(record))
-    elif record.manifest.design.stage == "probe":
-        probes = probe_rows(record)
-        findings = _Findings(bool(probes), probe_sentence(probes), {})
-    else:
-        rows = compare(trials, classes)
-        findings = _Findings(bool(rows), faster(rows) or "", comparison_files(rows))
+    run = _parent_run(findings, record)
     page = write_report(record, dataset)
-    files = {**findings.files, page.name: page.read_bytes()}
-    status = "FINISHED" if findings.complete else "FAILED"
-    unsent = tracker.finish(status, files, findings.metrics, findings.found, findings.tags)
+    files = {**run.files, page.name: page.read_bytes()}
+    status = "FINISHED" if run.complete else "FAILED"
+    unsent = tracker.finish(status, files, run.metrics, run.found, run.tags)
     kept = kept_models(record.directory)
     saved = find_model(record.directory) if kept else None
     return StudyResult(
         directory=record.directory,
+        findings=findings,
         tracking_uri=without_credentials(tracker.client.tracking_uri),
-        trials=trials,
-        finals=[*record.reranks(), *record.finals()],
-        rows=rows,
-        importances=importances,
-        verdict=verdict,
         unsent=unsent,
-        looks=count_looks(record),
         model=saved,
         models=kept,
         example=_example(dataset),
@@ -137,16 +144,19 @@ def conclude(record: Record, tracker: Tracker, dataset: Dataset | None) -> Study
     )
 
 
-def _findings(
-    record: Record, importances: Mapping[str, float], verdict: Verdict | None, winner: TrialRecord | None
-) -> _Findings:
-    """Return the findings of a search."""
-    trials, classes, metric = record.trials(), record.manifest.classes, record.manifest.design.metric
-    complete = [trial.value for trial in trials if trial.value is not None]
-    return _Findings(
+def _parent_run(findings: Findings, record: Record) -> _ParentRun:
+    if record.manifest.design.stage == "probe":
+        probes = probe_rows(record)
+        return _ParentRun(bool(probes), probe_sentence(probes), {})
+    if not record.space:
+        rows = findings.rows
+        return _ParentRun(bool(rows), faster(rows) or "", comparison_files(rows))
+    trials, verdict, metric = findings.trials, findings.verdict, record.manifest.design.metric
+    complete, winner = [trial.value for trial in trials if trial.value is not None], find_winner(record)
+    return _ParentRun(
         complete=bool(complete),
         found=sentence(verdict),
-        files=search_files(trials, importances, verdict, classes),
+        files=search_files(trials, findings.importances, verdict, record.manifest.classes),
         metrics=({f"best_val_{metric}": score(metric, max(complete))} if complete else {})
         | (verdict_metrics(verdict) if verdict else {}),
         tags={f"best.{name}": str(value) for name, value in winner.plan.recipe.to_dict().items()} if winner else {},

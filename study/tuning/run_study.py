@@ -35,7 +35,7 @@ from study.tracking.client import SQLITE, connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
 from study.tuning.cluster import Allotment, share_resources
-from study.tuning.finish_study import StudyResult, conclude
+from study.tuning.finish_study import Findings, StudyResult, conclude, read_findings
 from study.tuning.keep_model import keep_model, keep_models, recipe_to_keep
 from study.tuning.node_images import serve_images
 from study.tuning.ray_adapters import Listener, Work, run_trials
@@ -72,6 +72,9 @@ class Observer(Listener, Watch, Protocol):
 
     def on_record(self, record: Record) -> None:
         """Called when the record is open and holds the first trials."""
+
+    def on_findings(self, findings: Findings) -> None:
+        """Called when all trials have ended, with what the study has found."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,10 @@ def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> St
 
 
 def _conclude(observer: Observer, record: Record, tracker: Tracker, dataset: Dataset | None) -> StudyResult:
+    findings = read_findings(record)
+    observer.on_findings(findings)  # at once: what follows takes seconds
     observer.on_stage("writing the report, sending results to MLflow, registering")
-    return conclude(record, tracker, dataset)
+    return conclude(findings, record, tracker, dataset)
 
 
 def _fixed(desk: _Desk) -> Iterator[Inputs]:

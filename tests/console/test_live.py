@@ -21,7 +21,7 @@ from study.results.record import Record
 from study.ticker import Screen, Ticker
 from study.tracking.client import local_uri
 from study.tuning.cluster import Allotment
-from study.tuning.run_study import StudyResult
+from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.screen import plan_first_trials, plan_screens
 from study.verdict.trial_table import Row
 
@@ -123,12 +123,12 @@ def run(record, *accuracies, console=None):
     return plan
 
 
-def ended(record, **changes):
-    values = {
-        "directory": record.directory, "tracking_uri": local_uri(record.directory), "trials": record.trials(),
-        "finals": record.finals(), "rows": [], "importances": {}, "verdict": None, "unsent": 0,
-    }  # fmt: skip
-    return StudyResult(**{**values, **changes})
+def found(record, **more):
+    return Findings(record.trials(), record.finals(), **more)
+
+
+def ended(record, **more):
+    return StudyResult(record.directory, found(record), local_uri(record.directory), **more)
 
 
 def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
@@ -240,7 +240,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(record, make, reason):
     console.on_start(plan)
     record.fail(plan, reason)
     console.on_change(plan)
-    console.print_result(ended(record))
+    console.on_findings(found(record))
     assert f"failed after 0s ({reason})" in " ".join(written(output).split())
     assert f"failed #0 resnet18 · depth 1 · lr 0.001 · batch 16: {reason}" in " ".join(written(output).split())
 
@@ -248,7 +248,8 @@ def test_what_looks_like_markup_is_printed_as_it_is(record, make, reason):
 def test_classes_that_look_like_markup_stand_in_the_table(fixed):
     console, output = pipe()
     pair = "cat [tabby] → [/dog] 3"
-    console.print_result(ended(fixed, rows=[Row("resnet18", 10, 1.0, 1.0, (1.0,), 0.5, pair)]))
+    console.on_record(fixed)
+    console.on_findings(found(fixed, rows=[Row("resnet18", 10, 1.0, 1.0, (1.0,), 0.5, pair)]))
     assert pair in output.getvalue()
 
 
@@ -296,7 +297,7 @@ def test_end_of_a_search_shows_recipe_tally_and_verdict(record, space):
     begin(console, record, space)
     run(record, 3, 3)
     best = run(record, 6, 9)
-    console.print_result(ended(record, importances={"lr": 0.75, "optimizer": 0.25}))
+    console.on_findings(found(record, importances={"lr": 0.75, "optimizer": 0.25}))
     seen = output.getvalue()
     assert "2 complete, 0 pruned, 0 failed; 8s of device time spent, 0s saved by pruning\n" in seen
     assert "  lr               importance 75%\n  optimizer        importance 25%\n" in seen
@@ -312,7 +313,7 @@ def test_search_that_the_baseline_won_says_so(record, space):
     begin(console, record, space)
     run(record, 8, 9)
     run(record, 9, 8)
-    console.print_result(ended(record))
+    console.on_findings(found(record))
     assert "best     #0: the baseline's recipe\n" in output.getvalue()
 
 
@@ -321,11 +322,11 @@ def test_time_budget_that_no_trial_kept_is_the_reason(record, space):
     begin(console, record, space)
     record.set_budget(Budget(9, 1e-9))
     run(record, 5, 5, console=console)
-    result = ended(record)
-    console.print_result(result)
+    findings = found(record)
+    console.on_findings(findings)
     reason = "failed   the time budget ended before any trial was complete; raise it with --resume one --time-budget"
     assert reason in output.getvalue().splitlines()
-    assert not result.succeeded
+    assert not findings.succeeded
 
 
 def test_tested_trial_says_its_test_accuracy_at_its_end(fixed):
@@ -354,7 +355,7 @@ def test_close_trials_are_named_with_their_images(record, space):
     begin(console, record, space)
     for right in (8, 9, 5):
         run(record, 3, right)
-    console.print_result(ended(record))
+    console.on_findings(found(record))
     assert "close    #1 and #0 differ by 1 of 10 validation images\n" in output.getvalue()
 
 
@@ -365,7 +366,7 @@ def test_table_of_the_best_shows_the_metric_that_decides(tmp_path, space):
     console, output = pipe()
     begin(console, record, space)
     run(record, 3, 8)
-    console.print_result(ended(record))
+    console.on_findings(found(record))
     record.close()
     assert "Best trials by validation macro F1 (largest class 60.00%)" in output.getvalue()
     assert re.search(r"│ +76\.19% │ +80\.00% │", output.getvalue())
@@ -430,6 +431,20 @@ def test_last_stage_is_done_before_the_result(record):
     assert lines.index("done     writing the report") < lines.index(f"files    {record.directory}")
 
 
+def test_findings_replace_the_lines_of_the_search(record, space):
+    console, output = terminal()
+    begin(console, record, space)
+    run(record, 6, 9, console=console)
+    output.truncate(0)
+    output.seek(0)
+    console.on_findings(found(record))
+    console.on_stage("writing the report")
+    console.close()
+    seen = written(output)
+    assert seen.index("done     searching") < seen.index("verdict  ") < seen.rindex("writing the report")
+    assert seen.count("Best trials by validation accuracy") == 1
+
+
 def test_live_lines_keep_their_words_in_40_columns(record, space):
     console, output = terminal(width=40)
     begin(console, record, space)
@@ -450,6 +465,7 @@ def test_end_of_a_search_breaks_no_words_in_80_columns(record, space):
     run(record, 6, 9)
     output.truncate(0)
     output.seek(0)
+    console.on_findings(found(record))
     console.print_result(ended(record, model=record.directory / "models" / "0"))
     lines = [line.rstrip() for line in written(output).splitlines()]
     to_paste = ("files ", "report ", "predict ", "MLflow ")
@@ -494,7 +510,7 @@ def test_table_of_probes_keeps_the_ends_of_long_names(tmp_path, make_recipe):
     output = io.StringIO()
     console = Console("none", ticker_on(Screen(file=output, width=80)))
     console.on_record(record)
-    console.print_result(ended(record))
+    console.on_findings(found(record))
     record.close()
     cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
     assert "".join(cells) == "".join(models)
