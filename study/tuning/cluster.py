@@ -70,7 +70,8 @@ class Allotment:
     def __str__(self) -> str:
         """Describe the allotment in words."""
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
-        return f"{self.cpus_per_trial:g} CPU cores{gpus} per trial, {self.concurrent} at a time"
+        cores = "core" if self.cpus_per_trial == 1 else "cores"
+        return f"{self.cpus_per_trial:g} CPU {cores}{gpus} per trial, {self.concurrent} at a time"
 
 
 @contextlib.contextmanager

@@ -88,6 +88,11 @@ def test_share_resources_lets_trials_share_a_gpu(monkeypatch, nodes, asked, tria
     assert share_resources(*asked, trials=trials, per_gpu=4) == given
 
 
+def test_allotment_is_told_in_words():
+    assert str(Allotment(1, 0, 2)) == "1 CPU core per trial, 2 at a time"
+    assert str(Allotment(4, 0.5, 2)) == "4 CPU cores and 0.5 GPU per trial, 2 at a time"
+
+
 def test_share_resources_runs_at_most_all_trials_at_once(monkeypatch):
     machines(monkeypatch, (8, 0))
     assert share_resources(1, None, None, trials=3).concurrent == 3
