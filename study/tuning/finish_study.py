@@ -101,11 +101,10 @@ def has_ended(record: Record) -> bool:
 def read_findings(record: Record) -> Findings:
     """Return what a study has found that has run all its trials."""
     trials = record.trials()
-    tested = not record.space and record.manifest.design.stage != "probe"
     return Findings(
         trials,
         finals=[*record.reranks(), *record.finals()],
-        rows=compare(trials, record.manifest.classes) if tested else (),
+        rows=compare(trials, record.manifest.classes),
         importances=record.noted("importances") or {},
         verdict=stored_verdict(record),
         looks=count_looks(record),
