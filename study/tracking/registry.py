@@ -101,8 +101,7 @@ def log_model(client: "MlflowClient", run_id: str, saved: SavedModel, example: N
     name = registered_name(saved.card)
     try:
         name = _distinct_name(client, name, saved.card)
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description=f"{saved.card.recipe.model} for {saved.card.data}")
+        _create_name(client, name, f"{saved.card.recipe.model} for {saved.card.data}")
         versions = client.search_model_versions(f"name = '{name}'")
         tags = _identity(saved.card)
         mine = next((known for known in versions if tags.items() <= known.tags.items()), None)
@@ -265,6 +264,17 @@ def _write(directory: Path, saved: SavedModel, example: NDArray[np.uint8], model
     flavour.save(str(directory / "MLmodel"))
     for file in (WEIGHTS_FILE, CARD_FILE):
         shutil.copyfile(saved.directory / file, directory / file)
+
+
+def _create_name(client: "MlflowClient", name: str, description: str) -> None:
+    """Create a registered model, unless there is one; another study may create it at this very moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _distinct_name(client: "MlflowClient", name: str, card: ModelCard) -> str:
