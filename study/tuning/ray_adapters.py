@@ -162,6 +162,11 @@ class RecordSearcher(Searcher):
         return self.record.next_trial()
 
     @property
+    def repeats(self) -> bool:
+        """Whether a trial that ran out of memory runs again, or is about to."""
+        return bool(self._to_repeat) or any(plan.key in self._repeated for plan in self._running.values())
+
+    @property
     def waiting(self) -> list[Plan]:
         """Trials that were handed to Ray Tune and have reported nothing yet."""
         return [plan for key, plan in self._running.items() if key not in self._reporting]
@@ -249,10 +254,43 @@ class RecordSearcher(Searcher):
 class RecordScheduler(FIFOScheduler):
     """Write each report of a trial into the record before the trial goes on; stop a trial if the record decides so."""
 
-    def __init__(self, searcher: RecordSearcher) -> None:
-        """Write into the record of `searcher`, which repeats trials that ran out of memory."""
+    def __init__(self, searcher: RecordSearcher, processes: int) -> None:
+        """Write into the record of `searcher`, which repeats trials that ran out of memory; keep so many processes."""
         super().__init__()  # type: ignore[no-untyped-call]  # Ray's __init__ has no types
         self._searcher = searcher
+        self._processes = processes
+        self._kept = 0
+        self._added: list[Trial] = []
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Note a new trial, which needs a process."""
+        self._keep_processes(tune_controller, trial)
+        self._added.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the next new trial, which takes an idle process if there is one, and otherwise starts one.
+
+        Ray Tune's own scheduler gives an idle process to a trial whose process is starting, and ends that one. Then the
+        new trial has to start another, and where trials are short, no second process ever gets ready.
+        """
+        while self._added:
+            trial = self._added.pop(0)
+            if trial.status == Trial.PENDING:
+                return trial
+        return None
+
+    def _keep_processes(self, tune_controller: Any, trial: Trial) -> None:
+        """Let Ray Tune keep all processes that have no trial for a moment; by itself it keeps one and ends the others.
+
+        Two trials that end at the same time, or at the end of a stage, would leave one process, and a second one needs
+        seconds to start. While a trial runs alone because memory was short, Ray Tune does what it does by itself.
+        """
+        wanted = 0 if self._searcher.repeats or self._processes == 1 else self._processes
+        # Private, and the only way. With a Ray that has it no more, processes would only start more often.
+        cache = getattr(getattr(tune_controller, "_tune_controller", None), "_actor_cache", None)
+        if cache is not None and wanted != self._kept:
+            cache.increase_max(trial.placement_group_factory, wanted - self._kept)
+            self._kept = wanted
 
     @_past_tune()
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -267,6 +305,7 @@ class RecordScheduler(FIFOScheduler):
             if "facts" in result:
                 record.facts(plan, asdict(result["facts"]))
             self._write(record, plan, report)
+        self._keep_processes(tune_controller, trial)
         if record.has_ended(plan):  # its process need not say so: it begins the next trial the sooner
             return TrialScheduler.STOP  # Ray Tune then tells the searcher, which tells the listeners
         for listener in self._searcher.listeners:
@@ -396,7 +435,7 @@ def _run_tune(searcher: RecordSearcher, resources: Allotment, scratch: Path, fun
         tune.with_resources(with_inputs(function), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(searcher),
+            scheduler=RecordScheduler(searcher, resources.concurrent),
             num_samples=-1,
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,

@@ -5,10 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
+from support.images import make_images
 from support.manifests import make_manifest, make_space
 from support.results import TEST
 
@@ -17,9 +21,10 @@ from study.config.search_space import Budget, Pruner
 from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
-from study.training.run_trial import Facts, Failure
-from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper, Work
-from study.tuning.stages import KEY, Stage
+from study.training.run_trial import Facts, Failure, Inputs
+from study.tuning.cluster import Allotment, ray_session
+from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper, Work, run_trials
+from study.tuning.stages import KEY, Stage, put_stages
 
 BUSY_CLUSTER = """
 import json
@@ -89,7 +94,7 @@ def tune(tmp_path, make_recipe):
     record.add(Plan(None, "baseline", make_recipe(lr=lr), 0) for lr in (0.1, 0.2, 0.3))
     witness = Witness()
     searcher = RecordSearcher(lambda: Work(record, [Stage(0)], [witness]))
-    scheduler = RecordScheduler(searcher)
+    scheduler = RecordScheduler(searcher, 1)
 
     def report(config, value, **more):
         return scheduler.on_trial_result(None, SimpleNamespace(config=config), {"report": value, **more})
@@ -114,7 +119,7 @@ def test_a_trial_without_a_test_ends_with_its_last_epoch(tmp_path, make_recipe):
     record = Record.create(tmp_path / "two", make_manifest(space=make_space()))
     record.add([Plan(None, "search", make_recipe(epochs=2), 0)])
     searcher = RecordSearcher(lambda: Work(record, [Stage(0)]))
-    scheduler = RecordScheduler(searcher)
+    scheduler = RecordScheduler(searcher, 1)
     config = searcher.suggest("a")
     results = [EpochResult(epoch, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[3, 1], [1, 3]]) for epoch in (1, 2)]
     trial = SimpleNamespace(config=config)
@@ -324,7 +329,7 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
     record = Record.create(tmp_path / "two", make_manifest(space=space))
     record.add([Plan(None, "search", space.base, 0)])
     searcher = RecordSearcher(lambda: Work(record, [Stage(0)]))
-    scheduler = RecordScheduler(searcher)
+    scheduler = RecordScheduler(searcher, 1)
     good = EpochResult(1, 2.0, 3.0, 10.0, val_loss=1.0, val_confusion=[[9, 1], [1, 9]])
     decisions = []
     bad = dataclasses.replace(good, val_confusion=[[1, 9], [9, 1]])
@@ -335,3 +340,52 @@ def test_scheduler_stops_what_the_pruner_gives_up(tmp_path, make_recipe):
     assert decisions == ["CONTINUE"] * MIN_REPORTED + ["STOP"]
     assert record.trials()[-1].state == "pruned"
     record.close()
+
+
+def test_new_trials_are_chosen_once_and_in_order(tune):
+    scheduler = RecordScheduler(tune.searcher, 1)
+    first, gone, last = (SimpleNamespace(status=status) for status in ("PENDING", "TERMINATED", "PENDING"))
+    for trial in (first, gone, last):
+        scheduler.on_trial_add(None, trial)
+    assert [scheduler.choose_trial_to_run(None) for _ in range(3)] == [first, last, None]
+
+
+def test_idle_processes_are_kept_unless_memory_is_short(tune):
+    kept = Counter()
+    cache = SimpleNamespace(increase_max=lambda key, by: kept.update({key: by}))
+    controller = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache))
+    scheduler = RecordScheduler(tune.searcher, 2)
+    trial = SimpleNamespace(config=tune.searcher.suggest("a"), placement_group_factory="a core", status="PENDING")
+    scheduler.on_trial_add(controller, trial)
+    scheduler.on_trial_result(controller, trial, {"report": Progress(1, 1, 2, 3.0)})
+    assert kept == {"a core": 2}
+    scheduler.on_trial_result(controller, trial, {"report": OUT_OF_MEMORY})
+    assert kept == {"a core": 0}
+
+
+@pytest.mark.slow
+def test_two_processes_run_all_trials_of_all_stages(tmp_path, make_recipe):
+    """Each trial is shorter than the start of a process, and two end at the same time."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    def sleep_briefly(config, *, inputs):
+        (pids / config["plan"].key).write_text(str(os.getpid()))
+        time.sleep(0.3)
+        ray.tune.report({"report": EpochResult(1, 1.0, 1.0, 1.0, val_loss=1.0, val_confusion=[[1, 0], [0, 1]])})
+
+    record = Record.create(tmp_path / "one", make_manifest())
+
+    def stages():
+        for stage in range(3):
+            record.add(Plan(None, "search", make_recipe(epochs=1), seed) for seed in range(4 * stage, 4 * stage + 4))
+            yield Inputs(make_images(2), None, None, 2, {}, "auto")
+
+    with ray_session(None, verbose=False) as scratch:
+        allotment = Allotment(ray.cluster_resources()["CPU"] / 2, 0, 2)
+        work = Work(record, put_stages(stages()))
+        run_trials(lambda: work, resources=allotment, scratch=scratch, ahead=True, function=sleep_briefly)
+    record.close()
+    used = [[(pids / str(number)).read_text() for number in range(first, first + 4)] for first in (0, 4, 8)]
+    assert [len({*stage}) for stage in used] == [2, 2, 2]
+    assert len({pid for stage in used for pid in stage}) == 2
