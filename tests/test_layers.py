@@ -37,7 +37,7 @@ PACKAGES = {
         "list_models", "saved_model",
     ],
     "augmentation": ["augment", "mixing"],
-    "compute": ["hardware", "depthwise", "gpu_cache", "feature_file", "feature_store", "features", "gpu_sharing"],
+    "compute": ["hardware", "depthwise", "gpu_cache", "feature_file", "feature_store", "features", "sharing"],
     "training": ["reference", "passes", "updates", "checkpoint", "probe", "loop", "run_trial"],
     "export": ["formats", "timm_config", "card", "__main__"],
     "charts": ["figures", "svg", "intervals", "confusion", "curves", "parallel"],

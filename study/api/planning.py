@@ -21,7 +21,6 @@ from study.config.flags import (
     count_candidates,
     read_prior,
     read_space,
-    with_resources,
 )
 from study.config.load_toml import BACKBONES, baseline_recipe, load_baseline, load_portfolio, load_space
 from study.config.paths import check_new, find_study, list_journals
@@ -122,7 +121,7 @@ def plan_searches(options: argparse.Namespace, shown: Shown = contextlib.nullcon
     ]
     configs = [configure(options, options.name or default_name(space.name)) for space in spaces]
     jobs = [
-        Job(with_resources(config, space), design)
+        Job(config.with_resources(space.resources), design)
         for space, design, config in zip(spaces, designs, configs, strict=True)
     ]
     for job in jobs:
@@ -163,6 +162,7 @@ def plan_resumption(options: argparse.Namespace, shown: Shown = contextlib.nullc
         manifest = record.manifest
         given = {"data": options.data and config.data, "weights": options.weights and config.weights}
         check_flags(options, manifest, given)
+        config = recorded_config(options, manifest, config)
         for space in spaces:
             check_space(space, manifest)
         design = manifest.design
@@ -170,11 +170,11 @@ def plan_resumption(options: argparse.Namespace, shown: Shown = contextlib.nullc
         if record.space and design.space:
             record.set_budget(change_budget(options, record.space.budget))
             design = replace(design, space=replace(design.space, budget=record.space.budget))
-            config = with_resources(config, record.space)
+            config = config.with_resources(record.space.resources)  # an old manifest has none
     except BaseException:
         record.close()
         raise
-    return Job(recorded_config(options, manifest, config), design, record)
+    return Job(config, design, record)
 
 
 def _check_budget(options: argparse.Namespace, record: "Record") -> None:

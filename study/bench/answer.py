@@ -176,6 +176,7 @@ def run_ours(name: str, room: Path, extent: Extent, seed: int, shared: Path) -> 
     command += ["--data", str(shared / IMAGES), "--fraction", str(extent.fraction), "--weights", str(shared / WEIGHTS)]
     command += ["--image-size", str(extent.image_size), "--epochs", str(extent.epochs)]  # of the baseline's trial, too
     command += ["--repeats", "1", "--rerank", "0"]  # the stock sides test one refit of one recipe, too
+    command += ["--concurrent", "1"]  # the stock sides run one trial at a time, too
     started = _run(command, room, {"XDG_CACHE_HOME": str(room / "cache")})
     record = Record.read(room / "mlruns" / "studies" / name)
     reports = []

@@ -231,7 +231,7 @@ def _add_machines(parser: Parser) -> None:
         "--cpus-per-trial",
         type=float,
         metavar="N",
-        help="CPU cores per trial (default: all, divided among running trials)",
+        help="CPU cores per trial (default: all, or a part of them in a search of small networks)",
     )
     machines.add_argument(
         "--gpus-per-trial",
@@ -240,7 +240,10 @@ def _add_machines(parser: Parser) -> None:
         help="GPUs per trial; a fraction lets trials share a GPU (default: 1 or a part if there is a GPU, else 0)",
     )
     machines.add_argument(
-        "--concurrent", type=int, metavar="N", help="maximum number of trials at a time (default: as many as fit)"
+        "--concurrent",
+        type=int,
+        metavar="N",
+        help="maximum number of trials at a time; with 1, a search can be repeated (default: as many as fit)",
     )
     cache = machines.add_mutually_exclusive_group()
     cache.add_argument(
@@ -424,17 +427,6 @@ def read_prior(options: argparse.Namespace, mlruns: Path) -> tuple[str, ...]:
         if name not in (AUTO_PRIOR, NO_PRIOR, *known):
             raise ConfigError(f"--prior: {unknown_name('study', name, [AUTO_PRIOR, NO_PRIOR, *known])}")
     return asked
-
-
-def with_resources(config: StudyConfig, space: SearchSpace) -> StudyConfig:
-    """Return `config`, with the resources of the space's file where no flag sets them."""
-    asked = space.resources
-    return replace(
-        config,
-        cpus_per_trial=config.cpus_per_trial or asked.cpus_per_trial,
-        gpus_per_trial=asked.gpus_per_trial if config.gpus_per_trial is None else config.gpus_per_trial,
-        concurrent=config.concurrent or asked.concurrent,
-    )
 
 
 def _given(options: argparse.Namespace) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, InstanceOf
 
 from study.config.plan import Design
+from study.config.search_space import Resources
 from study.config.validation import AtLeastOne, Count, Fraction, Name, checked, from_table, within
 from study.errors import ConfigError
 
@@ -125,6 +126,8 @@ class Manifest:
     """Identifier of the study, unique among all studies."""
     found: Annotated[Found, from_table(Found)] = Found()
     """What was found in the source of the images."""
+    resources: Annotated[Resources, from_table(Resources)] = Resources()
+    """What flags and the space's file have asked for; a resumed study asks for the same, unless flags say otherwise."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -150,6 +153,7 @@ class Manifest:
         """Return the manifest as JSON values; the design's parts stand beside the other keys."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "design"}
         kind = "search" if self.design.space else "probe" if self.design.stage == "probe" else "baseline"
-        values = {**plain, "classes": list(self.classes), "found": dataclasses.asdict(self.found)}
+        values = {**plain, "classes": list(self.classes)}
+        values |= {name: dataclasses.asdict(getattr(self, name)) for name in ("found", "resources")}
         large = len(self.classes) > MOST_CLASSES or self.test_images > MOST_IMAGES
         return {"format": FORMAT if large else SMALL, **values, "kind": kind, **self.design.to_dict()}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 
 from study.config.recipe import Recipe
-from study.config.search_space import Categorical, SearchSpace
+from study.config.search_space import Categorical, Resources, SearchSpace
 from study.config.validation import AtLeastOne, Count, Fraction, checked
 from study.errors import ConfigError
 from study.formatting import format_value
@@ -134,6 +134,15 @@ class StudyConfig:
     """Leave broken image files out, instead of ending the study."""
     leaks: str = "keep"
     """What happens to training images that have a copy among the test images: keep or drop."""
+
+    def with_resources(self, asked: Resources) -> Self:
+        """Return the settings, with the resources that a file or a record asks for where these ask for none."""
+        return replace(
+            self,
+            cpus_per_trial=self.cpus_per_trial or asked.cpus_per_trial,
+            gpus_per_trial=asked.gpus_per_trial if self.gpus_per_trial is None else self.gpus_per_trial,
+            concurrent=self.concurrent or asked.concurrent,
+        )
 
 
 @dataclass(frozen=True)

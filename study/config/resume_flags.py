@@ -18,9 +18,9 @@ from study.errors import ConfigError
 
 
 def recorded_config(options: Namespace, manifest: Manifest, config: StudyConfig) -> StudyConfig:
-    """Return `config` with the recorded settings; flags may name new places of images, weights and tracking store."""
+    """Return `config` with the recorded settings; flags may name other resources, files and stores."""
     return replace(
-        config,
+        config.with_resources(manifest.resources),
         data=config.data if options.data else manifest.source,
         data_dir=config.data_dir if options.data_dir else Path(manifest.data_dir),
         fraction=manifest.fraction,

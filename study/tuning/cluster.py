@@ -11,7 +11,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -207,11 +207,18 @@ def _explain(error: Exception, address: str | None) -> str:
 
 
 def share_resources(
-    cpus: float | None, gpus: float | None, concurrent: int | None, *, trials: int, per_gpu: int = 1
+    cpus: float | None,
+    gpus: float | None,
+    concurrent: int | None,
+    *,
+    trials: int,
+    per_gpu: int = 1,
+    on_cores: Callable[[int], int] = lambda cores: 1,
 ) -> Allotment:
     """Divide the CPU cores and GPUs of the joined Ray among trials.
 
-    A value of None is chosen here: a GPU per trial if a node has one, or a part of it, else all cores of a node.
+    A value of None is chosen here: a GPU per trial if a node has one, or a part of it, else all cores of a node, or a
+    part of them.
 
     Args:
         cpus: CPU cores of a trial.
@@ -220,6 +227,8 @@ def share_resources(
         trials: number of trials of the study.
         per_gpu: most trials that may share a GPU where `gpus` is None. They do if there are cores for them, and if
             they would not fill the other GPUs.
+        on_cores: number of trials without a GPU that share the CPU cores of a node, by the number of its cores; called
+            where neither `cpus` nor `concurrent` is given.
 
     Raises:
         ConfigError: no node has the CPU cores or GPUs that a trial needs.
@@ -239,8 +248,8 @@ def share_resources(
     if cpus is None:
         # All cores of the smallest host, or its share for each trial that its GPUs take.
         cpus = min(max(1.0, node["CPU"] // max(1, _fit(node.get("GPU", 0.0), gpus))) for node in hosts)
-        if concurrent and not gpus:
-            cpus = max(1.0, cpus // concurrent)
+        if not gpus:
+            cpus = max(1.0, cpus // (concurrent or on_cores(int(cpus))))
     places = sum(min(_fit(node["CPU"], cpus), _fit(node.get("GPU", 0.0), gpus, trials)) for node in hosts)
     if places == 0:
         most_cpus = max(node["CPU"] for node in hosts)

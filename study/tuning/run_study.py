@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from study.charts import figures
-from study.compute.gpu_sharing import gpu_memory, trials_per_gpu
+from study.compute.sharing import gpu_memory, trials_on_cores, trials_per_gpu
 from study.config.manifest import Manifest
 from study.config.plan import Design, Plan, StudyConfig
-from study.config.search_space import SearchSpace
+from study.config.search_space import Resources, SearchSpace
 from study.data.audit import Audit, audit_images, drop_leaks
 from study.data.decoding import Watch
 from study.data.images import Dataset, Images, fingerprint
@@ -301,6 +301,7 @@ def _share_resources(config: StudyConfig, design: Design) -> Allotment:
         config.concurrent,
         trials=design.space.budget.trials if design.space else len(design.recipes),
         per_gpu=_trials_per_gpu(config, design),
+        on_cores=partial(_trials_on_cores, config, design),
     )
 
 
@@ -313,6 +314,19 @@ def _trials_per_gpu(config: StudyConfig, design: Design) -> int:
         image_size=design.image_size,
         batch_size=design.batch_size,
         gpu_bytes=gpu_memory(),
+    )
+
+
+def _trials_on_cores(config: StudyConfig, design: Design, cores: int) -> int:
+    """Return how many trials share a node's cores; 1 if they are fixed, or on a cluster, whose memory is not known."""
+    if config.ray_address or design.space is None:
+        return 1
+    return trials_on_cores(
+        design.models,
+        image_size=design.image_size,
+        batch_size=design.batch_size,
+        trials=design.space.budget.trials,
+        cores=cores,
     )
 
 
@@ -377,6 +391,7 @@ def _describe(config: StudyConfig, design: Design, dataset: Dataset, parts: Sequ
         versions=installed_versions(),
         git_commit=_git_commit(),
         found=dataset.found,
+        resources=Resources(config.cpus_per_trial, config.gpus_per_trial, config.concurrent),
     )
 
 

@@ -11,7 +11,7 @@ from support.manifests import make_manifest, make_space
 from study.config.flags import build_parser, configure
 from study.config.manifest import Manifest
 from study.config.resume_flags import check_flags, check_space, recorded_config
-from study.config.search_space import Budget, Categorical, Float, Pruner
+from study.config.search_space import Budget, Categorical, Float, Pruner, Resources
 from study.errors import ConfigError
 
 
@@ -96,6 +96,21 @@ def test_downloads_may_have_moved(manifest, flags, directory):
     options = build_parser().parse_args(["--resume", "one", *flags])
     recorded = replace(manifest, data_dir="/then")
     assert recorded_config(options, recorded, configure(options, "one")).data_dir == Path(directory)
+
+
+@pytest.mark.parametrize(
+    ("flags", "resources"),
+    [
+        ([], (2, None, 1)),
+        (["--concurrent", "3"], (2, None, 3)),
+        (["--cpus-per-trial", "1", "--gpus-per-trial", "0"], (1, 0, 1)),
+    ],
+)
+def test_resources_stay_as_asked_for(manifest, flags, resources):
+    options = build_parser().parse_args(["--resume", "one", *flags])
+    recorded = Manifest.from_dict(replace(manifest, resources=Resources(2, None, 1)).to_dict())
+    config = recorded_config(options, recorded, configure(options, "one"))
+    assert (config.cpus_per_trial, config.gpus_per_trial, config.concurrent) == resources
 
 
 @pytest.mark.parametrize(

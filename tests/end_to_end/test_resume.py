@@ -27,7 +27,7 @@ lr = { type = "float", low = 1e-5, high = 1e-2, log = true }
 batch_size = 8
 """
 SEARCH = ["--search", "small.toml", "--weights", "none", "--image-size", "32", "--epochs", "2", "--repeats", "1",
-          "--rerank", "2"]  # fmt: skip
+          "--rerank", "2", "--concurrent", "1"]  # fmt: skip
 
 
 class Hostile:

@@ -134,11 +134,22 @@ def run_at_once(commands: list[list[str]], rooms: list[Path]) -> None:
 @pytest.mark.slow
 def test_searches_of_one_seed_write_the_same_journal(room):
     rooms = [Path(shutil.copytree(room, room / name)) for name in ("former", "latter")]
-    arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--name", "one"]
+    arguments = [*FLAGS, "--epochs", "2", "--trials", "3", "--repeats", "1", "--concurrent", "1", "--name", "one"]
     run_at_once([arguments, arguments], rooms)
     former, latter = (journal_of(each, "one") for each in rooms)
     assert len(former) > 30
     assert former == latter
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) % 2 == 1, reason="needs CPU cores that two trials can share")
+def test_trials_of_small_networks_run_side_by_side(room):
+    arguments = [*FLAGS, "--epochs", "20", "--trials", "2", "--pruner", "none", "--repeats", "1", "--name", "one"]
+    done = subprocess.run(study_command(*arguments), cwd=room, capture_output=True, text=True)
+    assert re.search(r"machine +\d+ CPU cores? per trial, 2 at a time\n", done.stdout), done.stderr
+    first, second = Record.read(room / "mlruns/studies/one").trials()
+    assert max(first.started_ms, second.started_ms) < min(first.ended_ms, second.ended_ms)
+    assert {trial.facts["threads"] for trial in (first, second)} == {(os.cpu_count() or 1) // 2}
 
 
 @pytest.mark.slow

@@ -88,6 +88,21 @@ def test_share_resources_lets_trials_share_a_gpu(monkeypatch, nodes, asked, tria
     assert share_resources(*asked, trials=trials, per_gpu=4) == given
 
 
+@pytest.mark.parametrize(
+    ("nodes", "asked", "given"),
+    [
+        ([(8, 0)], (None, None, None), Allotment(2, 0, 4)),
+        ([(8, 0)], (None, None, 1), Allotment(8, 0, 1)),  # what was asked for
+        ([(8, 0)], (8, None, None), Allotment(8, 0, 1)),
+        ([(8, 1)], (None, None, None), Allotment(8, 1, 1)),
+        ([(8, 0), (12, 0)], (None, None, None), Allotment(2, 0, 10)),
+    ],
+)
+def test_share_resources_lets_trials_share_cores(monkeypatch, nodes, asked, given):
+    machines(monkeypatch, *nodes)
+    assert share_resources(*asked, trials=20, on_cores={8: 4}.get) == given
+
+
 def test_allotment_is_told_in_words():
     assert str(Allotment(1, 0, 2)) == "1 CPU core per trial, 2 at a time"
     assert str(Allotment(4, 0.5, 2)) == "4 CPU cores and 0.5 GPU per trial, 2 at a time"

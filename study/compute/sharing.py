@@ -1,9 +1,10 @@
-"""Estimate how many trials of a study one GPU takes at a time, before any of them starts.
+"""Estimate how many trials of a study one GPU, or a computer's CPU cores, take at a time, before any of them starts.
 
-Not measured on a GPU: the bounds below are cautious guesses. Knows no trial and no Ray.
+Not measured on a GPU: its bounds below are cautious guesses. Knows no trial and no Ray.
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +14,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from study.compute.features import CHUNK
 from study.compute.gpu_cache import SHARE
 from study.config.catalogue import catalogue
+from study.limits import free_memory_bytes, make_processes_allowed
 from study.models.networks import build_on_meta
 
-SHARES = (4, 2)
+GPU_SHARES = (4, 2)
 """Numbers of trials that may share a GPU, the largest first."""
+CORE_SHARES = (4, 3, 2)
+"""Numbers of trials that may share the CPU cores of a computer, the largest first."""
+SMALL_OPERATIONS = 3 * 10**10
+"""Multiply-adds of a batch's forward pass up to which the threads of a trial mostly wait for each other on CPU cores.
+
+Two processes of one thread each then take 1.1 to 2.3 times as many steps as one of two: see docs/benchmarks.md.
+"""
+PROCESSES = 40
+"""Processes and threads of one trial on a CPU: 29 were counted with Ray 2.60 on two cores."""
 FILLING_OPERATIONS = 2 * 10**11
 """Multiply-adds of a batch's forward pass with which one trial keeps a GPU busy: 64 images of ResNet18 take 1.2e11."""
 PROCESS_BYTES = 2 * 10**9
-"""Device memory of a process without networks: CUDA's context, its libraries, and images while they are augmented."""
+"""Memory of a process without networks: CUDA's context, libraries, and images while they are augmented."""
 COPIES = 5
 """Values for each weight: itself, its gradient, two moments of the optimizer, and an average."""
 PEAK = 2
@@ -39,13 +50,28 @@ def trials_per_gpu(models: Sequence[str], *, image_size: int, batch_size: int, g
         gpu_bytes: memory of the GPU; None if it is not known.
     """
     images = max(batch_size, CHUNK)
-    if gpu_bytes is None or any(_fills(model, image_size, images) for model in models):
+    if gpu_bytes is None or count_operations(models, image_size, images) > FILLING_OPERATIONS:
         return 1
-    try:
-        need = max(_estimate_bytes(model, image_size, images) for model in models)
-    except Exception:  # some networks compute with numbers, which a network without memory does not have
+    need = estimate_bytes(models, image_size, images)
+    return next((share for share in GPU_SHARES if need <= (1 - SHARE) * gpu_bytes / share), 1)
+
+
+def trials_on_cores(models: Sequence[str], *, image_size: int, batch_size: int, trials: int, cores: int) -> int:
+    """Return how many trials of small networks run side by side on a computer's CPU cores: 1 if networks are large.
+
+    Args:
+        models: names in the catalogue.
+        image_size: largest side of a trial's images in pixels.
+        batch_size: largest batch of a trial.
+        trials: largest number of trials that wait at a time.
+        cores: CPU cores of the computer.
+    """
+    shares = [share for share in CORE_SHARES if share <= trials and cores % share == 0]
+    images = max(batch_size, CHUNK)
+    if not shares or count_operations(models, image_size, images) > SMALL_OPERATIONS:
         return 1
-    return next((share for share in SHARES if need <= (1 - SHARE) * gpu_bytes / share), 1)
+    room = free_memory_bytes() / estimate_bytes(models, image_size, images)
+    return next((share for share in shares if share <= room and not make_processes_allowed(share * PROCESSES)), 1)
 
 
 def gpu_memory() -> int | None:
@@ -73,13 +99,24 @@ def gpu_memory() -> int | None:
     return min(sizes, default=None)
 
 
-def _fills(model: str, image_size: int, images: int) -> bool:
-    entry = catalogue()[model]
-    return entry.operations * (image_size / entry.size) ** 2 * images > FILLING_OPERATIONS
+def count_operations(models: Sequence[str], image_size: int, images: int) -> float:
+    """Return the multiply-adds of a forward pass of so many images: the most of any model."""
+    entries = [catalogue()[model] for model in models]
+    return max(entry.operations * (image_size / entry.size) ** 2 * images for entry in entries)
+
+
+def estimate_bytes(models: Sequence[str], image_size: int, images: int) -> float:
+    """Return the memory of a trial that trains a whole network in fp32: the most of any model.
+
+    Infinity where it cannot be told: some networks compute with numbers, which a network without memory does not have.
+    """
+    try:
+        return max(_estimate_bytes(model, image_size, images) for model in models)
+    except Exception:
+        return math.inf
 
 
 def _estimate_bytes(model: str, image_size: int, images: int) -> int:
-    """Return the device memory of a trial that trains the whole network in fp32."""
     network = build_on_meta(model, CLASSES).train()
     weights = sum(parameter.numel() for parameter in network.parameters())
     return PROCESS_BYTES + 4 * (COPIES * weights + PEAK * images * _saved_values(network, image_size))
