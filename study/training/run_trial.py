@@ -260,13 +260,13 @@ def _run_as_written(
 
 def _facts(network: torch.nn.Module, hardware: Hardware) -> Facts:
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
-    on_gpu = hardware.device.type == "cuda"
+    on_gpu, threads = hardware.device.type == "cuda", torch.get_num_threads()
     return Facts(
-        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {threads} thread{'s' if threads > 1 else ''}",
         precision=hardware.precision,
         parameters=sum(count for count, _ in counts),
         trainable_parameters=sum(count for count, trained in counts if trained),
-        threads=torch.get_num_threads(),
+        threads=threads,
         arithmetic=hardware.arithmetic,
         gradients=DEPTHWISE if any(gains_from_fp32(module, hardware) for module in network.modules()) else None,
     )
