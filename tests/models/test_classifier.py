@@ -191,6 +191,16 @@ def test_set_training_keeps_the_prefix_in_evaluation_mode(small: StateDict) -> N
     assert not any(module.training for module in classifier.suffix.modules())
 
 
+def test_build_leaves_the_number_of_threads_alone(small: StateDict) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        build(SMALL, classes=10, unfreeze_depth=1, pretrained=backbone(SMALL, small), seed=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 # Chance
 
 
