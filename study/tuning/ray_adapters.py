@@ -153,7 +153,7 @@ class RecordSearcher(Searcher):
 
     def _next(self) -> Plan | None:
         """Return the stage's plan to run now, if any; a repeated trial runs only while no other trial runs."""
-        if any(plan.key in self._repeated for plan in self._running.values()):
+        if self._repeating:
             return None
         if self._to_restart:
             return self._to_restart.pop(0)
@@ -164,7 +164,11 @@ class RecordSearcher(Searcher):
     @property
     def repeats(self) -> bool:
         """Whether a trial that ran out of memory runs again, or is about to."""
-        return bool(self._to_repeat) or any(plan.key in self._repeated for plan in self._running.values())
+        return bool(self._to_repeat) or self._repeating
+
+    @property
+    def _repeating(self) -> bool:
+        return any(plan.key in self._repeated for plan in self._running.values())
 
     @property
     def waiting(self) -> list[Plan]:
