@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from study.config.plan import Plan
 from study.files import scratch_directory
@@ -252,12 +254,22 @@ class Tracker:
         self._ended[trial.plan.key] = trial.state
 
     def _send_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        if self._artifacts and not self._artifacts.parent.is_dir():  # moved: MLflow would make the old path anew
-            raise FileNotFoundError(self._artifacts.parent)
-        with scratch_directory() as folder:
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-            self.client.log_artifacts(run, str(folder))
+        """Send the artifacts of a run.
+
+        For a local file, MLflow makes all missing parents, which would make a moved store's old path anew. So the files
+        of a local store are written here, and no directory above `artifacts` is made.
+        """
+        uri = self.client.get_run(run).info.artifact_uri
+        if self._artifacts and uri.startswith(f"{self._artifacts.as_uri()}/"):
+            directory = Path(url2pathname(urlsplit(uri).path))
+            for made in reversed((directory, *directory.parents)):
+                if made.is_relative_to(self._artifacts):
+                    made.mkdir(exist_ok=True)
+            _write(directory, files)
+        else:
+            with scratch_directory() as folder:
+                _write(folder, files)
+                self.client.log_artifacts(run, str(folder))
 
     def _parent(self) -> str:
         """Return the study's parent run; create the run and the experiment if they are missing."""
@@ -349,3 +361,8 @@ class Tracker:
             profile=json.dumps({**sizes, "classes": len(self._manifest.classes)}),
         )
         self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (directory / name).write_bytes(content)

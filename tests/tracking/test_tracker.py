@@ -285,13 +285,25 @@ def test_copy_of_a_study_gets_runs_of_its_own(client, record, tmp_path):
     assert first.parent != second.parent
 
 
-def test_tracker_makes_no_directory_where_the_store_was_before(client, record, tmp_path):
+@pytest.mark.parametrize("moment", ["before the trial", "while its plot is drawn", "while its files are sent"])
+def test_tracker_makes_no_directory_where_the_store_was_before(moment, client, record, tmp_path, monkeypatch):
     mlruns = tmp_path / "mlruns"
     mlruns.mkdir()
-    tracker = Tracker(client, record, artifacts=mlruns / "artifacts", samples=lambda plan: None)
-    mlruns.rename(tmp_path / "moved")
+
+    def move(*_):
+        if mlruns.exists():
+            mlruns.rename(tmp_path / "moved")
+
+    if moment == "while its files are sent":  # MLflow reads the run before it writes
+        find = client.get_run
+        monkeypatch.setattr(client, "get_run", lambda run: (find(run), move())[0])
+    draws = moment == "while its plot is drawn"
+    tracker = Tracker(client, record, artifacts=mlruns / "artifacts", samples=lambda plan: move() if draws else None)
+    if moment == "before the trial":
+        move()
     run_a_trial(record, tracker)
     assert tracker.finish("FINISHED", {}, {}) > 0
+    assert (tmp_path / "moved").exists()
     assert not mlruns.exists()
 
 
