@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from study.errors import WeightsError
 from study.models.architectures import ARCHITECTURES, FLATTEN
@@ -38,15 +40,15 @@ class Classifier:
     suffix: nn.Sequential
     """The trained blocks and the head."""
 
-    digests: dict[int, str] = field(default_factory=dict, repr=False)
-    """Digests of the weights of the first blocks, by their number, as far as they are known."""
-    copy_ahead: Callable[[], None] = field(default=lambda: None, repr=False)
-    """Function that copies the untrained network's modules for the next `build`; any thread may call it."""
+    digest: Callable[[int], str] = field(repr=False)
+    """Function that returns the digest of the weights of the first blocks, by their number, before any training."""
+    build_ahead: Callable[[int], None] = field(repr=False)
+    """Function that builds ahead what `build` will need for a seed and the same weights; any thread may call it."""
 
     @property
     def prefix_digest(self) -> str:
         """Digest of the prefix's weights, for caches: 16 hexadecimal digits."""
-        return self._digest(len(self.prefix))
+        return self.digest(min(len(self.prefix), BLOCKS))  # a layer behind the fifth block has no weights
 
     def shorter_prefix(self, unfreeze_depth: int) -> nn.Sequential:
         """Return the frozen blocks of a classifier with a larger unfreeze depth."""
@@ -58,13 +60,8 @@ class Classifier:
         return range(max(0, BLOCKS - len(self.prefix)) + 1, BLOCKS)
 
     def shorter_digest(self, unfreeze_depth: int) -> str:
-        """Return the digest of the weights of `shorter_prefix`, computed at the first call."""
-        return self._digest(BLOCKS - unfreeze_depth)
-
-    def _digest(self, blocks: int) -> str:
-        if blocks not in self.digests:
-            self.digests[blocks] = digest_state(self.prefix[:blocks].state_dict())
-        return self.digests[blocks]
+        """Return the digest of the weights of `shorter_prefix`."""
+        return self.digest(BLOCKS - unfreeze_depth)
 
     def parameters_from_head(self) -> list[list[nn.Parameter]]:
         """Return the suffix's parameters from the head backwards: those of the head, then those of each block."""
@@ -114,8 +111,9 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     Raises:
         WeightsError: the network cannot be built, or cannot be cut.
     """
-    template = _template(model, classes, seed, None if pretrained is None else _Weights.of(pretrained))
-    network, parts = template.copies.pop() if template.copies else template.copy()
+    weights = None if pretrained is None else _Weights.of(pretrained)
+    untrained = _untrained(model, classes, weights, None if weights else seed)
+    network, parts = untrained.take(seed)
     cut = BLOCKS - unfreeze_depth
     while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
         cut += 1  # pooling has no weights, and its output is smaller
@@ -126,7 +124,7 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
             if id(tensor) not in frozen:
                 tensor.data = tensor.data.clone()
     prefix.requires_grad_(False)
-    classifier = Classifier(model, network, prefix, suffix, template.digests, template.copy_ahead)
+    classifier = Classifier(model, network, prefix, suffix, untrained.digest, untrained.build_ahead)
     classifier.set_evaluation()
     return classifier
 
@@ -168,41 +166,72 @@ class _Weights:
         return cls(tuple((name, tensor.data_ptr()) for name, tensor in state.items()), state)
 
 
-class _Template(NamedTuple):
-    """A network with its weights, of which copies are trained."""
+class _Untrained:
+    """Untrained networks of one model and the same weights, of which trials get copies. They stay on the CPU."""
 
-    network: nn.Module
-    cut: Callable[[nn.Module], list[nn.Module]]
-    digests: dict[int, str]
-    copies: list[tuple[nn.Module, list[nn.Module]]]
-    """Copies that were made ahead, at most one."""
+    def __init__(self, model: str, classes: int, weights: _Weights | None) -> None:
+        self._model, self._classes, self._weights = model, classes, weights
+        self._networks: dict[int, nn.Module] = {}
+        """By the seed of their new layers: the last two, for this trial and the next."""
+        self._copies: dict[int, tuple[nn.Module, list[nn.Module]]] = {}
+        """Copies that were made ahead, by seed."""
+        self._cut: Callable[[nn.Module], list[nn.Module]] | None = None
+        self._digests: list[str] = []
+        """Digests of the weights of the first 1, 2, … blocks, as far as they are known."""
 
-    def copy(self) -> tuple[nn.Module, list[nn.Module]]:
-        """Return a copy of the network, which shares its values, and the copy's parts."""
-        network = _copy_modules(self.network)
-        return network, self.cut(network)
+    def take(self, seed: int) -> tuple[nn.Module, list[nn.Module]]:
+        """Return a copy of the network of a seed, which shares its values, and the copy's parts."""
+        return self._copies.pop(seed, None) or self._copy(seed)
 
-    def copy_ahead(self) -> None:
-        """Make a copy for the next trial, unless that was done."""
-        if not self.copies:
-            self.copies.append(self.copy())
+    def build_ahead(self, seed: int) -> None:
+        """Make the copy that `take` will return. Another thread may train meanwhile, once the first copy is taken."""
+        if seed not in self._copies:
+            self._copies[seed] = self._copy(seed)
+        self.digest(BLOCKS)
+
+    def digest(self, blocks: int) -> str:
+        """Return the digest of the weights of the first blocks: that of `digest_state` for them in an nn.Sequential."""
+        if blocks > len(self._digests):
+            _, parts = self._copy(next(iter(self._networks)))
+            digest, digests = hashlib.sha256(), []
+            for number, part in enumerate(parts[:BLOCKS]):
+                _feed(digest, part.state_dict(prefix=f"{number}."))
+                digests.append(_shorten(digest))
+            self._digests = digests
+        return self._digests[blocks - 1] if blocks else _shorten(hashlib.sha256())
+
+    def _copy(self, seed: int) -> tuple[nn.Module, list[nn.Module]]:
+        if seed not in self._networks:
+            network = _build_untrained(self._model, self._classes, self._weights, seed)
+            self._networks = {**dict([*self._networks.items()][-1:]), seed: network}
+            self._copies = {kept: self._copies[kept] for kept in self._copies if kept in self._networks}
+        if self._cut is None:  # tracing changes nn.Module itself for a moment, so no other thread may train then
+            self._cut = _cutter(self._model, self._networks[seed])
+        network = _copy_modules(self._networks[seed])
+        return network, self._cut(network)
 
 
 @lru_cache(maxsize=1)
-def _template(model: str, classes: int, seed: int, weights: _Weights | None) -> _Template:
-    """Return the template of a trial; that of the last call is kept, since the next trial mostly needs it again."""
+def _untrained(model: str, classes: int, weights: _Weights | None, seed: int | None) -> _Untrained:
+    """Return the networks that are copied; those of the last call are kept, since the next trial mostly needs them.
+
+    A seed is given where there are no weights: all values then belong to the seed.
+    """
+    return _Untrained(model, classes, weights)
+
+
+def _build_untrained(model: str, classes: int, weights: _Weights | None, seed: int) -> nn.Module:
     if weights and model in ARCHITECTURES:
         network = build_on_meta(model, classes)
         given = {name.rpartition(".")[0] for name in weights.state}
         new = [layer for layer in head_layers(model, network.state_dict()) if layer not in given]
         network.load_state_dict({**_new_layers(network, new, seed), **weights.state}, assign=True)
     else:
-        with _seeded(seed, "weights"):
+        with _Seeded(seed, "weights"):
             network = build_network(model, classes)
         if weights:  # no file holds all of a network's constants
             network.load_state_dict({**network.state_dict(), **weights.state}, assign=True)
-    network.to(memory_format=torch.channels_last)
-    return _Template(network, _cutter(model, network), {}, [])
+    return network.to(memory_format=torch.channels_last)
 
 
 def _copy_modules(network: nn.Module) -> nn.Module:
@@ -235,7 +264,7 @@ def head_layers(model: str, names: Iterable[str]) -> dict[str, list[str]]:
 def _new_layers(network: nn.Module, layers: Iterable[str], seed: int) -> StateDict:
     """Initialise `layers` of a network without memory, in their order: the last layer's values depend on no other."""
     state: StateDict = {}
-    with _seeded(seed, "head"):
+    with _Seeded(seed, "head"):
         for layer in layers:
             fresh = network.get_submodule(layer).to_empty(device="cpu")
             assert isinstance(fresh, nn.Linear | nn.LayerNorm)
@@ -244,12 +273,26 @@ def _new_layers(network: nn.Module, layers: Iterable[str], seed: int) -> StateDi
     return state
 
 
-@contextmanager
-def _seeded(seed: int, purpose: str) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed the generators of all GPUs too.
-        torch.default_generator.manual_seed(derive_seed(seed, purpose))
-        yield
+class _Seeded(TorchDispatchMode):
+    """Let all random values that this thread draws come from a generator of its own.
+
+    They are those that the global generator would give with this seed. Another thread may use that one meanwhile.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's __init__ has no types
+        self._generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation of torch."""
+        given = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if not any(argument.name == "generator" for argument in func._schema.arguments):
+                func = func.overloadpacket.generator  # torch.rand, for example
+            given = {**given, "generator": self._generator}
+        return func(*args, **given)
 
 
 @contextmanager
@@ -269,7 +312,15 @@ def _one_thread() -> Iterator[None]:
 def digest_state(state: StateDict) -> str:
     """Return the digest of a state dict: 16 hexadecimal digits."""
     digest = hashlib.sha256()
+    _feed(digest, state)
+    return _shorten(digest)
+
+
+def _feed(digest: "hashlib._Hash", state: StateDict) -> None:
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].cpu().contiguous().numpy().data)
+
+
+def _shorten(digest: "hashlib._Hash") -> str:
     return digest.hexdigest()[:16]

@@ -63,13 +63,8 @@ def epoch_mixing(recipe: Recipe, order: Tensor, *, seed: int, epoch: int) -> Mix
     )
 
 
-def move_to_device(classifier: Classifier, hardware: Hardware, features: FeatureStore | None) -> None:
+def move_to_device(classifier: Classifier, hardware: Hardware) -> None:
     """Prepare a classifier for a trial: move it to the device, where its results repeat."""
-    if features:
-        _ = classifier.prefix_digest  # on the CPU: from a GPU, each of the weights would be a copy to wait for
-        if hardware.device.type == "cuda":
-            for depth in classifier.larger_depths:
-                classifier.shorter_digest(depth)
     classifier.move_to(hardware.device)
     make_deterministic(classifier.network, hardware.device)
     use_fp32_gradients(classifier.network, hardware)
@@ -111,7 +106,7 @@ def train(
     Raises:
         TrialError: a training or validation loss is not finite.
     """
-    move_to_device(classifier, hardware, features)
+    move_to_device(classifier, hardware)
     sizes = batch_sizes(len(images), recipe.batch_size)
     updates = build_updates(classifier, recipe, len(sizes) * recipe.epochs)
     weights = class_weights(recipe, images.labels, classes)

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,8 @@ class Inputs:
     """GPUs of a trial; a fraction if trials share one."""
     cache_gb: float | None = 0.0
     """Size limit of the user's feature store on each node, in GB; None for its default, 0 for no store."""
+    seeds: Sequence[int] = ()
+    """Seeds of the trials in their order, and that of the trials after them, as far as they are known."""
     study: str = ""
     """Identifier of the study, different from that of every other study."""
     checkpoints: Path | None = None
@@ -151,8 +153,8 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         checkpoint=checkpoint,
     )
     for result in epochs:
-        if result.epoch == 1:  # while the caller takes the result, this process has time
-            Thread(target=classifier.copy_ahead, name="copy").start()
+        if result.epoch == 1:  # the next trial then begins at once
+            Thread(target=_build_next, args=(classifier, plan, inputs), name="next network").start()
         yield result
     if checkpoint and plan.keeps_weights:
         checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
@@ -161,6 +163,13 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         test = evaluate(classifier, plan.recipe, inputs.test, classes=inputs.classes, hardware=hardware, features=store)
         check_finite("test_loss", test.loss, plan.recipe.epochs)
         yield test if plan.stage == "final" else replace(test, losses=None)
+
+
+def _build_next(classifier: Classifier, plan: Plan, inputs: Inputs) -> None:
+    """Build the next trial's network: for this trial's seed, and for the next one, so that either is at hand."""
+    classifier.build_ahead(plan.seed)
+    if plan.seed in inputs.seeds[:-1] and inputs.pretrained[plan.recipe.model] is not None:
+        classifier.build_ahead(inputs.seeds[inputs.seeds.index(plan.seed) + 1])
 
 
 def _run_probe(
@@ -177,7 +186,7 @@ def _run_probe(
     """
     recipe, held_out = plan.recipe, inputs.validation
     assert held_out is not None
-    move_to_device(classifier, hardware, store)
+    move_to_device(classifier, hardware)
     speed = measure_prediction(classifier, recipe, held_out, hardware)
     yield replace(_facts(classifier.network, hardware), predict_images_per_s=speed)
     tally = Counter(store.tally) if store else Counter()

@@ -41,9 +41,10 @@ from study.tuning.node_images import serve_images
 from study.tuning.ray_adapters import Listener, Work, run_trials
 from study.tuning.reuse_refits import reuse_refits
 from study.tuning.stages import put_stages
-from study.verdict.judge import plan_finals, reach_verdict
-from study.verdict.rerank import find_winner, plan_reranks, rank_candidates
+from study.verdict.judge import final_seeds, plan_finals, reach_verdict
+from study.verdict.rerank import find_winner, plan_reranks, rank_candidates, rerank_seeds
 from study.verdict.screen import plan_first_trials, plan_screens, promising_models
+from study.verdict.statistics import LOOKS
 
 if TYPE_CHECKING:
     from study.tracking.client import MlflowClient
@@ -103,6 +104,15 @@ class _Desk:
         """Receivers of the callbacks for trials."""
         return [self.observer, self.tracker]
 
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Seeds of the trials of a search in their order; none with several models, since the next one's is unknown."""
+        if self.design.space is None or len(self.design.models) > 1:
+            return ()
+        reranked = rerank_seeds(self.config.seed) if self.design.rerank else ()
+        repeats = max(LOOKS) if self.design.repeats == "auto" else self.design.repeats
+        return [self.config.seed, *reranked, *final_seeds(self.config.seed, repeats)]
+
     def stage(
         self, *, train: Images, validation: Images | None = None, test: Images | None = None, share: bool = False
     ) -> Iterator[Inputs]:
@@ -121,6 +131,7 @@ class _Desk:
             precision=self.config.precision,
             gpus_per_trial=self.resources.gpus_per_trial,
             cache_gb=self.config.cache_gb if share else 0.0,
+            seeds=self.seeds,
             study=self.record.manifest.uid,
             checkpoints=self.record.checkpoints,
         )

@@ -4,7 +4,7 @@ The best of many trials is partly the luckiest: it had the seed and the validati
 and plans trials. Sees validation results only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from study.config.plan import Plan
 from study.results.record import Record
@@ -27,6 +27,12 @@ def find_candidates(trials: Iterable[TrialRecord], number: int) -> list[TrialRec
     return found if len(found) > 1 else []
 
 
+def rerank_seeds(seed: int) -> Sequence[int]:
+    """Return the seeds of the refits of each candidate."""
+    first = derive_seed(seed, "rerank") % 2**31
+    return range(first, first + REFITS)
+
+
 def plan_reranks(record: Record, seed: int) -> list[Plan]:
     """Plan the refits that are to be run next: those of one seed, which share a split; none if all have ended.
 
@@ -39,8 +45,7 @@ def plan_reranks(record: Record, seed: int) -> list[Plan]:
     """
     candidates = find_candidates(record.trials(), record.manifest.design.rerank)
     ended = {(trial.plan.recipe, trial.plan.seed) for trial in record.reranks() if trial.finished}
-    first = derive_seed(seed, "rerank") % 2**31
-    for refit in range(first, first + REFITS):
+    for refit in rerank_seeds(seed):
         recipes = [trial.plan.recipe for trial in candidates if (trial.plan.recipe, refit) not in ended]
         if recipes:
             return [Plan(None, "rerank", recipe, refit) for recipe in recipes]

@@ -12,7 +12,9 @@ from torchvision.models import get_model
 
 from study.config.recipe import DEPTHS
 from study.models.architectures import ARCHITECTURES
-from study.models.classifier import StateDict, build
+from study.models.classifier import StateDict, build, digest_state
+from study.models.networks import build_network, last_layers
+from study.seeding import derive_seed
 
 ONE_OF_EACH = ("vgg11_bn", "resnet18", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")
 """A small one of each family, and of both kinds of block that a ResNet has."""
@@ -123,6 +125,19 @@ def test_prefix_digest_names_the_frozen_weights_alone(small: StateDict) -> None:
     assert build(SMALL, classes=10, unfreeze_depth=2, pretrained=changed_weights, seed=0).prefix_digest != digest
 
 
+@pytest.mark.parametrize("model", [SMALL, "timm/test_vit"])
+def test_digest_at_any_depth_is_that_of_the_prefix(model: str) -> None:
+    """Before training and after it, in any order of the depths: files of earlier studies have these names."""
+    pretrained = build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=0).network.state_dict()
+    for depth in (3, 0, 5, 1):
+        classifier = build(model, classes=3, unfreeze_depth=depth, pretrained=pretrained, seed=0)
+        expected = digest_state(classifier.prefix.state_dict())
+        with torch.no_grad():
+            for tensor in classifier.suffix.state_dict().values():
+                tensor.zero_()
+        assert classifier.prefix_digest == expected
+
+
 # Training
 
 
@@ -156,28 +171,33 @@ def test_networks_of_the_same_weights_share_frozen_tensors_only(ahead: bool, sma
     pretrained = backbone(SMALL, small)
     one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     if ahead:
-        one.copy_ahead()
+        one.build_ahead(0)
     two = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
     assert all(tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values())
     assert not any(tensor.data_ptr() in addresses for tensor in two.suffix.state_dict().values())
 
 
-def test_build_is_the_same_after_any_other(small: StateDict) -> None:
-    """With a head or without, of another seed or depth, copied ahead or not: nothing of the one before is left."""
-    bare = backbone(SMALL, small)
-    kinds = [(small, 0, 1), (bare, 0, 1), (bare, 1, 1), (bare, 1, 4), ({**bare}, 0, 1)]
+@pytest.mark.parametrize("model", [SMALL, "timm/test_efficientnet"])
+def test_build_is_the_same_after_any_other(model: str) -> None:
+    """With a head or without, of another seed or depth, built ahead or not: nothing of the one before is left."""
+    whole = build(model, classes=1000, unfreeze_depth=0, pretrained=None, seed=9).network.state_dict()
+    [last] = last_layers(model)
+    bare = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{last}.")}
+    kinds = [(whole, 0, 1), (bare, 0, 1), (bare, 1, 1), (bare, 1, 4), ({**bare}, 0, 1), (None, 0, 1), (None, 1, 1)]
 
     def weights(kind: int, *, ahead: bool = False) -> StateDict:
         given, seed, depth = kinds[kind]
-        classifier = build(SMALL, classes=1000, unfreeze_depth=depth, pretrained=given, seed=seed)
+        classifier = build(model, classes=1000, unfreeze_depth=depth, pretrained=given, seed=seed)
         if ahead:
-            classifier.copy_ahead()
-        return classifier.network.state_dict()
+            classifier.build_ahead(seed)
+            if given:
+                classifier.build_ahead(1)
+        return dict(classifier.network.state_dict())
 
     expected = [copy_of(weights(kind)) for kind in range(len(kinds))]
-    assert changed(expected[0], expected[1]) == {*SMALL_LAST}
-    for at, kind in enumerate((0, 1, 0, 0, 2, 3, 3, 2, 4, 4, 1, 4, 0)):
+    assert changed(expected[0], expected[1]) - {f"{last}.bias"} == {f"{last}.weight"}  # timm's biases begin as zeros
+    for at, kind in enumerate((0, 1, 0, 0, 2, 3, 3, 2, 5, 6, 5, 4, 4, 1, 4, 2, 0, 6)):
         assert changed(expected[kind], weights(kind, ahead=at % 2 == 0)) == set()
 
 
@@ -209,6 +229,14 @@ def test_build_leaves_the_global_generator_alone(pretrained: bool, small: StateD
     before = torch.get_rng_state()
     build(SMALL, classes=10, unfreeze_depth=1, pretrained=backbone(SMALL, small) if pretrained else None, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("model", [SMALL, "timm/test_vit", "timm/test_convnext", "timm/test_byobnet"])
+def test_build_draws_what_torch_would_with_the_seed(model: str) -> None:
+    """From a generator of its own, so that another thread may train, with dropout, while this one builds."""
+    built = build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=4).network.state_dict()
+    torch.manual_seed(derive_seed(4, "weights"))
+    assert changed(dict(built), dict(build_network(model, 3).state_dict())) == set()
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -259,7 +287,7 @@ def test_build_begins_anew_after_training(model: str, ahead: bool) -> None:
     first = build(model, classes=3, unfreeze_depth=5, pretrained=given, seed=0)
     before = copy_of(first.network.state_dict())
     if ahead:
-        first.copy_ahead()
+        first.build_ahead(0)
     with torch.no_grad():
         for tensor in first.network.state_dict().values():
             tensor.add_(1)

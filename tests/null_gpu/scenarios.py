@@ -118,7 +118,7 @@ def graphs(room: Path) -> Seen:
     """Return the counts of replaying a captured pass of ResNet18, and what becomes of a pass that waits."""
     hardware, recipe = choose_hardware("bf16"), small_recipe(epochs=1, batch_size=64)
     classifier = _build("resnet18")
-    move_to_device(classifier, hardware, None)
+    move_to_device(classifier, hardware)
     classifier.set_training()
     plain = PlainPass(classifier.suffix, None, 0.0, hardware)
     outputs = epoch_outputs(

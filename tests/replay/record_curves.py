@@ -167,7 +167,7 @@ class Trainer:
             pretrained=self.pretrained,
             seed=self.task.seed,
         )
-        move_to_device(classifier, self.hardware, self.store)
+        move_to_device(classifier, self.hardware)
         return classifier
 
     def probe(self) -> Iterator[Row]:

@@ -61,6 +61,21 @@ def test_run_trial_gives_the_same_with_and_without_the_store(inputs, make_recipe
     assert list((tmp_path / "cache" / "study" / "features").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", "timm/test_efficientnet"])
+def test_building_the_next_network_meanwhile_changes_no_result(model, inputs, make_recipe):
+    """Another thread draws initial values while this one draws its dropout, and the next trial is as if alone."""
+    state = build(model, classes=3, unfreeze_depth=0, pretrained=None, seed=9).network.state_dict()
+    recipe = make_recipe(model=model, epochs=4)
+    given = dataclasses.replace(inputs, pretrained={model: {name: tensor.numpy() for name, tensor in state.items()}})
+    outcomes = []
+    for seeds in ((), (5, 6), (5, 6)):
+        for seed in (5, 6):
+            _, *epochs, _, test = run_trial(Plan(0, "final", recipe, seed), dataclasses.replace(given, seeds=seeds))
+            outcomes.append(([result.train_loss for result in epochs], test.loss))
+    assert outcomes[:2] == outcomes[2:4] == outcomes[4:]
+    assert outcomes[0] != outcomes[1]
+
+
 def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
     sealed = dataclasses.replace(inputs, test=None)
     assert {Evaluation, OpensTest}.isdisjoint(
