@@ -36,7 +36,7 @@ class Scale:
         return 100 * (place - low) / (high - low) if high > low else 50.0
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Return at most `most` round values between the ends: powers of ten, or multiples of 1, 2 or 5 times one."""
+        """Return at most `most` round values within the scale: powers of ten, or multiples of 1, 2 or 5 times one."""
         if self.high <= self.low:
             return [self.low]
         if self.zero:
@@ -48,7 +48,7 @@ class Scale:
                 shown = [value for value in values if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
                 if len(shown) > 1:
                     return shown[:: math.ceil(len(shown) / most)]
-            return [self.low, self.high]
+            return Scale(self.low, self.high, whole=self.whole).ticks(most // 2)  # too short for those
         power = 10.0 ** (math.floor(math.log10(self.high - self.low)) - 1)
         steps = (factor * power for factor in (1, 2, 5, 10, 20, 50, 100))
         fitting = (step for step in steps if (self.high - self.low) / step < most)
@@ -66,12 +66,13 @@ def spread(values: Sequence[float], *, log: bool = False, room: float = 0.0) -> 
     if not placed:  # zeros alone
         return Scale(0.0, 0.0)
     low, high = min(placed), max(placed)
+    whole = all(float(value).is_integer() for value in placed)
     if log:
         factor = (high / low) ** room if high > low else (2.0 if room else 1.0)
         zero = len(placed) < len(values)
-        return Scale(low / factor / (ZERO_GAP if zero else 1.0), high * factor, log=True, zero=zero)
+        return Scale(low / factor / (ZERO_GAP if zero else 1.0), high * factor, log=True, zero=zero, whole=whole)
     free = room * (high - low) or (abs(high) * 0.1 or 1.0 if room else 0.0)
-    return Scale(low - free, high + free, whole=all(float(value).is_integer() for value in placed))
+    return Scale(low - free, high + free, whole=whole)
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
@@ -103,7 +104,10 @@ def series(index: int) -> str:
 
 def number(value: float) -> str:
     """Return a tick's value with as few digits as it needs."""
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:,.6g}"
+    if not 0 < abs(value) < 1e-3:
+        return f"{value:,.6g}"
+    factor, _, power = f"{value:.5e}".partition("e")
+    return f"{float(factor):g}e{int(power)}"
 
 
 def _plain(value: object) -> str:

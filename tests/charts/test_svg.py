@@ -21,7 +21,8 @@ def test_scale_places_a_value_in_percent(scale, value, place):
         (Scale(1, 5), [1, 2, 3, 4, 5]),
         (Scale(3e-5, 0.2, log=True), [1e-4, 1e-3, 1e-2, 1e-1]),
         (Scale(48.9, 191.5, log=True), [50, 100]),
-        (Scale(2e-4, 3e-4, log=True), [2e-4, 3e-4]),
+        (Scale(2e-4, 3e-4, log=True), [2e-4, 2.5e-4, 3e-4]),
+        (Scale(51.2329, 71.0482, log=True), [60, 70]),
         (Scale(2, 2), [2]),
     ],
 )
@@ -32,6 +33,13 @@ def test_ticks_are_round_and_inside_the_scale(scale, ticks):
 @pytest.mark.parametrize(("values", "ticks"), [([0, 3], [0, 1, 2, 3]), ([1, 2], [1, 2]), ([4], [4])])
 def test_ticks_of_whole_values_are_whole(values, ticks):
     assert spread(values, room=0.05).ticks() == ticks
+
+
+@pytest.mark.parametrize("values", [[52, 53], [64, 64.0], [52, 70], [16, 17]])
+def test_ticks_of_whole_values_are_whole_on_a_logarithmic_axis(values):
+    ticks = spread(values, log=True, room=0.05).ticks()
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
 
 
 def test_zero_lies_below_all_values_of_a_logarithmic_axis():
