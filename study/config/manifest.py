@@ -62,7 +62,7 @@ class Found:
             layout.append("the search validates on val" if searched else "val is not used, since nothing is searched")
         if self.test_fraction:
             layout.append(f"{self.test_fraction:.0%} of each class held out for testing, drawn from the seed")
-        left_out = [f"{count:,} {reason}" for reason, count in self.left_out.items()]
+        left_out = [f"{count:,} × {reason}" for reason, count in self.left_out.items()]
         if self.leaks_dropped:
             left_out.append(f"{self.leaks_dropped:,} with a copy among the test images")
         grey, cut = "", ""

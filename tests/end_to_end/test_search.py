@@ -219,7 +219,7 @@ def test_search_of_a_table_is_reproduced_from_its_card(room):
     flags = "--weights none --image-size 32 --epochs 1 --trials 1 --repeats 1 --fit pad --skip-broken --name one"
     searched = study_command("--search", "small.toml", "--data", "labels.csv", *flags.split())
     done = subprocess.run(searched, cwd=room, capture_output=True, text=True)
-    assert "left out 1 broken\n" in done.stdout, done.stderr
+    assert "left out 1 × broken\n" in done.stdout, done.stderr
     card = json.loads((room / "mlruns/studies/one/model/model.json").read_text())
     assert card["recipe"]["fit"] == "pad"
     assert card["found"]["grey_range"] == pytest.approx([1000, 3000], abs=5)

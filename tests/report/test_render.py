@@ -399,8 +399,8 @@ def test_command_of_a_baseline_runs_the_same_study(tmp_path, make_recipe, image_
     assert (config.weights, config.test_fraction, config.skip_broken) == ("none", 0.3, True)
     page = html.unescape(render([(record, None)]))
     assert run_command(record) in page
-    assert "<td>left out</td><td>2 broken</td>" in page
-    assert "<li>Left out: 2 broken</li>" in page
+    assert "<td>left out</td><td>2 × broken</td>" in page
+    assert "<li>Left out: 2 × broken</li>" in page
     record.close()
 
 
