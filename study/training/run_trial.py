@@ -5,6 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -167,9 +168,10 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
 
 def _build_next(classifier: Classifier, plan: Plan, inputs: Inputs) -> None:
     """Build the next trial's network: for this trial's seed, and for the next one, so that either is at hand."""
-    classifier.build_ahead(plan.seed)
-    if plan.seed in inputs.seeds[:-1] and inputs.pretrained[plan.recipe.model] is not None:
-        classifier.build_ahead(inputs.seeds[inputs.seeds.index(plan.seed) + 1])
+    with suppress(Exception):  # for lack of memory, for example: the next trial then builds it, and fails if it must
+        classifier.build_ahead(plan.seed)
+        if plan.seed in inputs.seeds[:-1] and inputs.pretrained[plan.recipe.model] is not None:
+            classifier.build_ahead(inputs.seeds[inputs.seeds.index(plan.seed) + 1])
 
 
 def _run_probe(
