@@ -68,7 +68,7 @@ def _export(options: argparse.Namespace) -> int:
     saved = load_model(find_model(study, which))
     record = Record.read(study)
     images, kind = _find_images(saved.card)
-    description = describe_input(saved.card)
+    description = describe_input(saved.card, options.to)
     try:
         with new_directory(options.out) as draft:
             check = write_checked(draft / f"model.{options.to}", saved, images)

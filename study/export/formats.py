@@ -75,13 +75,20 @@ def frame(card: ModelCard, stored: NDArray[np.uint8]) -> Tensor:
     return (255 * to_colours(recipe.model, inputs)).round().to(torch.uint8)
 
 
-def describe_input(card: ModelCard) -> dict[str, Any]:
-    """Return what a program must know to use an exported model, as JSON values."""
+def describe_input(card: ModelCard, kind: str) -> dict[str, Any]:
+    """Return what a program must know to use an exported model, as JSON values.
+
+    Args:
+        card: the model's own card.
+        kind: onnx, pt2 or safetensors; only the first two hold the graph that scales and normalises.
+    """
     side, own = card.recipe.image_size, preset(card.recipe.model)
+    within = f"images (n, 3, {side}, {side}) uint8 RGB; scaling and normalisation are inside, resizing is not"
+    outside = f"images (n, 3, {side}, {side}) float32 RGB in [0, 1], minus mean, divided by std: not inside"
     return {
         "architecture": card.recipe.model,
         "classes": card.classes,
-        "input": f"images (n, 3, {side}, {side}) uint8 RGB; scaling and normalisation are inside, resizing is not",
+        "input": outside if kind == "safetensors" else within,
         "output": "logits (n, classes) float32; softmax gives probabilities",
         "stored_size": card.stored_size,
         "fit": card.recipe.fit,
@@ -91,6 +98,10 @@ def describe_input(card: ModelCard) -> dict[str, Any]:
         "test_accuracy": card.test_accuracy,
         "data_fingerprint": card.data_fingerprint,
     }
+
+
+def _metadata(card: ModelCard, kind: str) -> str:
+    return json.dumps(describe_input(card, kind), ensure_ascii=False)
 
 
 def write_onnx(file: Path, saved: SavedModel) -> None:
@@ -117,7 +128,7 @@ def write_onnx(file: Path, saved: SavedModel) -> None:
     )
     assert program
     model = program.model_proto
-    onnx.helper.set_model_props(model, {METADATA: json.dumps(describe_input(saved.card), ensure_ascii=False)})
+    onnx.helper.set_model_props(model, {METADATA: _metadata(saved.card, "onnx")})
     onnx.save(model, str(file))
 
 
@@ -133,7 +144,7 @@ def write_pt2(file: Path, saved: SavedModel) -> None:
     """Write a model as torch's exported graph with any number of images, which `torch.export.load` reads."""
     graph, example = _graph(saved)
     program = torch.export.export(graph, (example,), dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}})
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(describe_input(saved.card), ensure_ascii=False)})
+    torch.export.save(program, file, extra_files={METADATA: _metadata(saved.card, "pt2")})
 
 
 def read_pt2(file: Path, card: ModelCard) -> Callable[[Tensor], Tensor]:
@@ -147,7 +158,7 @@ def write_safetensors(file: Path, saved: SavedModel) -> None:
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in saved.predictor.network.state_dict().items()}
-    save_file(state, file, {"format": "pt", METADATA: json.dumps(describe_input(saved.card), ensure_ascii=False)})
+    save_file(state, file, {"format": "pt", METADATA: _metadata(saved.card, "safetensors")})
 
 
 def read_safetensors(file: Path, card: ModelCard) -> Callable[[Tensor], Tensor]:

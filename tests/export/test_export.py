@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support.manifests import make_manifest
 from support.saved_models import CLASSES, make_saved
@@ -62,11 +63,18 @@ def test_pt2_file_gives_the_probabilities_in_torch(saved, stored, tmp_path):
     assert json.loads(files["study"])["classes"] == CLASSES
 
 
-def test_safetensors_file_fits_the_librarys_own_network(saved, stored, tmp_path):
+def test_safetensors_file_gives_the_probabilities_in_torchvision(saved, stored, tmp_path):
+    """For images that are prepared as the file's description says."""
     write_checked(tmp_path / "model.safetensors", saved, stored)
-    get_model("mobilenet_v3_small", weights=None, num_classes=3).load_state_dict(
-        load_file(tmp_path / "model.safetensors")
-    )
+    network = get_model("mobilenet_v3_small", weights=None, num_classes=3).eval()
+    network.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        described = json.loads(file.metadata()["study"])
+    assert "(n, 3, 32, 32) float32 RGB in [0, 1], minus mean, divided by std" in described["input"]
+    mean, deviation = (torch.tensor(described[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        logits = network((frame(saved.card, stored).float() / 255 - mean) / deviation)
+    assert torch.allclose(logits.softmax(dim=1), wanted(saved, stored), atol=1e-4)
 
 
 TIMM = {"timm/resnet10t.c3_in1k": 32, "timm/test_vit.r160_in1k": 32}
@@ -121,6 +129,7 @@ def study(saved, tmp_path, monkeypatch):
 def test_export_says_what_it_checked(study, capsys):
     assert main(["one", "out", "--to", "safetensors"]) == 0
     out = capsys.readouterr().out
+    assert "input    images (n, 3, 32, 32) float32 RGB in [0, 1], minus mean, divided by std" in out
     assert "checked  64 random images, since the test images are gone: a logit differs by at most " in out
     assert {path.name for path in (study.parents[2] / "out").iterdir()} == {
         "model.safetensors", "config.json", "README.md",
