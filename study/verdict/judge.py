@@ -129,13 +129,18 @@ def _is_open(
 def _compare(
     before: Mapping[int, Evaluation], after: Mapping[int, Evaluation], labels: Sequence[int], metric: str, level: float
 ) -> Difference:
-    """Return the gain of the second recipe over the first; `level` is the interval's error probability."""
-    if metric == "accuracy":
-        return compare_recipes(_correct(before, labels), _correct(after, labels), level=level)
+    """Return the gain of the second recipe over the first; `level` is the interval's error probability.
+
+    Two shares differ by 1 at most, and so do their interval's bounds: with few images and seeds they would lie outside.
+    """
     first, second = [*before.values()], [*after.values()]
     if metric == "log_loss":
         return compare_recipes(_negative_losses(first), _negative_losses(second), level=level)
-    return metric_difference(metric, first, second, labels, seed=next(iter(before)), level=level)
+    if metric == "accuracy":
+        found = compare_recipes(_correct(before, labels), _correct(after, labels), level=level)
+    else:
+        found = metric_difference(metric, first, second, labels, seed=next(iter(before)), level=level)
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def judge(

@@ -50,14 +50,21 @@ def sentence(verdict: Verdict | None) -> str:
         text += f" The interval excludes zero, but this is verdict number {number} on these test images: the p-value,"
         text += f" corrected for the others, is {verdict.comparison.corrected_p:.2g}."
     elif verdict.decision == "no better" and difference.detectable:
-        gain = f"{format_points(difference.detectable)} points"
-        if verdict.metric in MINIMISED:
-            gain = f"{difference.detectable:.2g}"
-        text += f" A true gain of {gain} would have been found by 4 of 5 such studies."
+        text += _power(difference.detectable, verdict)
     text += _warn_of_nothing(verdict)
     if len(verdict.seeds) == 1:
         text += " With one seed, this compares two trained classifiers, not two recipes."
     return text
+
+
+def _power(detectable: float, verdict: Verdict) -> str:
+    """Return a further sentence on the true gain that 4 of 5 such studies would have found, if there can be one."""
+    assert verdict.baseline
+    before = fmean(verdict.baseline.values) if verdict.baseline.values else verdict.baseline.mean
+    if detectable > (before if verdict.metric in MINIMISED else 1 - before):
+        return " Not even the largest possible gain would have been found by 4 of 5 such studies. Give it more seeds."
+    gain = f"{detectable:.2g}" if verdict.metric in MINIMISED else f"{format_points(detectable)} points"
+    return f" A true gain of {gain} would have been found by 4 of 5 such studies."
 
 
 def details(verdict: Verdict) -> list[tuple[str, str]]:

@@ -424,6 +424,19 @@ def test_sentence_names_the_gain_that_would_have_been_found():
     )
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_no_bound_and_no_gain_is_beyond_what_is_possible(metric):
+    """Two seeds that differ wildly cannot show anything."""
+    refits = finals([errs_on(range(5)), errs_on(range(140))], [errs_on(range(150)), errs_on(range(5))])
+    verdict = verdict_on(refits, metric=metric)
+    difference = verdict.comparison.difference
+    assert (difference.low, difference.high) == (-1, 1)
+    assert "(95 % interval -100.0 to 100.0, 2 seeds)" in sentence(verdict)
+    assert sentence(verdict).endswith(
+        " Not even the largest possible gain would have been found by 4 of 5 such studies. Give it more seeds."
+    )
+
+
 def test_sentence_says_plainly_that_nothing_was_gained():
     tests = [errs_on(range(60))] * 3
     assert sentence(verdict_on(finals(tests, tests))) == (
