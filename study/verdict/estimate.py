@@ -65,8 +65,9 @@ def estimate(
     if design.space.budget.time_s is not None:
         left_s = min(left_s, max(0.0, design.space.budget.time_s - spent_s))
     few, many = _refits(design, [trial.plan.recipe for trial in trials if trial.plan.stage == "final"])
-    refit_s = sum(trial.seconds for trial in trials if trial.plan.stage != "search")
-    low, high = (left_s + max(0.0, number * whole_s - refit_s) / at_once for number in (few, many))
+    refits = [trial for trial in trials if trial.plan.stage != "search"]
+    begun_s = sum(max(0.0, whole_s - trial.seconds) for trial in refits if not trial.finished)
+    low, high = (left_s + (begun_s + max(0, number - len(refits)) * whole_s) / at_once for number in (few, many))
     return Estimate(low, high)
 
 

@@ -74,7 +74,8 @@ def refits(trial):
     """Make the planned refits of a verdict, of which the first are done."""
 
     def make(planned, done, rates=(1e-3, 1e-4)):
-        finals = [trial(4 if at < done else 0, stage="final", lr=rates[at % len(rates)]) for at in range(planned)]
+        progress = [(4, "complete")] * done + [(0, "waiting")] * (planned - done)
+        finals = [trial(*each, stage="final", lr=rates[at % len(rates)]) for at, each in enumerate(progress)]
         return [trial(4), *finals]
 
     return make
@@ -82,6 +83,15 @@ def refits(trial):
 
 def test_estimate_after_the_search_has_refits_only(design, refits):
     assert left(design, refits(6, done=1), search_ended=True) == Estimate(5 * 40, 5 * 40)
+
+
+def test_slow_refits_take_no_time_from_those_to_come(design, trial):
+    """Nor does one that was reused, or failed at once, add to it."""
+    finals = [*([trial(4, stage="final"), trial(0, "failed", stage="final"), trial(2, "running", stage="final")])]
+    slow = replace(finals[0], epochs=tuple(replace(epoch, epoch_s=100.0) for epoch in finals[0].epochs))
+    trials = [trial(4), slow, *finals[1:], *(trial(0, "waiting", stage="final") for _ in range(3))]
+    whole_s = (40 + 400 + 40) / 3
+    assert left(design, trials, search_ended=True).low_s == pytest.approx(whole_s - 20 + 3 * whole_s)
 
 
 def test_estimate_counts_the_baseline_alone_where_it_won(design, refits):
