@@ -28,7 +28,8 @@ class Entry:
     best: str
     """The metric of a search's best trial on the validation images; "" if there is none."""
     test: str
-    """Test accuracy: the mean of the verdict's winner, or each model's of a baseline; "" if there is none."""
+    """Mean test accuracy of the recipe that a search answers with, or test accuracy of each model of a baseline; "" if
+    there is none."""
     size_bytes: int
     age_s: float
     """Seconds since the record changed last."""
@@ -90,5 +91,9 @@ def _results(record: Record) -> tuple[str, str]:
     winner = find_winner(record) if trials else None
     value = winner.metrics.get(metric) if winner else None
     verdict = stored_verdict(record)
-    side = verdict and ((verdict.comparison and verdict.comparison.winner) or verdict.baseline)
-    return "" if value is None else format_metric(metric, value), f"{side.mean:.2%}" if side else ""
+    best, test = "" if value is None else format_metric(metric, value), ""
+    if verdict and verdict.decision == "better" and verdict.comparison:
+        test = f"winner {verdict.comparison.winner.mean:.2%}"
+    elif verdict and verdict.baseline:
+        test = f"baseline {verdict.baseline.mean:.2%}"
+    return best, test
