@@ -81,6 +81,7 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
     config, environment = job.config, PLAIN_ENVIRONMENT if job.design.stage == "as-written" else TRIAL_ENVIRONMENT
     if job.record:
         check_places(config)
+    new = not config.mlruns.exists()
     make_writable(config.mlruns)
     ticker.begin("starting Ray, and loading torch, Optuna and MLflow")
     hush(verbose=config.verbose)
@@ -92,6 +93,9 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
             yield scratch
     finally:
         loading.join()
+        if new:
+            with contextlib.suppress(OSError):  # it has content by now, unless the study was refused
+                config.mlruns.rmdir()
 
 
 def _load() -> None:

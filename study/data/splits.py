@@ -80,8 +80,8 @@ def draw_held_out(
     if lone := [_name(classes, label) for label in np.flatnonzero(sizes == 1).tolist()]:
         images = "training images" if what == "validation" else "images"
         raise DataError(
-            f"{what} split: every class must have 2 {images} or more, one to hold out, but {', '.join(lone)} has 1."
-            " Add images of it, or leave the class out."
+            f"{what} split: every class must have 2 {images} or more, one to hold out, but {', '.join(lone)}"
+            f" {'has' if len(lone) == 1 else 'have'} 1. Add images, or leave such classes out."
         )
     counts = np.clip(_quotas(sizes, fraction), np.minimum(sizes, 1), np.maximum(sizes - 1, 0))
     if groups is None or not any(groups):

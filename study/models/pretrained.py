@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 10.0
 _HUB_FILE = "model.safetensors"
 """File of a repository that timm asks for first."""
 
-SHOWN_MISMATCHES = 20
+SHOWN_MISMATCHES = 3
 ENDINGS = (".safetensors", ".pth")
 """Endings of the files that a directory of weights may hold."""
 

@@ -36,7 +36,7 @@ def test_split_leaves_every_class_on_both_sides(fraction: float) -> None:
 
 
 def test_split_refuses_a_class_with_a_single_image() -> None:
-    with pytest.raises(DataError, match=r"2 training images or more, .* but class 1 has 1\."):
+    with pytest.raises(DataError, match=r"2 training images or more, .* but class 1 has 1\. Add images"):
         split(numbered(5, 1), fraction=0.2, seed=0)
 
 
