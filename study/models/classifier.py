@@ -192,9 +192,9 @@ class _Untrained:
     def digest(self, blocks: int) -> str:
         """Return the digest of the weights of the first blocks: that of `digest_state` for them in an nn.Sequential."""
         if blocks > len(self._digests):
-            _, parts = self._copy(next(iter(self._networks)))
+            assert self._cut, "a copy must have been taken"
             digest, digests = hashlib.sha256(), []
-            for number, part in enumerate(parts[:BLOCKS]):
+            for number, part in enumerate(self._cut(next(iter(self._networks.values())))[:BLOCKS]):
                 _feed(digest, part.state_dict(prefix=f"{number}."))
                 digests.append(_shorten(digest))
             self._digests = digests
@@ -204,7 +204,8 @@ class _Untrained:
         if seed not in self._networks:
             network = _build_untrained(self._model, self._classes, self._weights, seed)
             self._networks = {**dict([*self._networks.items()][-1:]), seed: network}
-            self._copies = {kept: self._copies[kept] for kept in self._copies if kept in self._networks}
+            for gone in self._copies.keys() - self._networks.keys():
+                self._copies.pop(gone, None)  # in place: a copy that another thread takes now must not come back
         if self._cut is None:  # tracing changes nn.Module itself for a moment, so no other thread may train then
             self._cut = _cutter(self._model, self._networks[seed])
         network = _copy_modules(self._networks[seed])
