@@ -84,7 +84,7 @@ def describe_input(card: ModelCard, kind: str) -> dict[str, Any]:
     """
     side, own = card.recipe.image_size, preset(card.recipe.model)
     within = f"images (n, 3, {side}, {side}) uint8 RGB; scaling and normalisation are inside, resizing is not"
-    outside = f"images (n, 3, {side}, {side}) float32 RGB in [0, 1], minus mean, divided by std: not inside"
+    outside = f"images (n, 3, {side}, {side}) float32 RGB in [0, 1], minus mean, divided by std; do it before"
     return {
         "architecture": card.recipe.model,
         "classes": card.classes,

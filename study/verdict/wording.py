@@ -62,7 +62,8 @@ def _power(detectable: float, verdict: Verdict) -> str:
     assert verdict.baseline
     before = fmean(verdict.baseline.values) if verdict.baseline.values else verdict.baseline.mean
     if detectable > (before if verdict.metric in MINIMISED else 1 - before):
-        return " Not even the largest possible gain would have been found by 4 of 5 such studies. Give it more seeds."
+        text = " Not even the largest possible gain would have been found by 4 of 5 such studies."
+        return f"{text} Use more seeds or test images."
     gain = f"{detectable:.2g}" if verdict.metric in MINIMISED else f"{format_points(detectable)} points"
     return f" A true gain of {gain} would have been found by 4 of 5 such studies."
 

@@ -35,9 +35,13 @@ def test_split_leaves_every_class_on_both_sides(fraction: float) -> None:
         assert set(side.labels) == {0, 1, 2}
 
 
-def test_split_refuses_a_class_with_a_single_image() -> None:
-    with pytest.raises(DataError, match=r"2 training images or more, .* but class 1 has 1\. Add images"):
-        split(numbered(5, 1), fraction=0.2, seed=0)
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((5, 1), r"but class 1 has 1\. Add images"), ((1, 5, 1), r"but class 0, class 2 have 1\. Add images")],
+)
+def test_split_refuses_a_class_with_a_single_image(sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(DataError, match=rf"2 training images or more, .* {message}"):
+        split(numbered(*sizes), fraction=0.2, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(20))

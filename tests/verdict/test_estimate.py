@@ -87,9 +87,10 @@ def test_estimate_after_the_search_has_refits_only(design, refits):
 
 def test_slow_refits_take_no_time_from_those_to_come(design, trial):
     """Nor does one that was reused, or failed at once, add to it."""
-    finals = [*([trial(4, stage="final"), trial(0, "failed", stage="final"), trial(2, "running", stage="final")])]
-    slow = replace(finals[0], epochs=tuple(replace(epoch, epoch_s=100.0) for epoch in finals[0].epochs))
-    trials = [trial(4), slow, *finals[1:], *(trial(0, "waiting", stage="final") for _ in range(3))]
+    usual = trial(4, stage="final")
+    slow = replace(usual, epochs=tuple(replace(epoch, epoch_s=100.0) for epoch in usual.epochs))
+    progress = [(0, "failed"), (2, "running"), *[(0, "waiting")] * 3]
+    trials = [trial(4), slow, *(trial(*each, stage="final") for each in progress)]
     whole_s = (40 + 400 + 40) / 3
     assert left(design, trials, search_ended=True).low_s == pytest.approx(whole_s - 20 + 3 * whole_s)
 

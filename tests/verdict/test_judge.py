@@ -433,7 +433,8 @@ def test_no_bound_and_no_gain_is_beyond_what_is_possible(metric):
     assert (difference.low, difference.high) == (-1, 1)
     assert "(95 % interval -100.0 to 100.0, 2 seeds)" in sentence(verdict)
     assert sentence(verdict).endswith(
-        " Not even the largest possible gain would have been found by 4 of 5 such studies. Give it more seeds."
+        " Not even the largest possible gain would have been found by 4 of 5 such studies."
+        " Use more seeds or test images."
     )
 
 
