@@ -14,7 +14,7 @@ import study
 ROOT = Path(study.__file__).parent
 GROUND = [
     "errors", "seeding", "formatting", "files", "environment", "command_line", "output", "limits", "exit_codes",
-    "ticker", "progress",
+    "ticker", "progress", "other_process",
 ]  # fmt: skip
 PACKAGES = {
     "config": [

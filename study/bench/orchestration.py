@@ -24,6 +24,7 @@ from study.config.recipe import Recipe
 from study.config.search_space import SearchSpace
 from study.data.images import Images
 from study.models.classifier import build
+from study.other_process import OtherProcess
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.tracking.client import connect, local_uri
@@ -248,14 +249,15 @@ def _run_idle(
     inputs = Inputs(make_images(1), None, None, CLASSES, {}, "auto")
     listeners: list[Listener] = [watch]
     tracker = None
-    if client:
-        tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
-        listeners.append(tracker)
-    work = Work(record, put_stages([inputs]), listeners)
-    run_trials(lambda: work, resources=allotment, scratch=room, function=_do_nothing)
-    if tracker:
-        unsent = tracker.finish("FINISHED", {}, {})
-        assert unsent == 0, "all runs must reach MLflow"
+    with OtherProcess() as call:
+        if client:
+            tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL, call=call)
+            listeners.append(tracker)
+        work = Work(record, put_stages([inputs]), listeners)
+        run_trials(lambda: work, resources=allotment, scratch=room, function=_do_nothing)
+        if tracker:
+            unsent = tracker.finish("FINISHED", {}, {})
+            assert unsent == 0, "all runs must reach MLflow"
     record.close()
 
 

@@ -180,6 +180,11 @@ def accuracy_by_time(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]
     return figure
 
 
+def draw_png(draw: Callable[[], Figure]) -> bytes:
+    """Return the figure that a function draws as a PNG file."""
+    return png(draw())
+
+
 def png(figure: Figure) -> bytes:
     """Return the figure as the bytes of a PNG file, and clear the figure.
 

@@ -1,6 +1,8 @@
 """Draw a trial's first training batch in true colours: the stored images, and the network's input."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,11 @@ def alike(plan: Plan) -> Plan:
 
 def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
     """Draw the first training batch as network input: augmented and resized, with the normalisation undone."""
+    return prepare_batch(plan, dataset)()
+
+
+def prepare_batch(plan: Plan, dataset: Dataset) -> Callable[[], Figure]:
+    """Return a function that draws what `draw_batch` draws; it holds all it needs, and can be pickled."""
     recipe = plan.recipe
     if plan.stage == "as-written":
         inputs, order = _written_batch(plan, dataset)
@@ -55,7 +62,8 @@ def draw_batch(plan: Plan, dataset: Dataset) -> Figure:
         inputs, order = inputs[: recipe.batch_size], order[: recipe.batch_size]
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
-    return figures.samples(colours, labels, dataset.classes, f"{recipe.model}: first training batch, network input")
+    title = f"{recipe.model}: first training batch, network input"
+    return partial(figures.samples, colours[: figures.MOST_SAMPLES], labels, dataset.classes, title)
 
 
 def draw_originals(plan: Plan, dataset: Dataset) -> Figure:

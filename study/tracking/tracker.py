@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 from study.config.plan import Plan
 from study.files import scratch_directory
+from study.other_process import Call
 from study.results.metrics import Progress, largest_class
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
@@ -63,7 +64,13 @@ class Tracker:
     """Keep the MLflow runs of one study in step with its record."""
 
     def __init__(
-        self, client: "MlflowClient", record: Record, *, artifacts: Path | None, samples: Callable[[Plan], bytes | None]
+        self,
+        client: "MlflowClient",
+        record: Record,
+        *,
+        artifacts: Path | None,
+        samples: Callable[[Plan], bytes | None],
+        call: Call,
     ) -> None:
         """Start the thread that sends data to MLflow.
 
@@ -72,8 +79,10 @@ class Tracker:
             record: record of the study; its manifest names the data, the classes and the split.
             artifacts: artifact directory of a local store; None for a server, which has its own.
             samples: function that draws a plan's first training batch as the model sees it, as a PNG, or returns None.
+            call: function that calls those that draw: in another process, so that training does not wait for Python.
         """
         self.client = client
+        self.call = call
         self._record = record
         self._manifest = record.manifest
         self._artifacts = artifacts
@@ -246,7 +255,7 @@ class Tracker:
             metrics=[Metric(name, value, trial.ended_ms, last) for name, value in metrics.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        files = trial_files(trial, self._manifest.classes)
+        files = self.call(trial_files, trial, self._manifest.classes)
         if drawn := self._samples(trial.plan):
             files["samples.png"] = drawn
         self._send_files(run, files)

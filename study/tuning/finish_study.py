@@ -14,6 +14,7 @@ import numpy as np
 from study.data.images import Dataset
 from study.errors import StudyError, without_credentials
 from study.models.saved_model import MODEL_DIRECTORY, find_model, kept_models, load_model
+from study.other_process import Call
 from study.report.render import write_report
 from study.results.ledger import Looks, count_looks
 from study.results.metrics import score
@@ -124,7 +125,7 @@ def conclude(findings: Findings, record: Record, tracker: Tracker, dataset: Data
         RecordError: the report cannot be written.
     """
     shutil.rmtree(record.checkpoints, ignore_errors=True)
-    run = _parent_run(findings, record)
+    run = _parent_run(findings, record, tracker.call)
     page = write_report(record, dataset)
     files = {**run.files, page.name: page.read_bytes()}
     status = "FINISHED" if run.complete else "FAILED"
@@ -143,19 +144,19 @@ def conclude(findings: Findings, record: Record, tracker: Tracker, dataset: Data
     )
 
 
-def _parent_run(findings: Findings, record: Record) -> _ParentRun:
+def _parent_run(findings: Findings, record: Record, call: Call) -> _ParentRun:
     if record.manifest.design.stage == "probe":
         probes = probe_rows(record)
         return _ParentRun(bool(probes), probe_sentence(probes), {})
     if not record.space:
         rows = findings.rows
-        return _ParentRun(bool(rows), faster(rows) or "", comparison_files(rows))
+        return _ParentRun(bool(rows), faster(rows) or "", call(comparison_files, rows))
     trials, verdict, metric = findings.trials, findings.verdict, record.manifest.design.metric
     complete, winner = [trial.value for trial in trials if trial.value is not None], find_winner(record)
     return _ParentRun(
         complete=bool(complete),
         found=sentence(verdict),
-        files=search_files(trials, findings.importances, verdict, record.manifest.classes),
+        files=call(search_files, trials, findings.importances, verdict, record.manifest.classes),
         metrics=({f"best_val_{metric}": score(metric, max(complete))} if complete else {})
         | (verdict_metrics(verdict) if verdict else {}),
         tags={f"best.{name}": str(value) for name, value in winner.plan.recipe.to_dict().items()} if winner else {},

@@ -27,8 +27,9 @@ from study.data.stored_pixels import StoredPixels
 from study.environment import installed_versions
 from study.errors import RecordError, without_credentials
 from study.models.pretrained import Pretrained, load_pretrained
+from study.other_process import OtherProcess
 from study.report.copies import draw_copies
-from study.report.sample_batch import alike, draw_batch
+from study.report.sample_batch import alike, prepare_batch
 from study.results.ledger import earlier_p_values
 from study.results.record import Record
 from study.tracking.client import SQLITE, connect, local_uri
@@ -290,18 +291,19 @@ def _tracking(
             return None
         searched = plan.validates and record.manifest.design.validates
         train = parts(dataset, plan.seed)[0] if searched else dataset.train
-        return figures.png(draw_batch(plan, replace(dataset, train=train)))
+        return call(figures.draw_png, prepare_batch(plan, replace(dataset, train=train)))
 
     artifacts = config.mlruns / "artifacts" if _store(config).startswith(SQLITE) else None
-    tracker = Tracker(client, record, artifacts=artifacts, samples=lambda plan: draw(alike(plan)))
-    for trial in record.all_trials():
-        if trial.state != "waiting":
-            tracker.on_change(trial.plan)
-    try:
-        yield tracker
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
-        raise
+    with OtherProcess() as call:
+        tracker = Tracker(client, record, artifacts=artifacts, samples=lambda plan: draw(alike(plan)), call=call)
+        for trial in record.all_trials():
+            if trial.state != "waiting":
+                tracker.on_change(trial.plan)
+        try:
+            yield tracker
+        except BaseException as error:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {})
+            raise
 
 
 def _share_resources(config: StudyConfig, design: Design) -> Allotment:

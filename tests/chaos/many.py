@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from support.calls import call_here
 
 from study.bench.orchestration import ONE_PIXEL, make_manifest, own_bytes
 from study.bench.training import make_images
@@ -80,7 +81,7 @@ def main() -> int:
         space = replace(space, base=replace(space.base, epochs=1), budget=Budget(trials))
         record = Record.create(room / "studies" / "many", make_manifest(space))
         client = connect(local_uri(room), verbose=False)
-        tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL)
+        tracker = Tracker(client, record, artifacts=room / "artifacts", samples=lambda plan: ONE_PIXEL, call=call_here)
         inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
         with ray_session(None, verbose=False) as scratch:
             resources = share_resources(1, None, 2, trials=trials)

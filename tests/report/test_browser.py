@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.calls import call_here
 from support.manifests import make_manifest
 
 from study.config.plan import Design, Plan
@@ -308,7 +309,9 @@ def test_report_is_light_or_dark_as_preferred(browser, report, scheme, is_dark):
 def ui(record, tmp_path) -> Iterator[str]:
     """The address of the experiment with the ten trials in MLflow's UI."""
     client = connect(local_uri(tmp_path / "mlruns"), verbose=False)
-    tracker = Tracker(client, record, artifacts=tmp_path / "mlruns" / "artifacts", samples=lambda plan: b"")
+    tracker = Tracker(
+        client, record, artifacts=tmp_path / "mlruns" / "artifacts", samples=lambda plan: b"", call=call_here
+    )
     for trial in record.trials():
         tracker.on_change(trial.plan)
     assert tracker.finish("FINISHED", {}, {}, "Found.") == 0

@@ -9,13 +9,16 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
+from support.calls import call_here
 from support.manifests import make_manifest
 from support.mlflow_runs import SilentServer, runs_of
 from support.results import TEST
 
 from study.config.plan import Plan
+from study.other_process import OtherProcess
 from study.results.metrics import EpochResult, Evaluation
 from study.results.record import COPY, Record
+from study.tracking.artifacts import trial_files
 from study.tracking.client import connect, local_uri, study_url
 from study.tracking.tracker import Tracker
 
@@ -38,7 +41,9 @@ def record(tmp_path, make_recipe):
 
 
 def track(client, record, tmp_path):
-    return Tracker(client, record, artifacts=tmp_path / "artifacts", samples=lambda plan: b"\x89PNG picture")
+    return Tracker(
+        client, record, artifacts=tmp_path / "artifacts", samples=lambda plan: b"\x89PNG picture", call=call_here
+    )
 
 
 def run_a_trial(record, tracker, epochs=2):
@@ -67,6 +72,16 @@ def test_tracker_projects_a_trial_with_recipe_epochs_and_test(client, record, tm
     history = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
     assert {"images_per_s", "epoch_s"} <= run.data.metrics.keys()
+
+
+def test_files_made_in_another_process_are_the_same(record, client, tmp_path):
+    tracker = track(client, record, tmp_path)
+    trial = record.trial(run_a_trial(record, tracker))
+    tracker.finish("FINISHED", {}, {})
+    here = trial_files(trial, CLASSES)
+    assert {"learning_curve.png", "confusion_matrix.png", "classification_report.json"} <= here.keys()
+    with OtherProcess() as call:
+        assert call(trial_files, trial, CLASSES) == here
 
 
 def test_experiment_names_the_columns_of_its_table(client, record, tmp_path):
@@ -298,7 +313,9 @@ def test_tracker_makes_no_directory_where_the_store_was_before(moment, client, r
         find = client.get_run
         monkeypatch.setattr(client, "get_run", lambda run: (find(run), move())[0])
     draws = moment == "while its plot is drawn"
-    tracker = Tracker(client, record, artifacts=mlruns / "artifacts", samples=lambda plan: move() if draws else None)
+    tracker = Tracker(
+        client, record, artifacts=mlruns / "artifacts", samples=lambda plan: move() if draws else None, call=call_here
+    )
     if moment == "before the trial":
         move()
     run_a_trial(record, tracker)

@@ -1,0 +1,71 @@
+"""A function called in another process does what it does here, whatever happens to that process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.calls import die_elsewhere, fail, print_and_return, sleep_and_return
+
+from study.other_process import OtherProcess
+
+
+@pytest.fixture
+def call():
+    with OtherProcess() as call:
+        yield call
+
+
+def test_functions_are_called_in_one_other_process(call):
+    first, second = call(os.getpid), call(os.getpid)
+    assert first == second != os.getpid()
+
+
+def test_what_a_function_prints_is_no_answer(call, capfd):
+    assert [call(print_and_return, value=[1]), call(print_and_return, 2)] == [[1], 2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_error_of_a_function_is_raised_here(call):
+    with pytest.raises(ValueError, match="no cat"):
+        call(fail, "no cat")
+    assert call(print_and_return, 3) == 3
+
+
+def test_function_is_called_here_if_the_process_dies(call):
+    assert call(die_elsewhere, os.getpid()) == "here"
+    assert call(os.getpid) != os.getpid()  # and the next one in a new process
+
+
+def test_function_is_called_here_if_no_process_starts(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert call(os.getpid) == os.getpid()
+
+
+def test_interrupted_call_leaves_no_answer_to_the_next(call):
+    call(os.getpid)  # it has started
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        call(sleep_and_return, 30)
+    assert call(print_and_return, "next") == "next"
+
+
+def test_other_process_ends_when_this_one_is_killed():
+    code = "import os; from study.other_process import OtherProcess as O; c = O(); print(c(os.getpid)); os.abort()"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    end = time.monotonic() + 10
+    while _runs(int(done.stdout)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _runs(int(done.stdout))
+
+
+def _runs(pid: int) -> bool:
+    """Return whether Linux runs a process; a container may keep an ended one as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
