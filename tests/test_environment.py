@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from study.dispatch import cluster
 from study.environment import CUDA_GRAPHS, find_version, installed_versions, keep_loopback_direct, remarks
 from study.tracking import client
-from study.tuning import cluster
 
 DOCS = Path(__file__).parents[1] / "docs" / "environment.md"
 

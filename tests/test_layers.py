@@ -46,10 +46,8 @@ PACKAGES = {
         "compare_studies", "render", "__main__",
     ],
     "tracking": ["client", "artifacts", "tracker", "registry"],
-    "tuning": [
-        "cluster", "stages", "node_images", "trainable", "ray_adapters", "reuse_refits", "keep_model",
-        "finish_study", "run_study", "reproduce",
-    ],
+    "dispatch": ["cluster", "stages", "node_images", "trainable", "searcher", "scheduler", "run_trials"],
+    "tuning": ["reuse_refits", "keep_model", "finish_study", "prepare", "run_study", "reproduce"],
     "console": ["tables", "ending", "live"],
     "api": [
         "planning", "session", "keywords", "notebook", "running", "inputs", "predictions", "audits", "handle",
@@ -64,11 +62,12 @@ COMMANDS = ["run", "predict", "audit", "studies", "ui", "__main__"]
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {
     "torch": {
-        "data", "models", "augmentation", "compute", "training", "export", "report", "tracking", "tuning", "bench",
+        "data", "models", "augmentation", "compute", "training", "export", "report", "tracking", "dispatch",
+        "tuning", "bench",
         "api",
     },
     "mlflow": {"tracking", "bench"},
-    "ray": {"tuning", "bench"},
+    "ray": {"dispatch", "bench"},
     "optuna": {"results", "bench", "api"},
 }  # fmt: skip
 """Libraries, and the packages and commands that may import them."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from study.api.planning import Job, naming
 from study.config.paths import make_writable
 from study.config.resume_flags import check_places
+from study.dispatch.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, ray_session
 from study.environment import remarks
 from study.errors import without_credentials
 from study.tracking.client import ENVIRONMENT
-from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, ray_session
 
 if TYPE_CHECKING:
     from study.results.record import Record

@@ -26,7 +26,7 @@ from study.config.load_toml import baseline_recipe
 from study.data.sources import load_dataset
 from study.data.splits import split_validation
 from study.results.record import Record
-from study.tuning.run_study import VALIDATION_FRACTION
+from study.tuning.prepare import VALIDATION_FRACTION
 from study.verdict.rerank import find_winner
 
 MODEL = "timm/tf_efficientnet_lite0"

@@ -32,9 +32,9 @@ from study.data.pixel_store import PixelStore
 from study.data.sources import load_dataset
 from study.data.splits import split_validation
 from study.data.stored_pixels import StoredPixels
+from study.dispatch.cluster import TRIAL_ENVIRONMENT
 from study.models.classifier import build
 from study.training.loop import train
-from study.tuning.cluster import TRIAL_ENVIRONMENT
 
 MODEL = "resnet18"
 SIDE = 256

@@ -23,6 +23,10 @@ from study.config.plan import Design, Plan
 from study.config.recipe import Recipe
 from study.config.search_space import SearchSpace
 from study.data.images import Images
+from study.dispatch.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
+from study.dispatch.run_trials import run_trials
+from study.dispatch.searcher import Listener, Work
+from study.dispatch.stages import put_stages
 from study.models.classifier import build
 from study.other_process import OtherProcess
 from study.results.metrics import EpochResult, Progress
@@ -31,9 +35,6 @@ from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training import reference
 from study.training.run_trial import Inputs
-from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, Allotment, ray_session, share_resources
-from study.tuning.ray_adapters import Listener, Work, run_trials
-from study.tuning.stages import put_stages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -31,13 +31,13 @@ from study.config.load_toml import baseline_recipe, load_baseline
 from study.config.plan import probe_recipe
 from study.config.recipe import Recipe
 from study.data.images import Images
+from study.dispatch.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 from study.models.classifier import Classifier, build
 from study.models.preprocessing import preprocessing
 from study.training import reference
 from study.training.loop import batch_sizes, train
 from study.training.probe import compute_features
 from study.training.updates import build_optimizer
-from study.tuning.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT
 
 ROUNDS = 3
 CLASSES = 10

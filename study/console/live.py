@@ -16,6 +16,7 @@ from study.console.ending import print_findings, print_places
 from study.console.tables import BEST, best_table, tally
 from study.data.audit import Audit
 from study.data.images import Dataset
+from study.dispatch.cluster import Allotment
 from study.formatting import format_duration, format_value
 from study.models.pretrained import Pretrained
 from study.progress import WorkScreen
@@ -23,7 +24,6 @@ from study.results.metrics import NAMES, EpochResult, Progress, format_metric, l
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.ticker import Ticker
-from study.tuning.cluster import Allotment
 from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.estimate import Estimate, estimate
 from study.verdict.prior import describe_proposals

@@ -14,12 +14,12 @@ import torch
 from study.compute.hardware import choose_hardware
 from study.config.plan import Plan
 from study.data.images import Dataset
+from study.dispatch.cluster import TRIAL_ENVIRONMENT
 from study.errors import RecordError
 from study.models.pretrained import Pretrained, load_pretrained
 from study.models.saved_model import CARD_FILE, ModelCard, find_model, load_images
 from study.results.metrics import EpochResult, Evaluation
 from study.training.run_trial import Inputs, run_trial
-from study.tuning.cluster import TRIAL_ENVIRONMENT
 from study.verdict.statistics import CONFIDENCE, accuracy_interval
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from study.config.recipe import Recipe
+from study.dispatch.searcher import Listener
 from study.errors import StudyError
 from study.results.ledger import other_studies
 from study.results.record import Record
 from study.results.trial_record import TrialRecord
-from study.tuning.ray_adapters import Listener
 
 SAME = ("data_fingerprint", "split_fingerprint", "versions")
 """What must be the same in both manifests, besides the digest of the model's weights."""

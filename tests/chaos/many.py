@@ -21,14 +21,15 @@ from study.bench.training import make_images
 from study.config.load_toml import load_space
 from study.config.plan import Plan
 from study.config.search_space import Budget
+from study.dispatch.cluster import ray_session, share_resources
+from study.dispatch.run_trials import run_trials
+from study.dispatch.searcher import Work
+from study.dispatch.stages import put_stages
 from study.results.metrics import EpochResult, Progress
 from study.results.record import Record
 from study.tracking.client import connect, local_uri
 from study.tracking.tracker import Tracker
 from study.training.run_trial import Inputs
-from study.tuning.cluster import ray_session, share_resources
-from study.tuning.ray_adapters import Work, run_trials
-from study.tuning.stages import put_stages
 
 EVERY = 100
 MOST_BYTES = 150_000

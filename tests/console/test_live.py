@@ -15,12 +15,12 @@ from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.console.live import Console
 from study.data.images import Dataset
+from study.dispatch.cluster import Allotment
 from study.models.pretrained import Pretrained
 from study.results.metrics import EpochResult, Evaluation, Progress
 from study.results.record import Record
 from study.ticker import Screen, Ticker
 from study.tracking.client import local_uri
-from study.tuning.cluster import Allotment
 from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.screen import plan_first_trials, plan_screens
 from study.verdict.trial_table import Row

@@ -19,12 +19,13 @@ from support.mlflow_runs import open_store, runs_of
 
 from study.bench.training import make_images
 from study.config.plan import Plan
+from study.dispatch.cluster import Allotment, ray_session
+from study.dispatch.run_trials import run_trials
+from study.dispatch.searcher import Work
+from study.dispatch.stages import put_stages
 from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Inputs
-from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import Work, run_trials
-from study.tuning.stages import put_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow warns when it reads the runs back
 

@@ -11,11 +11,11 @@ import torch
 
 from study.compute.gpu_cache import device_memory
 from study.config.plan import Plan
+from study.dispatch.trainable import trainable
 from study.errors import TrialError
 from study.models.classifier import build
 from study.results.metrics import EpochResult, Evaluation
 from study.training.run_trial import Facts, Failure, Inputs, OpensTest, describe_failure, run_trial
-from study.tuning.trainable import trainable
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_run_trial_raises_what_the_record_keeps_as_reason(inputs, make_recipe):
 def sent(monkeypatch):
     """What a trial reports to Ray Tune."""
     reports = []
-    monkeypatch.setattr("study.tuning.trainable.tune.report", lambda metrics: reports.append(metrics["report"]))
+    monkeypatch.setattr("study.dispatch.trainable.tune.report", lambda metrics: reports.append(metrics["report"]))
     return reports
 
 
@@ -168,7 +168,7 @@ def test_trainable_frees_memory_before_it_reports_a_lack(inputs, make_recipe, se
 
 def test_facts_are_reported_with_the_first_result(inputs, make_recipe, monkeypatch):
     reports = []
-    monkeypatch.setattr("study.tuning.trainable.tune.report", reports.append)
+    monkeypatch.setattr("study.dispatch.trainable.tune.report", reports.append)
     trainable({"plan": Plan(0, "baseline", make_recipe(epochs=2), 0)}, inputs=inputs)
     assert [sorted(report) for report in reports[:2]] == [["facts", "report"], ["report"]]
     assert reports[0]["facts"].precision == inputs.precision

@@ -12,10 +12,10 @@ from typing import Any
 from ray import tune
 
 from study.compute.gpu_cache import release_memory
+from study.dispatch.node_images import with_local_images
 from study.errors import DataError, RecordError, StudyError
 from study.results.metrics import Progress
 from study.training.run_trial import Facts, Failure, Inputs, Report, describe_failure, run_trial
-from study.tuning.node_images import with_local_images
 
 PROGRESS_S = 2.0
 """Minimum seconds between two progress reports within an epoch."""

@@ -13,12 +13,13 @@ from support.images import make_images
 from support.manifests import make_manifest
 
 from study.config.plan import Plan
+from study.dispatch.cluster import Allotment, ray_session
+from study.dispatch.run_trials import run_trials
+from study.dispatch.searcher import Work
+from study.dispatch.stages import put_stages
 from study.results.metrics import EpochResult
 from study.results.record import Record
 from study.training.run_trial import Failure, Inputs
-from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import Work, run_trials
-from study.tuning.stages import put_stages
 
 SIZES = (3, 4, 5)
 """Number of training images of each stage."""

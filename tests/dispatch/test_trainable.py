@@ -8,9 +8,9 @@ from support.images import make_images, store_images
 
 from study.config.plan import Plan
 from study.data.stored_pixels import HEADER_BYTES
+from study.dispatch import trainable as module
+from study.dispatch.trainable import trainable
 from study.training.run_trial import Failure, Inputs
-from study.tuning import trainable as module
-from study.tuning.trainable import trainable
 
 
 @pytest.mark.parametrize(("length", "said"), [(None, "No such file"), (HEADER_BYTES + 5000, "was cut short")])

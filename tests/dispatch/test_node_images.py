@@ -12,10 +12,10 @@ from study.data import stored_pixels
 from study.data.images import Images
 from study.data.pixel_store import PixelStore, Unusable
 from study.data.stored_pixels import StoredPixels
+from study.dispatch.cluster import ray_session
+from study.dispatch.node_images import copy_images, serve_images, with_local_images
 from study.errors import DataError
 from study.training.run_trial import Inputs
-from study.tuning.cluster import ray_session
-from study.tuning.node_images import copy_images, serve_images, with_local_images
 
 
 @pytest.fixture

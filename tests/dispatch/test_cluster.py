@@ -12,13 +12,13 @@ import pytest
 import ray
 from ray._private.utils import check_version_info
 
+from study.dispatch.cluster import Allotment, ray_session, share_resources, usable_cores
 from study.errors import ConfigError, StudyError
-from study.tuning.cluster import Allotment, ray_session, share_resources, usable_cores
 
 LOCAL_RAY = """
 import json, os, subprocess, sys
 from pathlib import Path
-from study.tuning.cluster import ray_session
+from study.dispatch.cluster import ray_session
 
 ALONE = "--disable-frontend"  # Ray starts the dashboard's process in any case, then without anything that serves
 
@@ -151,7 +151,7 @@ def test_a_local_ray_refuses_strangers_and_tells_nobody(tmp_path):
 def test_local_ray_starts_below_a_long_temporary_directory(tmp_path):
     long = tmp_path / ("a" * 60) / ("b" * 60)
     long.mkdir(parents=True)
-    code = "from study.tuning.cluster import ray_session\nwith ray_session(None, verbose=False) as s: print(s)"
+    code = "from study.dispatch.cluster import ray_session\nwith ray_session(None, verbose=False) as s: print(s)"
     environment = {**os.environ, "TMPDIR": str(long)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

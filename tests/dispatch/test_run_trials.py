@@ -18,13 +18,15 @@ from support.results import TEST
 
 from study.config.plan import Plan
 from study.config.search_space import Budget, Pruner
+from study.dispatch.cluster import Allotment, ray_session
+from study.dispatch.run_trials import run_trials
+from study.dispatch.scheduler import RecordScheduler, RecordStopper
+from study.dispatch.searcher import RecordSearcher, Work
+from study.dispatch.stages import KEY, Stage, put_stages
 from study.results.metrics import EpochResult, Progress
 from study.results.optuna_adapters import MIN_REPORTED
 from study.results.record import Record
 from study.training.run_trial import Facts, Failure, Inputs
-from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import RecordScheduler, RecordSearcher, RecordStopper, Work, run_trials
-from study.tuning.stages import KEY, Stage, put_stages
 
 BUSY_CLUSTER = """
 import json
@@ -36,9 +38,10 @@ from study.config.plan import Plan
 from study.config.search_space import Budget
 from study.results.record import Record
 from study.training.run_trial import Inputs
-from study.tuning.cluster import Allotment, ray_session
-from study.tuning.ray_adapters import Work, run_trials
-from study.tuning.stages import put_stages
+from study.dispatch.cluster import Allotment, ray_session
+from study.dispatch.run_trials import run_trials
+from study.dispatch.searcher import Work
+from study.dispatch.stages import put_stages
 
 class Witness:
     told = []
@@ -270,7 +273,7 @@ def test_trials_of_lost_processes_start_again(tune):
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     """Return a function that makes a search whose time budget is `time_s`, with its stopper and a waiting trial."""
-    monkeypatch.setattr("study.tuning.ray_adapters.WAIT_S", 0.0)
+    monkeypatch.setattr("study.dispatch.scheduler.WAIT_S", 0.0)
     made = []
 
     def make(time_s, shortage="waiting for cores"):
