@@ -22,7 +22,7 @@ PACKAGES = {
         "resume_flags", "flags",
     ],
     "results": [
-        "arrays", "metrics", "journal", "optuna_adapters", "trial_record", "record", "ledger",
+        "arrays", "metrics", "clock", "journal", "optuna_adapters", "trial_record", "record", "ledger",
     ],
     "verdict": [
         "statistics", "metric_intervals", "verdict", "judge", "rerank", "screen", "prior", "estimate", "wording",

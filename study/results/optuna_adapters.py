@@ -1,4 +1,4 @@
-"""Translate a search space into Optuna's distributions, sampler and pruner.
+"""Translate a search space into Optuna's distributions, sampler and pruner, and rank its fields.
 
 This module runs no study.
 """
@@ -123,3 +123,26 @@ def build_pruner(space: SearchSpace, guess: float) -> optuna.pruners.BasePruner:
         min_resource=space.pruner.min_epochs, reduction_factor=space.pruner.reduction_factor
     )
     return GuardedPruner(halving, guess)
+
+
+MIN_COMPLETE, MIN_SCORES = 10, 5
+"""Complete trials, and different values of the metric among them, that the importance of fields is computed from.
+
+Simulated with three fields, of which one decides: that one came out first in 18 of 40 searches of 3 complete trials (a
+guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
+"""
+
+
+def rank_fields(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
+    """Return the importance of each searched field for the metric (fANOVA), in [0, 1], with sum 1.
+
+    Only fields that differ between complete trials are ranked, and only if there are MIN_COMPLETE of these with
+    MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no field can be ranked.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    inside = [trial for trial in complete if set(space.domains) <= set(trial.params)]
+    fields = [name for name in space.domains if len({trial.params[name] for trial in inside}) > 1]
+    if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=fields))

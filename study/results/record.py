@@ -4,7 +4,6 @@ Each Optuna trial stores its plan (recipe, seed, stage) and its results (epochs,
 This module knows neither Ray nor MLflow.
 """
 
-import math
 import re
 import shutil
 import threading
@@ -13,7 +12,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,14 +27,13 @@ from study.config.search_space import Budget, SearchSpace
 from study.errors import RecordError
 from study.files import PARTIAL, new_directory, replace_file
 from study.results.arrays import find_arrays, plain, store_arrays
+from study.results.clock import StudyClock, measure_sessions
 from study.results.journal import Journal
 from study.results.metrics import EpochResult, Evaluation, guess, score
 from study.results.optuna_adapters import build_distributions, build_pruner, propose
 from study.results.trial_record import PRUNED, TrialRecord, read_trial
 from study.seeding import derive_seed
 
-BEAT_S = 60.0
-"""Seconds between two heartbeats of a session: at most this much time of a killed session is not counted."""
 TIME_IS_UP = "the time budget is spent"
 """The reason recorded for a trial that the time budget stopped."""
 COPY = "copy_uid"
@@ -45,14 +42,6 @@ MODELS = "models"
 """Key of the models that a search still considers after their probes."""
 SPENT = "spent_s"
 """Key of the seconds that the study has run, at the last recorded moment."""
-
-
-MIN_COMPLETE, MIN_SCORES = 10, 5
-"""Complete trials, and different values of the metric among them, that the importance of fields is computed from.
-
-Simulated with three fields, of which one decides: that one came out first in 18 of 40 searches of 3 complete trials (a
-guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
-"""
 
 
 class Record:
@@ -196,9 +185,8 @@ class Record:
 
     def _take_up(self) -> None:
         """Begin a session: collect the trials that are still running; complete those that have all their results."""
-        self._opened = self._beaten = time.monotonic()
-        noted = self.noted(SPENT)
-        self._spent_before_s: float = self._measure_sessions() if noted is None else noted
+        spent_s = self.noted(SPENT)
+        self._clock = StudyClock(self._measure_sessions() if spent_s is None else spent_s)
         self._left: list[Plan] = []
         with self.step():
             self._note_time()
@@ -360,30 +348,11 @@ class Record:
 
     @property
     def spent_s(self) -> float:
-        """Seconds that the study has run, summed over all sessions.
-
-        Neither a computer's sleep nor a change of its clock counts: each session measures with a monotonic clock, and
-        notes the sum in the journal, where the next session goes on.
-        """
-        return self._spent_before_s + time.monotonic() - self._opened
+        """Seconds that the study has run, summed over all sessions; each notes the sum, where the next one goes on."""
+        return self._clock.spent_s
 
     def _note_time(self) -> None:
         self.note(SPENT, round(self.spent_s, 3))
-
-    def importances(self) -> dict[str, float]:
-        """Return the importance of each searched field for the metric (fANOVA), in [0, 1], with sum 1.
-
-        Only fields that differ between complete trials are ranked, and only if there are MIN_COMPLETE of these with
-        MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no field can be ranked.
-        """
-        assert self._space
-        complete = self._trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        inside = [trial for trial in complete if set(self._space.domains) <= set(trial.params)]
-        fields = [name for name in self._space.domains if len({trial.params[name] for trial in inside}) > 1]
-        if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return dict(optuna.importance.get_param_importances(self._trials, evaluator=evaluator, params=fields))
 
     def epoch(self, plan: Plan, result: EpochResult) -> str | None:
         """Record an epoch of a running trial; if the trial must stop now, end it and return the reason.
@@ -406,8 +375,7 @@ class Record:
 
     def beat(self) -> None:
         """Record a heartbeat, at most once a minute; the time of a killed session counts until its last heartbeat."""
-        if time.monotonic() - self._beaten >= BEAT_S:
-            self._beaten = time.monotonic()
+        if self._clock.beat():
             self._note_time()
 
     def open_test(self, plan: Plan) -> None:
@@ -533,23 +501,10 @@ class Record:
         return plan
 
     def _measure_sessions(self) -> float:
-        """Return the seconds of all sessions in a journal of version 0.1.0, which recorded moments of the clock only.
-
-        Each session counts from its start to its last recorded moment.
-        """
-        known = [
-            moment
-            for trial in self.all_trials()
-            for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms)
-            if moment is not None
-        ]
-        noted = self._trials.user_attrs
-        known += [value for key, value in noted.items() if key.startswith("seen/")]
-        begun = sorted(value for key, value in noted.items() if key.startswith("session/"))
-        spent_ms = 0.0
-        for start, end in pairwise([*begun, math.inf]):
-            spent_ms += max((moment - start for moment in known if start <= moment < end), default=0)
-        return spent_ms / 1000
+        """Return the seconds of all sessions in a journal of version 0.1.0, which noted no sum."""
+        trials = self.all_trials()
+        moments = (moment for trial in trials for moment in (trial.started_ms, trial.ended_ms, *trial.epoch_ends_ms))
+        return measure_sessions(self._trials.user_attrs, [moment for moment in moments if moment is not None])
 
 
 def _stages(manifest: Manifest) -> list[str]:

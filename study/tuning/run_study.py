@@ -19,6 +19,7 @@ from study.dispatch.run_trials import run_trials
 from study.dispatch.searcher import Work
 from study.dispatch.stages import put_stages
 from study.results.ledger import earlier_p_values
+from study.results.optuna_adapters import rank_fields
 from study.results.record import Record
 from study.tracking.client import connect
 from study.tracking.tracker import Tracker
@@ -118,7 +119,7 @@ def _search(desk: Desk, space: SearchSpace) -> Iterator[Inputs]:
             record.add(plans)
             reuse_refits(record, baseline, desk.listeners)
             yield from desk.stage(train=dataset.train, test=dataset.test, share=winner.plan.recipe != baseline)
-    record.note("importances", record.importances())  # takes half a second, so not while trials wait
+    record.note("importances", rank_fields(record.optuna_study, space))  # takes half a second, so not while trials wait
     if winner:
         verdict = reach_verdict(record, winner, labels, rank_candidates(record))
         kept = recipe_to_keep(record, verdict, winner=winner.plan.recipe, baseline=baseline)
