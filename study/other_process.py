@@ -14,6 +14,9 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MOST_S = 120.0
+"""Seconds that a call may take: a process that hangs must not keep a study from ending."""
+
 
 class Call(Protocol):
     """Function that calls another one: here, or in another process."""
@@ -31,10 +34,10 @@ class OtherProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what a function returns there; call it here if the process does not start, or dies.
+        """Return what a function returns there; call it here if the process does not start, dies, or takes too long.
 
         Args:
-            function: function of a module that may be called twice. What it takes, returns and raises can be pickled.
+            function: function of a module, which may be called twice. What it takes, returns and raises can be pickled.
             args: its arguments.
             kwargs: its arguments by name.
 
@@ -45,7 +48,7 @@ class OtherProcess:
         with self._lock:
             try:
                 value, error = self._ask(question)
-            except (OSError, EOFError):
+            except (OSError, EOFError, pickle.UnpicklingError):  # the last of half an answer
                 return function(*args, **kwargs)
         if error is not None:
             raise error
@@ -65,9 +68,14 @@ class OtherProcess:
         try:
             process = self._process = self._process or _start()
             assert process.stdin and process.stdout
-            process.stdin.write(question)
-            process.stdin.flush()
-            answer: tuple[Any, Exception | None] = pickle.load(process.stdout)
+            overdue = threading.Timer(MOST_S, process.kill)
+            overdue.start()
+            try:
+                process.stdin.write(question)
+                process.stdin.flush()
+                answer: tuple[Any, Exception | None] = pickle.load(process.stdout)
+            finally:
+                overdue.cancel()
         except BaseException:  # of Ctrl-C too: the next call must not read this one's answer
             self._end()
             raise

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.calls import die_elsewhere, fail, print_and_return, sleep_and_return
+from support.calls import die_answering, die_elsewhere, fail, hang_elsewhere, print_and_return, sleep_and_return
 
 from study.other_process import OtherProcess
 
@@ -39,6 +39,16 @@ def test_error_of_a_function_is_raised_here(call):
 def test_function_is_called_here_if_the_process_dies(call):
     assert call(die_elsewhere, os.getpid()) == "here"
     assert call(os.getpid) != os.getpid()  # and the next one in a new process
+
+
+def test_function_is_called_here_if_the_process_dies_answering(call):
+    assert call(die_answering, os.getpid()) == "here"
+
+
+def test_function_is_called_here_if_the_process_hangs(call, monkeypatch):
+    call(os.getpid)  # it has started
+    monkeypatch.setattr("study.other_process.MOST_S", 0.5)
+    assert call(hang_elsewhere, os.getpid()) == "here"
 
 
 def test_function_is_called_here_if_no_process_starts(call, monkeypatch, tmp_path):
