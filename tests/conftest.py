@@ -34,12 +34,20 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """Undo what a command did that ran in this process: interrupted, it and all processes it starts ignore signals."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run `study.run` in this process, for commands that end before Ray starts; a new process takes 10 s more."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(room: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
         monkeypatch.chdir(room)
@@ -51,9 +59,7 @@ def run_here(
             code = ended.code
         return subprocess.CompletedProcess(command, code, *capfd.readouterr())
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture

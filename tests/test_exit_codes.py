@@ -10,14 +10,6 @@ from study.errors import ConfigError, DataError
 from study.exit_codes import SIGNALS, run_command
 
 
-@pytest.fixture(autouse=True)
-def _restore_signals():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def fail(error: BaseException) -> int:
     raise error
 

@@ -1,19 +1,15 @@
 """`python -m study.studies` as a user types it."""
 
-import signal
-
 import pytest
 from support.manifests import make_manifest
 
 from study import studies
-from study.exit_codes import SIGNALS
 from study.results.record import Record
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
     """Run the command in a directory with one study, `pets-1`, that has no MLflow store."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     monkeypatch.chdir(tmp_path)
     Record.create(tmp_path / "mlruns" / "studies" / "pets-1", make_manifest()).close()
 
@@ -21,9 +17,7 @@ def run(tmp_path, monkeypatch, capfd):
         code = studies.main([*arguments])
         return code, *capfd.readouterr()
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 @pytest.fixture
