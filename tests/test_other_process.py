@@ -65,8 +65,9 @@ def test_interrupted_call_leaves_no_answer_to_the_next(call):
 
 
 def test_other_process_ends_when_this_one_is_killed():
-    code = "import os; from study.other_process import OtherProcess as O; print(O()(os.getpid), flush=True); os.abort()"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    code = "call = OtherProcess(); print(call(os.getpid), flush=True); os.abort()"
+    imports = "import os; from study.other_process import OtherProcess; "
+    done = subprocess.run([sys.executable, "-c", imports + code], stdout=subprocess.PIPE, text=True, timeout=60)
     end = time.monotonic() + 10
     while _runs(int(done.stdout)) and time.monotonic() < end:
         time.sleep(0.05)
