@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 MOST_S = 120.0
 """Seconds that a call may take: a process that hangs must not keep a study from ending."""
@@ -21,7 +21,7 @@ MOST_S = 120.0
 class Call(Protocol):
     """Function that calls another one: here, or in another process."""
 
-    def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what the function returns."""
 
 
@@ -33,7 +33,7 @@ class OtherProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what a function returns there; call it here if the process does not start, dies, or takes too long.
 
         Args:
@@ -52,7 +52,7 @@ class OtherProcess:
                 return function(*args, **kwargs)
         if error is not None:
             raise error
-        answer: T = value
+        answer: _T = value
         return answer
 
     def __enter__(self) -> Self:

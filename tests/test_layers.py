@@ -63,8 +63,7 @@ ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in 
 ADAPTERS = {
     "torch": {
         "data", "models", "augmentation", "compute", "training", "export", "report", "tracking", "dispatch",
-        "tuning", "bench",
-        "api",
+        "tuning", "bench", "api",
     },
     "mlflow": {"tracking", "bench"},
     "ray": {"dispatch", "bench"},

@@ -5,10 +5,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
+from processes import family, wait_until_gone
 from support.calls import die_answering, die_elsewhere, fail, hang_elsewhere, print_and_return, sleep_and_return
 
 from study.other_process import OtherProcess
@@ -64,19 +63,21 @@ def test_interrupted_call_leaves_no_answer_to_the_next(call):
     assert call(print_and_return, "next") == "next"
 
 
+PROGRAM = """
+import os
+from study.other_process import OtherProcess
+
+call = OtherProcess()
+print(call(os.getpid), flush=True)
+input()
+"""
+
+
 def test_other_process_ends_when_this_one_is_killed():
-    code = "call = OtherProcess(); print(call(os.getpid), flush=True); os.abort()"
-    imports = "import os; from study.other_process import OtherProcess; "
-    done = subprocess.run([sys.executable, "-c", imports + code], stdout=subprocess.PIPE, text=True, timeout=60)
-    end = time.monotonic() + 10
-    while _runs(int(done.stdout)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not _runs(int(done.stdout))
-
-
-def _runs(pid: int) -> bool:
-    """Return whether Linux runs a process; a container may keep an ended one as a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes) as process:
+        other = int(process.stdout.readline())
+        ours = family(process.pid)
+        process.kill()
+    assert {process.pid, other} <= {pid for pid, _ in ours}
+    assert wait_until_gone(ours, 10) == []

@@ -63,7 +63,8 @@ def prepare_batch(plan: Plan, dataset: Dataset) -> Callable[[], Figure]:
     colours = to_colours(recipe.model, inputs).numpy()
     labels = dataset.train.labels[order.numpy()]
     title = f"{recipe.model}: first training batch, network input"
-    return partial(figures.samples, colours[: figures.MOST_SAMPLES], labels, dataset.classes, title)
+    drawn = colours[: figures.MOST_SAMPLES]  # no others, since another process gets a copy
+    return partial(figures.samples, drawn, labels, dataset.classes, title)
 
 
 def draw_originals(plan: Plan, dataset: Dataset) -> Figure:

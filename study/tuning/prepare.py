@@ -130,7 +130,18 @@ class Desk:
 def prepare(
     config: StudyConfig, design: Design, observer: Observer, record: Record | None, resources: Allotment
 ) -> Iterator[Desk]:
-    """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs."""
+    """Prepare everything that trials need, cheap checks first; if the study breaks off, end its MLflow runs.
+
+    Args:
+        config: data, weights, machines and stores of the study.
+        design: recipes or search space of the study.
+        observer: receiver of all callbacks.
+        record: record of the study to resume; None to begin a new study.
+        resources: CPUs and GPUs of one trial, and the number of concurrent trials.
+
+    Raises:
+        StudyError: the study cannot begin, or cannot resume as it began.
+    """
     with ExitStack() as stack:
         observer.on_stage("reading the images")
         dataset = load_dataset(
