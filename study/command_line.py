@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from study import __version__
@@ -51,6 +53,19 @@ class Parser(argparse.ArgumentParser):
         """Set up the parser of a command; `--version` prints the version of `study`."""
         super().__init__(allow_abbrev=False, **options)
         self.add_argument("--version", action="version", version=f"study {__version__}")
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse arguments, none of which may be empty: that is mostly a shell variable that is not set.
+
+        Taken for a value that is not given, it would run something else: `--resume ""` a new study.
+        """
+        given = sys.argv[1:] if args is None else args
+        for position, argument in enumerate(given):
+            before = given[position - 1] if position else ""
+            if not argument or (argument.startswith("--") and argument.endswith("=")):
+                place = argument.rstrip("=") or (before if before.startswith("--") else f"argument {position + 1}")
+                self.error(f"{place}: must not be empty. Perhaps a variable of the shell is not set")
+        return super().parse_args(given)
 
     def error(self, message: str) -> NoReturn:
         """Print a mistake, with the nearest flag for an unknown one, and exit with 2."""

@@ -44,6 +44,26 @@ def test_unknown_command_is_one_line_with_the_known_ones(capsys):
     assert capsys.readouterr().err.startswith("study: unknown command 'predcit'. Did you mean 'predict'?")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["run", "--resume", ""], "--resume"),
+        (["run", "--baseline", "--data="], "--data"),
+        (["run", "--search", "vgg16", ""], "argument 3"),
+        (["run", "--baseline", "--epochs", ""], "--epochs"),
+        (["export", "", "--to", "onnx", "out"], "argument 1"),
+        (["predict", "a.png", "--model", ""], "--model"),
+        (["report", ""], "argument 1"),
+    ],
+)
+def test_empty_argument_is_refused_instead_of_ignored(arguments, place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert shown.startswith(f"study: {place}: must not be empty. Perhaps a variable of the shell is not set. All flags")
+
+
 def test_unknown_flag_is_one_line_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", "--baseline", "--epoch", "3"])

@@ -100,6 +100,8 @@ def load(name: str | Path = "latest") -> Study:
     Raises:
         ConfigError: there is no such study; the message names similar ones.
     """
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"name: must be a string or a path, but got {name!r}.")
     directory = Path(name).absolute()
     if (directory / "journal.log").is_file():
         return Study(directory)

@@ -5,7 +5,9 @@ They are written once, below `mlruns/inputs`, under a digest of their content.
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from study.data.layouts import list_source
 from study.errors import DataError, RecordError
 from study.files import new_directory
 
@@ -77,6 +80,9 @@ def _pairs(split: str, part: Any) -> Iterator[tuple[Image.Image, str]]:
             f" these, but got {type(part).__name__}."
         )
     images, labels = part
+    if not all(isinstance(one, Sized) for one in part):
+        kinds = " and ".join(type(one).__name__ for one in part)
+        raise DataError(f"{place}: images and labels must be lists or arrays, but got {kinds}.")
     if len(images) != len(labels) or len(images) == 0:
         raise DataError(f"{place}: needs a label for each image, but got {len(images)} images, {len(labels)} labels.")
     for image, label in zip(images, _names(labels, place), strict=True):
@@ -134,6 +140,25 @@ def _write(mlruns: Path, kind: str, rows: list[dict[str, str]], pictures: Mappin
                     writer = csv.DictWriter(lines, [*rows[0]] if rows else ["path", "label"])
                     writer.writeheader()
                     writer.writerows(rows)
+                _check(draft / table)
         except OSError as error:
             raise RecordError(f"{directory}: must be writable and have room, but got: {error.strerror}.") from None
+        finally:
+            for empty in (directory.parent, mlruns):  # if the data was refused, and nothing else was there
+                with suppress(OSError):
+                    empty.rmdir()
     return directory / table
+
+
+def _check(table: Path) -> None:
+    """Check the table of a draft as a study will, so that no study finds a mistake in a file that its user never saw.
+
+    Raises:
+        DataError: its rows are wrong; the message counts them from 0, as pandas does.
+    """
+    try:
+        list_source(table)
+    except DataError as error:
+        by_place = str(error).replace(str(table), "data")
+        by_row = re.sub(r"(?<=^data: )line (\d+)", lambda at: f"row {int(at[1]) - 2}", by_place, flags=re.M)
+        raise DataError(by_row) from None

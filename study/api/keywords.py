@@ -102,6 +102,8 @@ def read_options(verb: str, what: object, allowed: type, given: Mapping[str, Any
     Raises:
         ConfigError: arguments are unknown or have the wrong type; the message lists all of them.
     """
+    if isinstance(what, list) and (odd := [name for name in what if not isinstance(name, str)]):
+        raise ConfigError(f"{verb}: takes names, each an argument of its own, but got {odd[0]!r}.")
     actions = {action.dest: action for action in build_parser()._actions if action.option_strings[0] != "--no-cache"}
     known = [*allowed.__annotations__, *(["data"] if verb != "resume" or "data" in given else [])]
     parts: dict[str, Callable[[], Any]] = {
@@ -144,6 +146,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return float(value)
     if not isinstance(value, str | Path):
         raise ConfigError(f"must be a string, but got {value!r}.")
+    if value == "":
+        raise ConfigError("must not be empty.")
     return Path(value) if action.type is Path else str(value)
 
 

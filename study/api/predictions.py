@@ -86,7 +86,10 @@ def predict_pictures(saved: "SavedModel", images: Picture | Iterable[Picture]) -
         DataError: images cannot be read; the message names all of them, one a line.
     """
     given: Any = images
-    pictures = [*given] if _are_several(images) else [given]
+    try:
+        pictures = [*given] if _are_several(images) else [given]
+    except TypeError:
+        raise DataError(f"images: must be paths, PIL images or arrays, but got {type(given).__name__}.") from None
     errors: list[DataError] = []
     with scratch_directory() as scratch:
         names: dict[Path, Path] = {}

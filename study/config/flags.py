@@ -454,6 +454,8 @@ def images_of(given: str) -> str:
     Raises:
         ConfigError: there is no such data set, folder or file.
     """
+    if not given:
+        raise ConfigError("must not be empty.")
     if given in SOURCES:
         return given
     path = absolute(given)

@@ -185,8 +185,12 @@ def load_space(name: str) -> SearchSpace:
     """
     shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.name not in NO_SPACES}
     file = shipped.get(name, absolute(name))
-    if not file.is_file():
+    if not name:
+        raise ConfigError("--search: must not be empty.")
+    if not file.exists():
         raise ConfigError(f"{name}: no such file; {unknown_name('shipped search space', file.stem, shipped)}")
+    if not file.is_file():
+        raise ConfigError(f"{name}: must be a TOML file, but is {'a directory' if file.is_dir() else 'a device'}.")
     with within(f"{file if name in shipped else name}: "):
         read = _SpaceFile(**_with_model(_read(file)))
         base = Recipe(model=read.model, **{**_defaults(read.model), **read.fixed})
@@ -212,7 +216,7 @@ def _with_model(table: dict[str, Any]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"must be readable, but got: {error.strerror}.") from None
     except ValueError as error:  # wrong syntax (the message has line and column) or wrong encoding

@@ -187,7 +187,8 @@ def find_file(directory: Path, model: str) -> Path:
 
 def _read(file: Path) -> object:
     if not file.is_file():
-        raise WeightsError(f"{file}: must be a file of weights, but there is none.")
+        found = "is no regular file" if file.exists() else "there is none"
+        raise WeightsError(f"{file}: must be a file of weights, but {found}.")
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)

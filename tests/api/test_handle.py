@@ -180,6 +180,11 @@ def test_load_suggests_a_study(tmp_path, monkeypatch):
     assert study.load("latest").directory == study.load(directory).directory == directory
 
 
+def test_load_takes_names_and_paths_only():
+    with pytest.raises(ConfigError, match=r"^name: must be a string or a path, but got None\."):
+        study.load(None)
+
+
 def test_resume_elsewhere_names_the_directory(tmp_path, monkeypatch):
     directory = tmp_path / "there" / "mlruns" / "studies" / "one"
     directory.mkdir(parents=True)
@@ -187,6 +192,11 @@ def test_resume_elsewhere_names_the_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=re.escape(f"one: must be resumed in {tmp_path / 'there'}")):
         study.load(directory).resume()
+
+
+def test_audit_data_refuses_an_empty_name():
+    with pytest.raises(ConfigError, match=r"^data: must not be empty\.$"):
+        study.audit_data("")
 
 
 def test_audit_data_finds_leaks_and_names_the_keyword(image_folder):
@@ -209,6 +219,13 @@ def test_predict_takes_one_picture_alone(tmp_path):
     saved = make_saved(tmp_path / "model")
     (alone,) = predict_pictures(saved, np.zeros((40, 50), np.uint8))
     assert alone.label == alone.top[0][0] and alone.probability == alone.top[0][1]
+
+
+def test_predict_refuses_what_is_no_picture(tmp_path):
+    saved = make_saved(tmp_path / "model")
+    for nothing in (None, 3):
+        with pytest.raises(DataError, match=r"^images: must be paths, PIL images or arrays, but got (NoneType|int)\."):
+            predict_pictures(saved, nothing)
 
 
 def test_predict_names_every_unreadable_image(tmp_path):

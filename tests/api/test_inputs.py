@@ -68,14 +68,19 @@ def test_table_keeps_files_labels_splits_and_groups(tmp_path, monkeypatch):
         ((pictures(2), ["a"]), "data: needs a label for each image, but got 2 images, 1 labels."),
         ((pictures(2) / 255, [0, 1]), "data: images must be PIL images or uint8 arrays"),
         ((pictures(2), [0, "a"]), "data: labels must be all names, or all whole numbers from 0"),
+        ((iter(pictures(2)), ["a", "b"]), "data: images and labels must be lists or arrays, but got iterator"),
+        ((pictures(3), ["a", "", "b"]), "data: row 1: label: must not be empty."),
+        ((pictures(2), ["a", "a"]), "data: must hold 2 classes or more, but got 'a'."),
         ({"training": (pictures(2), [0, 1])}, "data: splits must be train, val and test, but got training."),
         ({"train": 3}, "data['train']: must be a folder, a CSV file, a DataFrame"),
         (pd.DataFrame({"path": ["a"]}), "data: must have the columns path and label, but lacks label among path."),
+        (pd.DataFrame({"path": [__file__, None], "label": ["a", "b"]}), "data: row 1: path: must not be empty."),
+        (pd.DataFrame({"path": ["/no.png"], "label": ["a"]}), "data: row 0: path: there is no file /no.png."),
     ],
 )
 def test_unfit_data_is_refused_and_leaves_nothing(data, message, tmp_path):
     with pytest.raises(DataError) as caught:
-        write_images(data, tmp_path)
+        write_images(data, tmp_path / "mlruns")
     assert str(caught.value).startswith(message)
     assert not [*tmp_path.iterdir()]
 

@@ -63,6 +63,9 @@ def test_keywords_become_what_flags_become(flags, keywords):
         ({"prior": 3}, "prior: must be a string or a list of strings, but got 3."),
         ({"prior": []}, "prior: must be a string or a list of strings, but got []."),
         ({"name": 3}, "name: must be a string, but got 3."),
+        ({"name": ""}, "name: must not be empty."),
+        ({"data": ""}, "data: must not be empty."),
+        ({"weights": ""}, "weights: must not be empty."),
         ({"as_written": True}, "as_written: unknown keyword argument 'as_written'."),
     ],
 )
@@ -70,6 +73,11 @@ def test_wrong_keyword_is_refused_by_its_name(keywords, message):
     with pytest.raises(ConfigError) as caught:
         read_options("search", ["resnet18"], SearchOptions, keywords)
     assert str(caught.value).startswith(message)
+
+
+def test_list_of_models_is_refused_instead_of_taken_for_one():
+    with pytest.raises(ConfigError, match=r"^baseline: takes names, each an argument of its own, but got \['resnet18'"):
+        read_options("baseline", [["resnet18"]], BaselineOptions, {})
 
 
 def test_all_wrong_keywords_are_named_at_once():

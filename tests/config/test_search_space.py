@@ -358,6 +358,22 @@ def test_load_space_tells_of_a_file_that_is_no_text(load, tmp_path):
         load_space("binary.toml")
 
 
+def test_load_space_reads_a_file_with_a_byte_order_mark(load):
+    plain = 'model = "vgg16"\n[space]\nlr = { type = "float", low = 1e-5, high = 1e-2, log = true }\n'
+    assert load(f"\ufeff{plain}").domains == load(plain).domains
+
+
+@pytest.mark.parametrize(("name", "kind"), [(".", "a directory"), ("/dev/null", "a device")])
+def test_load_space_takes_files_only(name, kind):
+    with pytest.raises(ConfigError, match=rf"^{name}: must be a TOML file, but is {kind}\."):
+        load_space(name)
+
+
+def test_load_space_refuses_an_empty_name():
+    with pytest.raises(ConfigError, match=r"^--search: must not be empty\.$"):
+        load_space("")
+
+
 @pytest.mark.parametrize("name", ["vgg61", "spaces/vgg61.toml"])
 def test_load_space_suggests_a_shipped_name_for_a_missing_file(name):
     with pytest.raises(ConfigError, match=rf"^{name}: no such file; .* Did you mean 'vgg16'\?"):

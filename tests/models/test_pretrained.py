@@ -174,6 +174,7 @@ def test_load_pretrained_refuses_a_pickled_model(tmp_path: Path) -> None:
 
 def test_load_pretrained_names_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(str(tmp_path / "no.pt")) == f"{tmp_path / 'no.pt'}: must be a file of weights, but there is none."
+    assert refusal("/dev/null") == "/dev/null: must be a file of weights, but is no regular file."
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
