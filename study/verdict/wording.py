@@ -90,7 +90,8 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
             allowance = "; interval and p-value allow for the choice" if comparison.difference.mean > 0 else ""
             lines.append(("pairs of seeds", f"{len(verdict.seeds)}, as many as the answer needed{allowance}"))
         if comparison.difference.p is not None:
-            text = f"{comparison.difference.p:.2g}, for new test images and new seeds"
+            chance = "new test images and new seeds" if len(verdict.seeds) > 1 else "new test images, not for new seeds"
+            text = f"{comparison.difference.p:.2g}, for {chance}"
             if others := comparison.earlier_verdicts:
                 text += f"; {comparison.corrected_p:.2g} corrected for {others} earlier on these test images (Holm)"
             lines.append(("p-value", text))

@@ -344,6 +344,9 @@ def test_judge_with_one_seed_has_no_spread():
     verdict = verdict_on(finals([errs_on(range(90))], [errs_on(range(30))]))
     assert (verdict.decision, verdict.baseline.std, verdict.comparison.winner.std) == ("better", None, None)
     assert sentence(verdict).endswith("1 seed). With one seed, this compares two trained classifiers, not two recipes.")
+    assert dict(details(verdict))["p-value"].endswith(", for new test images, not for new seeds")
+    several = verdict_on(finals([errs_on(range(90))] * 2, [errs_on(range(30))] * 2))
+    assert dict(details(several))["p-value"].endswith(", for new test images and new seeds")
 
 
 def test_judge_measures_optimism_against_the_mean_test_accuracy():
