@@ -6,7 +6,9 @@ MLflow.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -87,6 +89,12 @@ class RecordScheduler(FIFOScheduler):
             elif not isinstance(report, OpensTest):
                 listener.on_change(plan)
         return TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Give the searcher Ray's report on the end of a trial's process; Ray Tune only says that it ended."""
+        with suppress(OSError, TypeError):  # a file of Ray's own, which it may not have written
+            report = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")  # of any locale
+            self._searcher.note_death(trial.trial_id, report)
 
     def _write(self, record: Record, plan: Plan, report: Report) -> None:
         """Write a report into the record; after its last result, a trial is complete."""

@@ -4,6 +4,7 @@ The record decides which trial runs next. Knows no data set, no model and no MLf
 """
 
 import gc
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from study.results.record import TIME_IS_UP, Record
 
 RETRIES = 2
 """How often a trial is restarted after its process died."""
+_ERROR = re.compile(
+    r'^ +File "(?P<file>[^"]+)", line .*\n(?: {4}.*\n)*(?P<error>(?!ray\.)\w[\w.]*(?:: .*)?)$', re.MULTILINE
+)
+"""The end of a traceback, unless its error is one of Ray's own."""
 
 
 class Listener(Protocol):
@@ -88,6 +93,7 @@ class RecordSearcher(Searcher):
         self._running: dict[str, Plan] = {}
         self._reporting: set[str] = set()
         self._deaths: Counter[str] = Counter()
+        self._reports: dict[str, str] = {}
         self._to_restart: list[Plan] = []
         self._to_repeat: list[Plan] = []
         self._repeated: set[str] = set()
@@ -176,6 +182,10 @@ class RecordSearcher(Searcher):
         self._to_repeat.append(plan)
         return True
 
+    def note_death(self, trial_id: str, report: str) -> None:
+        """Keep Ray's report on the end of a trial's process until the trial ends."""
+        self._reports[trial_id] = report
+
     @past_tune()
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End the trial in the record, unless it has already ended there or will run again."""
@@ -183,22 +193,23 @@ class RecordSearcher(Searcher):
             return
         plan = self._running.pop(trial_id)
         self._reporting.discard(trial_id)
+        report = self._reports.pop(trial_id, "")
         if not self.record.has_ended(plan) and plan not in self._to_repeat:
             if error:
-                self._bury(plan)
+                self._bury(plan, report)
             else:
                 self.record.complete(plan)
         for listener in self.listeners:
             listener.on_change(plan)
 
-    def _bury(self, plan: Plan) -> None:
+    def _bury(self, plan: Plan, report: str = "") -> None:
         """Queue a trial whose process died to run again; after RETRIES restarts, let the trial fail.
 
         Ray Tune's own retries are not used: they count a process that dies between two trials as a failed retry.
         """
         self._deaths[plan.key] += 1
         if self._deaths[plan.key] > RETRIES:
-            self.record.fail(plan, f"its process died {RETRIES + 1} times, for lack of memory perhaps.")
+            self.record.fail(plan, f"its process died {RETRIES + 1} times, {_describe(report)}.")
         elif plan.key in self._repeated:
             self._to_repeat.append(plan)
         else:
@@ -237,3 +248,9 @@ class RecordSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         """Keep all state out of Ray Tune's pickles, which nobody reads."""
         return {}
+
+
+def _describe(report: str) -> str:
+    """Return why a process died: the first error in Ray's report, such as one in a module that the process imports."""
+    found = _ERROR.search(report)
+    return f"the last time by {found['error']}, in {found['file']}" if found else "for lack of memory perhaps"

@@ -186,6 +186,21 @@ def test_a_process_that_dies_again_and_again_fails_its_trial(tune):
     assert following["plan"].number == 1
 
 
+def test_reason_of_a_death_is_read_in_any_encoding(tune, tmp_path):
+    report = tmp_path / "error.txt"
+    report.write_bytes(
+        '  File "/caf\u00e9/numpy.py", line 1, in <module>\n    raise\nImportError: mine\n'.encode("latin-1")
+    )
+    config = tune.searcher.suggest("a")
+    for name, next_name in ("ab", "bc", "cd"):
+        dead = SimpleNamespace(trial_id=name, error_file=str(report))
+        RecordScheduler(tune.searcher, 1).on_trial_error(None, dead)
+        tune.searcher.on_trial_complete(name, None, error=True)
+        tune.searcher.suggest(next_name)
+    expected = "its process died 3 times, the last time by ImportError: mine, in /caf\ufffd/numpy.py."
+    assert tune.record.trial(config["plan"]).reason == expected
+
+
 def test_trial_repeated_alone_stays_alone_when_it_dies(tune):
     first = tune.searcher.suggest("a")
     tune.report(first, OUT_OF_MEMORY)

@@ -188,7 +188,9 @@ def test_killed_trial_ends_under_its_own_number(room):
 def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_recipe):
     tries = tmp_path / "tries"
 
-    def die_if_second(config, *, inputs):
+    def die_but_first(config, *, inputs):
+        if config["plan"].number == 2:
+            raise ImportError("no such library")  # as Ray does for a module that the process cannot import
         if config["plan"].number == 1:
             with open(tries, "a") as file:
                 file.write("x")
@@ -200,10 +202,12 @@ def test_trial_that_kills_its_process_fails_after_two_retries(tmp_path, make_rec
     inputs = Inputs(make_images(2), None, None, 2, {}, "auto")
     with ray_session(None, verbose=False) as scratch:
         work = Work(record, put_stages([inputs]))
-        run_trials(lambda: work, resources=Allotment(1, 0, 1), scratch=scratch, function=die_if_second)
+        run_trials(lambda: work, resources=Allotment(1, 0, 1), scratch=scratch, function=die_but_first)
     record.close()
-    assert [trial.state for trial in record.trials()] == ["complete", "failed", "complete"]
-    assert record.trials()[1].reason == "its process died 3 times, for lack of memory perhaps."
+    first, killed, broken = record.trials()
+    assert (first.state, killed.state, broken.state) == ("complete", "failed", "failed")
+    assert killed.reason == "its process died 3 times, for lack of memory perhaps."
+    assert broken.reason == f"its process died 3 times, the last time by ImportError: no such library, in {__file__}."
     assert tries.read_text() == "xxx"
 
 
