@@ -48,7 +48,7 @@ class OtherProcess:
         with self._lock:
             try:
                 value, error = self._ask(question)
-            except (OSError, EOFError, pickle.UnpicklingError):  # the last of half an answer
+            except Exception:  # it broke off, or it raised an error that cannot be pickled
                 return function(*args, **kwargs)
         if error is not None:
             raise error

@@ -8,7 +8,16 @@ import threading
 
 import pytest
 from processes import family, wait_until_gone
-from support.calls import die_answering, die_elsewhere, fail, hang_elsewhere, print_and_return, sleep_and_return
+from support.calls import (
+    TwoPartError,
+    die_answering,
+    die_elsewhere,
+    fail,
+    fail_in_two_parts,
+    hang_elsewhere,
+    print_and_return,
+    sleep_and_return,
+)
 
 from study.other_process import OtherProcess
 
@@ -32,6 +41,8 @@ def test_what_a_function_prints_is_no_answer(call, capfd):
 def test_error_of_a_function_is_raised_here(call):
     with pytest.raises(ValueError, match="no cat"):
         call(fail, "no cat")
+    with pytest.raises(TwoPartError, match="no dog"):
+        call(fail_in_two_parts)
     assert call(print_and_return, 3) == 3
 
 

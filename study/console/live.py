@@ -112,9 +112,10 @@ class Console:
         """Print the search space and its budget, and the CPUs and GPUs of a trial."""
         if space:
             fields = ", ".join(f"{field} {_describe_domain(domain)}" for field, domain in space.domains.items())
+            trials = f"{space.budget.trials} trial{'' if space.budget.trials == 1 else 's'}"
             limit = f" or {format_duration(space.budget.time_s)}" if space.budget.time_s else ""
             self._print(f"space    {space.name}: {fields}")
-            self._print(f"budget   {space.budget.trials} trials{limit}, pruner {space.pruner.name}")
+            self._print(f"budget   {trials}{limit}, pruner {space.pruner.name}")
         self._print(f"machine  {resources}")
         self._at_once = resources.concurrent
 

@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -285,7 +286,10 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
 def test_search_is_announced_with_space_budget_and_resources(space):
     console, output = pipe()
     console.on_resources(Allotment(2, 0.5, 3), space)
-    assert output.getvalue().splitlines() == [
+    console.on_resources(Allotment(2, 0.5, 3), replace(space, budget=Budget(1)))
+    *shown, again, budget, _ = output.getvalue().splitlines()
+    assert (again, budget) == (shown[0], "budget   1 trial, pruner asha")
+    assert shown == [
         "space    small: lr 1e-05 … 0.1 (log), unfreeze_depth 0 … 3, optimizer adam | sgd",
         "budget   9 trials or 1h00m, pruner asha",
         "machine  2 CPU cores and 0.5 GPU per trial, 3 at a time",

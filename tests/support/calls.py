@@ -45,6 +45,17 @@ def fail(reason):
     raise ValueError(reason)
 
 
+class TwoPartError(Exception):
+    """Error that cannot be unpickled, as those of some libraries."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def fail_in_two_parts():
+    raise TwoPartError("no", "dog")
+
+
 def sleep_and_return(seconds):
     time.sleep(seconds)
     return seconds
