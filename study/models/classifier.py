@@ -7,24 +7,28 @@ the suffix or shares the prefix's outputs.
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from study.errors import WeightsError
+from study.limits import free_memory_bytes
 from study.models.architectures import ARCHITECTURES, FLATTEN
 from study.models.cut import BLOCKS, Segment, trace
 from study.models.networks import block_ends, build_network, build_on_meta, last_layers, thin_functions
 from study.seeding import derive_seed
 
 StateDict = dict[str, Tensor]
+AHEAD_SHARE = 0.1
+"""Share of the free memory that the values of the next trial's network may take while the present one trains."""
 _TABLES = (dict, OrderedDict)
 
 
@@ -104,8 +108,8 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
         unfreeze_depth: number of trained blocks besides the head, 0 to 5.
         pretrained: weights from `load_pretrained`; layers of the head that they lack get torch's default values.
             Neither they nor their memory are written to, so it may be read-only, and it must not change afterwards:
-            the next network of the same weights shares its frozen tensors with this one. None to initialise the whole
-            network as its library does.
+            networks of the same weights may share their frozen tensors. None to initialise the whole network as its
+            library does.
         seed: seed of the initial values.
 
     Raises:
@@ -113,18 +117,15 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     """
     weights = None if pretrained is None else _Weights.of(pretrained)
     untrained = _untrained(model, classes, weights, None if weights else seed)
-    network, parts = untrained.take(seed)
+    copied = untrained.take(seed)
+    parts = copied.parts
     cut = BLOCKS - unfreeze_depth
     while unfreeze_depth == 0 and not any(True for _ in parts[cut].parameters()):
         cut += 1  # pooling has no weights, and its output is smaller
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
-    frozen = {id(tensor) for tensor in prefix.state_dict(keep_vars=True).values()}
-    with _one_thread():
-        for tensor in network.state_dict(keep_vars=True).values():
-            if id(tensor) not in frozen:
-                tensor.data = tensor.data.clone()
+    copied.separate(but=prefix)
     prefix.requires_grad_(False)
-    classifier = Classifier(model, network, prefix, suffix, untrained.digest, untrained.build_ahead)
+    classifier = Classifier(model, copied.network, prefix, suffix, untrained.digest, untrained.build_ahead)
     classifier.set_evaluation()
     return classifier
 
@@ -166,6 +167,24 @@ class _Weights:
         return cls(tuple((name, tensor.data_ptr()) for name, tensor in state.items()), state)
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of an untrained network, whose tensors share that network's values until they get their own."""
+
+    network: nn.Module
+    parts: list[nn.Module]
+    """The five blocks, and the parts of the head."""
+    shared: frozenset[int]
+    """Addresses of the shared values."""
+
+    def separate(self, but: nn.Module) -> None:
+        """Give each tensor that still shares its values a copy of them, except those of the module `but`."""
+        left_out = {id(tensor) for tensor in but.state_dict(keep_vars=True).values()}
+        for tensor in self.network.state_dict(keep_vars=True).values():
+            if id(tensor) not in left_out and tensor.data_ptr() in self.shared:
+                tensor.data = _clone(tensor.detach())
+
+
 class _Untrained:
     """Untrained networks of one model and the same weights, of which trials get copies. They stay on the CPU."""
 
@@ -173,34 +192,43 @@ class _Untrained:
         self._model, self._classes, self._weights = model, classes, weights
         self._networks: dict[int, nn.Module] = {}
         """By the seed of their new layers: the last two, for this trial and the next."""
-        self._copies: dict[int, tuple[nn.Module, list[nn.Module]]] = {}
+        self._copies: dict[int, _Copy] = {}
         """Copies that were made ahead, by seed."""
         self._cut: Callable[[nn.Module], list[nn.Module]] | None = None
+        self._digesting = Lock()
         self._digests: list[str] = []
         """Digests of the weights of the first 1, 2, … blocks, as far as they are known."""
 
-    def take(self, seed: int) -> tuple[nn.Module, list[nn.Module]]:
-        """Return a copy of the network of a seed, which shares its values, and the copy's parts."""
+    def take(self, seed: int) -> _Copy:
+        """Return a copy of the network of a seed; what was made ahead may have values of its own."""
         return self._copies.pop(seed, None) or self._copy(seed)
 
     def build_ahead(self, seed: int) -> None:
-        """Make the copy that `take` will return. Another thread may train meanwhile, once the first copy is taken."""
+        """Make the copy that `take` will return, with values of its own if there is memory to spare.
+
+        Another thread may train meanwhile, once the first copy is taken.
+        """
         if seed not in self._copies:
-            self._copies[seed] = self._copy(seed)
+            copied = self._copy(seed)
+            size = sum(tensor.nbytes for tensor in copied.network.state_dict().values())
+            if size <= AHEAD_SHARE * free_memory_bytes():
+                copied.separate(but=nn.Sequential())  # the next depth is not known
+            self._copies[seed] = copied
         self.digest(BLOCKS)
 
     def digest(self, blocks: int) -> str:
         """Return the digest of the weights of the first blocks: that of `digest_state` for them in an nn.Sequential."""
-        if blocks > len(self._digests):
-            assert self._cut, "a copy must have been taken"
-            digest, digests = hashlib.sha256(), []
-            for number, part in enumerate(self._cut(next(iter(self._networks.values())))[:BLOCKS]):
-                _feed(digest, part.state_dict(prefix=f"{number}."))
-                digests.append(_shorten(digest))
-            self._digests = digests
+        with self._digesting:  # one thread for all: a large network takes seconds
+            if blocks > len(self._digests):
+                assert self._cut, "a copy must have been taken"
+                digest, digests = hashlib.sha256(), []
+                for number, part in enumerate(self._cut(next(iter(self._networks.values())))[:BLOCKS]):
+                    _feed(digest, part.state_dict(prefix=f"{number}."))
+                    digests.append(_shorten(digest))
+                self._digests = digests
         return self._digests[blocks - 1] if blocks else _shorten(hashlib.sha256())
 
-    def _copy(self, seed: int) -> tuple[nn.Module, list[nn.Module]]:
+    def _copy(self, seed: int) -> _Copy:
         if seed not in self._networks:
             network = _build_untrained(self._model, self._classes, self._weights, seed)
             self._networks = {**dict([*self._networks.items()][-1:]), seed: network}
@@ -209,7 +237,8 @@ class _Untrained:
         if self._cut is None:  # tracing changes nn.Module itself for a moment, so no other thread may train then
             self._cut = _cutter(self._model, self._networks[seed])
         network = _copy_modules(self._networks[seed])
-        return network, self._cut(network)
+        shared = frozenset(tensor.data_ptr() for tensor in network.state_dict().values())
+        return _Copy(network, self._cut(network), shared)
 
 
 @lru_cache(maxsize=1)
@@ -296,18 +325,17 @@ class _Seeded(TorchDispatchMode):
         return func(*args, **given)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch copy in one thread: where other programs keep the cores busy, threads wait for each other.
+def _clone(tensor: Tensor) -> Tensor:
+    """Return a copy, made in one thread: where others keep the cores busy, torch's threads wait for each other.
 
-    Copying 10 MB of weights between two trials took up to 160 ms in two threads, and takes 3 ms in one.
+    Copying 10 MB of weights between two trials took up to 160 ms in two threads, and takes 3 ms in one. NumPy lets
+    other threads run meanwhile, and one that trains keeps its number of threads.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    copied = torch.empty_like(tensor)
+    if tensor.is_meta:  # a network without values
+        return copied
+    np.copyto(copied.numpy(), tensor.numpy())
+    return copied
 
 
 def digest_state(state: StateDict) -> str:

@@ -141,7 +141,8 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     checkpoint = None
     if inputs.checkpoints:
         checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
-    epochs = train(
+    Thread(target=_build_next, args=(classifier, plan, inputs), name="next network").start()
+    yield from train(
         classifier,
         plan.recipe,
         inputs.train,
@@ -153,10 +154,6 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         features=store,
         checkpoint=checkpoint,
     )
-    for result in epochs:
-        if result.epoch == 1:  # the next trial then begins at once
-            Thread(target=_build_next, args=(classifier, plan, inputs), name="next network").start()
-        yield result
     if checkpoint and plan.keeps_weights:
         checkpoint.save(plan.recipe.epochs, classifier)  # before the test, so that the tested weights are on disk
     if inputs.test is not None:

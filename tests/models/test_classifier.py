@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from support.weights import SMALL, SMALL_LAST, backbone, changed, copy_of, new_state, shapes, train_one_step
+from support.weights import (
+    SMALL,
+    SMALL_LAST,
+    CountCopies,
+    backbone,
+    changed,
+    copy_of,
+    new_state,
+    shapes,
+    train_one_step,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
@@ -166,16 +176,34 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
     assert changed(pretrained, small) == set()
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_networks_of_the_same_weights_share_frozen_tensors_only(ahead: bool, small: StateDict) -> None:
+@pytest.mark.parametrize(("ahead", "share"), [(False, 0.1), (True, 0.0), (True, 0.1)])
+def test_networks_of_the_same_weights_share_frozen_tensors_only(
+    ahead: bool, share: float, small: StateDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.models.classifier.AHEAD_SHARE", share)
     pretrained = backbone(SMALL, small)
     one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     if ahead:
         one.build_ahead(0)
     two = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
-    assert all(tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values())
+    shared = {tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values()}
+    assert shared == {not (ahead and share)}  # what was copied ahead, for any depth, shares nothing
     assert not any(tensor.data_ptr() in addresses for tensor in two.suffix.state_dict().values())
+
+
+@pytest.mark.parametrize(("ahead", "share", "copied"), [(False, 0.1, True), (True, 0.1, False), (True, 0.0, True)])
+def test_values_are_copied_ahead_if_there_is_memory(
+    ahead: bool, share: float, copied: bool, small: StateDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.models.classifier.AHEAD_SHARE", share)
+    pretrained = backbone(SMALL, small)
+    one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
+    if ahead:
+        one.build_ahead(0)
+    with CountCopies() as counter:
+        build(SMALL, classes=10, unfreeze_depth=5, pretrained=pretrained, seed=0)
+    assert (counter.copies > 0) == copied
 
 
 @pytest.mark.parametrize(

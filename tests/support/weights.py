@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 from study.models.architectures import ARCHITECTURES
@@ -55,3 +56,13 @@ def copy_of(state: StateDict) -> StateDict:
 def changed(before: StateDict, after: StateDict) -> set[str]:
     """Return the names of tensors of `before` that differ in `after`."""
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+class CountCopies(TorchDispatchMode):
+    """Count the tensors that are made for values of other tensors."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.copies += func.overloadpacket in (torch.ops.aten.empty_like, torch.ops.aten.clone)
+        return func(*args, **(kwargs or {}))

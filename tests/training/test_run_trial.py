@@ -3,11 +3,13 @@
 import dataclasses
 import pickle
 import re
+import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from support.weights import CountCopies
 
 from study.compute.gpu_cache import device_memory
 from study.config.plan import Plan
@@ -74,6 +76,21 @@ def test_building_the_next_network_meanwhile_changes_no_result(model, inputs, ma
             outcomes.append(([result.train_loss for result in epochs], test.loss))
     assert outcomes[:2] == outcomes[2:4] == outcomes[4:]
     assert outcomes[0] != outcomes[1]
+
+
+def test_next_network_is_ready_when_a_trial_stops_early(inputs, make_recipe):
+    state = build("resnet18", classes=3, unfreeze_depth=0, pretrained=None, seed=9).network.state_dict()
+    given = dataclasses.replace(inputs, pretrained={"resnet18": {name: value.numpy() for name, value in state.items()}})
+    trial = run_trial(Plan(0, "search", make_recipe(), 0), given)
+    next(trial), next(trial)  # the facts and the first epoch
+    for thread in threading.enumerate():
+        if thread.name == "next network":
+            thread.join()
+    trial.close()
+    weights = {name: torch.from_numpy(array) for name, array in given.pretrained["resnet18"].items()}
+    with CountCopies() as counter:
+        build("resnet18", classes=3, unfreeze_depth=5, pretrained=weights, seed=0)
+    assert counter.copies == 0
 
 
 def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
