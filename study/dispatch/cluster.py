@@ -41,6 +41,8 @@ TRIAL_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    # Take pages of 2 MB instead of 4 KB, where the kernel lets programs choose: 1 to 13 % more images/s in training.
+    "GLIBC_TUNABLES": ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.hugetlb=1"))),
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes CUDA's matrix products reproducible
     "PYTHONWARNINGS": "ignore",
 }

@@ -12,7 +12,14 @@ import pytest
 import ray
 from ray._private.utils import check_version_info
 
-from study.dispatch.cluster import Allotment, ray_session, share_resources, usable_cores
+from study.dispatch.cluster import (
+    PLAIN_ENVIRONMENT,
+    TRIAL_ENVIRONMENT,
+    Allotment,
+    ray_session,
+    share_resources,
+    usable_cores,
+)
 from study.errors import ConfigError, StudyError
 
 LOCAL_RAY = """
@@ -42,6 +49,22 @@ with ray_session(None, verbose=False):
         "telemetry": os.environ["RAY_USAGE_STATS_ENABLED"],
         "variable here and in a trial's process": [os.environ.get("MALLOC_ARENA_MAX"), ray.get(variable)],
     }))
+"""
+
+TRAINING = """
+from dataclasses import replace
+from support.images import make_images
+from study.compute.hardware import choose_hardware
+from study.config.load_toml import baseline_recipe
+from study.models.classifier import build, digest_state
+from study.training.loop import train
+
+recipe = replace(baseline_recipe("resnet18"), image_size=64, epochs=2)
+images = make_images(96, classes=2)
+classifier = build("resnet18", classes=2, unfreeze_depth=2, pretrained=None, seed=0)
+losses = [epoch.train_loss for epoch in
+          train(classifier, recipe, images, classes=2, seed=0, hardware=choose_hardware("auto"))]
+print(losses, digest_state(classifier.network.state_dict()))
 """
 
 
@@ -199,3 +222,22 @@ def test_quota_below_one_core_counts_as_one(monkeypatch):
 def test_whole_cores_are_left_to_ray(monkeypatch):
     monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 1.5)
     assert usable_cores() is None
+
+
+@pytest.mark.slow
+def test_environment_of_trials_changes_no_result():
+    """It lets glibc keep freed memory, and ask for large pages."""
+    command = [sys.executable, "-c", TRAINING]
+    common = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    plain, tuned = (
+        subprocess.run(command, env=common | made, capture_output=True, text=True, check=True).stdout
+        for made in (PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT)
+    )
+    assert plain == tuned != ""
+
+
+def test_tunables_of_the_user_are_kept():
+    code = "from study.dispatch.cluster import TRIAL_ENVIRONMENT; print(TRIAL_ENVIRONMENT['GLIBC_TUNABLES'])"
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.check=0"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout == "glibc.malloc.check=0:glibc.malloc.hugetlb=1\n"
