@@ -16,15 +16,14 @@ from study.config.resume_flags import check_places
 from study.dispatch.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, ray_session
 from study.environment import remarks
 from study.errors import without_credentials
-from study.tracking.client import ENVIRONMENT
 
 if TYPE_CHECKING:
     from study.results.record import Record
     from study.ticker import Screen, Ticker
     from study.tuning.finish_study import StudyResult
 
-LIBRARIES = ("torchvision", "mlflow")
-"""Libraries whose import takes seconds. None of them imports Ray, which is imported at the same time."""
+LIBRARY = "torchvision"
+"""Library that is loaded while Ray starts; it does not import Ray. MLflow is loaded while trials' processes start."""
 
 
 def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
@@ -73,7 +72,7 @@ def _has_ended(job: Job, record: "Record", ticker: "Ticker") -> bool:
 
 @contextlib.contextmanager
 def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
-    """Start or join Ray, and meanwhile load the other libraries: Ray waits for its processes for most of the time.
+    """Start or join Ray, and meanwhile load torch: Ray waits for its processes for most of the time.
 
     Raises:
         StudyError: a cheap check fails, or Ray does not start.
@@ -83,7 +82,7 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
         check_places(config)
     new = not config.mlruns.exists()
     make_writable(config.mlruns)
-    ticker.begin("starting Ray, and loading torch, Optuna and MLflow")
+    ticker.begin("starting Ray, and loading torch and Optuna")
     hush(verbose=config.verbose)
     loading = threading.Thread(target=_load, name="load")
     loading.start()
@@ -99,11 +98,8 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
 
 
 def _load() -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for library in LIBRARIES:
-        with contextlib.suppress(Exception):  # raised again by the module that needs it
-            import_module(library)
+    with contextlib.suppress(Exception):  # raised again by the module that needs it
+        import_module(LIBRARY)
 
 
 def hush(*, verbose: bool) -> None:
