@@ -305,6 +305,7 @@ def test_weights_file_that_hides_code_is_refused(run_here, image_folder, tmp_pat
     assert not list(tmp_path.glob("mlruns/studies/*"))
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_named(run_here, image_folder, tmp_path):
     broken = image_folder / "train" / "cat" / "0.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -315,6 +316,7 @@ def test_a_broken_image_is_named(run_here, image_folder, tmp_path):
     assert "--skip-broken" in way_out
 
 
+@pytest.mark.slow
 def test_silent_tracking_server_stops_the_study_before_it_begins(run_here, image_folder, tmp_path):
     uri = "http://127.0.0.1:9"  # the discard port: closed
     done = run_here(tmp_path, "--baseline", "resnet18", "--data", image_folder, "--tracking-uri", uri, *QUICK)
@@ -330,6 +332,7 @@ def test_a_directory_that_cannot_be_written_is_named(run_here, image_folder, tmp
     assert f"{tmp_path / 'mlruns'}: must be writable" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_network_and_no_images_names_every_way_round(run_here, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -339,6 +342,7 @@ def test_no_network_and_no_images_names_every_way_round(run_here, tmp_path, monk
         assert expected in done.stderr
 
 
+@pytest.mark.slow
 def test_no_network_and_no_weights_names_every_way_round(run_here, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

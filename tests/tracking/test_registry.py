@@ -70,6 +70,7 @@ def pixels(count):
     return torch.nn.functional.interpolate(squares, (32, 36)).to(torch.uint8)
 
 
+@pytest.mark.slow
 def test_data_set_of_other_classes_gets_another_name(store):
     registration, _ = register(store, study="two", uid="v" * 32, classes=["ant", "bee", "wasp"])
     assert registration.name.startswith(f"{NAME}-")
@@ -77,11 +78,13 @@ def test_data_set_of_other_classes_gets_another_name(store):
     assert (again.name, again.version) == (registration.name, "2")
 
 
+@pytest.mark.slow
 def test_other_images_of_equal_classes_get_another_name(store):
     elsewhere, _ = register(store, study="two", uid="v" * 32, source="/other/pets", data_fingerprint="e" * 16)
     assert elsewhere.name.startswith(f"{NAME}-")
 
 
+@pytest.mark.slow
 def test_moved_or_grown_data_set_keeps_its_name(store):
     moved, _ = register(store, study="two", uid="v" * 32, source="/other/pets")
     grown, _ = register(store, study="three", uid="w" * 32, data_fingerprint="e" * 16)
