@@ -141,7 +141,14 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
     checkpoint = None
     if inputs.checkpoints:
         checkpoint = open_checkpoint(inputs.checkpoints, inputs.study, plan)
-    Thread(target=_build_next, args=(classifier, plan, inputs), name="next network").start()
+    ahead = Thread(target=_build_next, args=(classifier, plan, inputs), name="next network")
+
+    def on_step(progress: Progress) -> None:
+        if watch:
+            watch(progress)
+        if ahead.ident is None:  # not before the first step, which would wait for Python's lock
+            ahead.start()
+
     yield from train(
         classifier,
         plan.recipe,
@@ -150,7 +157,7 @@ def run_trial(plan: Plan, inputs: Inputs, watch: Callable[[Progress], None] | No
         seed=plan.seed,
         hardware=hardware,
         validation=inputs.validation,
-        watch=watch,
+        watch=on_step,
         features=store,
         checkpoint=checkpoint,
     )

@@ -93,6 +93,19 @@ def test_next_network_is_ready_when_a_trial_stops_early(inputs, make_recipe):
     assert counter.copies == 0
 
 
+def test_next_network_does_not_hold_up_the_first_step(inputs, make_recipe):
+    running = []
+
+    def watch(_):
+        running.append("next network" in [thread.name for thread in threading.enumerate()])
+
+    recipe = make_recipe(batch_size=4)
+    for number in (0, 1):
+        [*run_trial(Plan(number, "search", recipe, 0), inputs, watch)]
+        assert not running[0]
+        running.clear()
+
+
 def test_run_trial_never_tests_without_a_test_set(inputs, make_recipe):
     sealed = dataclasses.replace(inputs, test=None)
     assert {Evaluation, OpensTest}.isdisjoint(
