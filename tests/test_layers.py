@@ -32,9 +32,9 @@ PACKAGES = {
         "stored_pixels", "rows", "images", "splits", "image_files", "layouts", "pixel_store", "decoding", "audit",
         "sources",
     ],
+    "networks": ["architectures", "cut", "libraries", "parts", "twins", "operations"],
     "models": [
-        "architectures", "cut", "networks", "classifier", "twins", "preprocessing", "pretrained", "operations",
-        "list_models", "saved_model",
+        "state_dict", "untrained", "classifier", "preprocessing", "pretrained", "list_models", "saved_model",
     ],
     "augmentation": ["augment", "mixing"],
     "compute": ["hardware", "depthwise", "gpu_cache", "feature_file", "feature_store", "features", "sharing"],
@@ -62,7 +62,7 @@ COMMANDS = ["run", "predict", "audit", "studies", "ui", "__main__"]
 ORDER = [*GROUND, *(f"{package}.{module}" for package in PACKAGES for module in PACKAGES[package]), *COMMANDS]
 ADAPTERS = {
     "torch": {
-        "data", "models", "augmentation", "compute", "training", "export", "report", "tracking", "dispatch",
+        "data", "networks", "models", "augmentation", "compute", "training", "export", "report", "tracking", "dispatch",
         "tuning", "bench", "api",
     },
     "mlflow": {"tracking", "bench"},

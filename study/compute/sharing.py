@@ -15,7 +15,7 @@ from study.compute.features import CHUNK
 from study.compute.gpu_cache import SHARE
 from study.config.catalogue import catalogue
 from study.limits import free_memory_bytes, make_processes_allowed
-from study.models.networks import build_on_meta
+from study.networks.libraries import build_on_meta
 
 GPU_SHARES = (4, 2)
 """Numbers of trials that may share a GPU, the largest first."""

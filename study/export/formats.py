@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.errors import ConfigError, StudyError
-from study.models.networks import preset
 from study.models.preprocessing import preprocessing, to_colours
 from study.models.saved_model import ModelCard, SavedModel
+from study.networks.libraries import preset
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 """Command that installs the packages for ONNX."""
@@ -165,7 +165,7 @@ def read_safetensors(file: Path, card: ModelCard) -> Callable[[Tensor], Tensor]:
     """Return the function of the library's own network with a file's weights."""
     from safetensors.torch import load_file
 
-    from study.models.networks import build_network
+    from study.networks.libraries import build_network
 
     network = build_network(card.recipe.model, len(card.classes))
     network.load_state_dict(load_file(file))

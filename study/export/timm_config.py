@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from study.config.catalogue import TIMM
-from study.models.networks import preset, timm_config
 from study.models.saved_model import ModelCard
+from study.networks.libraries import preset, timm_config
 
 ORIGIN = {"architecture", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "label_offset", "source", "tag", "url"}
 """Fields that tell where the pretrained weights came from; timm would load those, and not the exported ones."""

@@ -1,1 +1,1 @@
-"""Build networks that are cut in two, with pretrained weights."""
+"""Build classifiers that are cut in two, load pretrained weights, and keep trained ones."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from study.models.networks import preset
+from study.networks.libraries import preset
 
 
 def preprocessing(model: str, image_size: int, fit: str = "crop") -> Callable[[Tensor], Tensor]:

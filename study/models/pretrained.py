@@ -16,10 +16,11 @@ from torch import Tensor
 
 from study.config.catalogue import TIMM, catalogue
 from study.errors import WeightsError
-from study.models.architectures import ARCHITECTURES
-from study.models.classifier import StateDict, digest_state, head_layers
-from study.models.networks import AUXILIARY, build_on_meta, default_weights, last_layers, timm_config
-from study.models.twins import rename_twin, twin_of
+from study.models.state_dict import StateDict, digest_state
+from study.networks.architectures import ARCHITECTURES
+from study.networks.libraries import AUXILIARY, build_on_meta, default_weights, last_layers, timm_config
+from study.networks.parts import head_layers
+from study.networks.twins import rename_twin, twin_of
 
 DOWNLOAD_TIMEOUT_S = 30.0
 """Seconds without data after which a download fails; torch.hub itself would wait for ever."""

@@ -23,9 +23,9 @@ from study.config.validation import AtLeastOne, Count, Fraction, check_value, ch
 from study.errors import ConfigError, RecordError, unknown_name
 from study.files import new_directory
 from study.models.classifier import Classifier, build
-from study.models.networks import last_layers
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
+from study.networks.libraries import last_layers
 from study.results.metrics import accuracy, measure, nothing_learnt, score
 
 if TYPE_CHECKING:

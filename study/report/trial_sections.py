@@ -18,7 +18,7 @@ from study.config.plan import METRICS
 from study.config.recipe import Recipe
 from study.data.images import Dataset
 from study.formatting import format_value
-from study.models.operations import count_operations
+from study.networks.operations import count_operations
 from study.report.elements import Chart, Section, Table, draw_picture
 from study.results.metrics import add_up, class_scores, count_images, count_right, format_metric, largest_class
 from study.results.record import Record

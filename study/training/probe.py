@@ -24,7 +24,7 @@ from study.data.images import Images
 from study.data.splits import draw_held_out
 from study.errors import TrialError
 from study.models.classifier import Classifier
-from study.models.networks import last_layers
+from study.networks.libraries import last_layers
 from study.seeding import derive_seed
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))

@@ -20,7 +20,8 @@ from study.compute.hardware import Hardware, choose_hardware
 from study.config.plan import Plan
 from study.data.images import Images
 from study.errors import first_line
-from study.models.classifier import Classifier, StateDict, build
+from study.models.classifier import Classifier, build
+from study.models.state_dict import StateDict
 from study.results.metrics import EpochResult, Evaluation, Progress, accuracy
 from study.training import reference
 from study.training.checkpoint import Checkpoint

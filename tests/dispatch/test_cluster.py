@@ -56,7 +56,8 @@ from dataclasses import replace
 from support.images import make_images
 from study.compute.hardware import choose_hardware
 from study.config.load_toml import baseline_recipe
-from study.models.classifier import build, digest_state
+from study.models.classifier import build
+from study.models.state_dict import digest_state
 from study.training.loop import train
 
 recipe = replace(baseline_recipe("resnet18"), image_size=64, epochs=2)

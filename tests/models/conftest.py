@@ -5,7 +5,7 @@ import torch
 from support.weights import SMALL, new_state
 from torch import Tensor
 
-from study.models.classifier import StateDict
+from study.models.state_dict import StateDict
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 from study.config.recipe import DEPTHS
-from study.models.architectures import ARCHITECTURES
-from study.models.classifier import StateDict, build, digest_state
-from study.models.networks import build_network, last_layers
+from study.models.classifier import build
+from study.models.state_dict import StateDict, digest_state
+from study.networks.architectures import ARCHITECTURES
+from study.networks.libraries import build_network, last_layers
 from study.seeding import derive_seed
 
 ONE_OF_EACH = ("vgg11_bn", "resnet18", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")
@@ -180,7 +181,7 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
 def test_networks_of_the_same_weights_share_frozen_tensors_only(
     ahead: bool, share: float, small: StateDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.models.classifier.AHEAD_SHARE", share)
+    monkeypatch.setattr("study.models.untrained.AHEAD_SHARE", share)
     pretrained = backbone(SMALL, small)
     one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     if ahead:
@@ -196,7 +197,7 @@ def test_networks_of_the_same_weights_share_frozen_tensors_only(
 def test_values_are_copied_ahead_if_there_is_memory(
     ahead: bool, share: float, copied: bool, small: StateDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.models.classifier.AHEAD_SHARE", share)
+    monkeypatch.setattr("study.models.untrained.AHEAD_SHARE", share)
     pretrained = backbone(SMALL, small)
     one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     if ahead:

@@ -11,7 +11,7 @@ from torchvision.models import get_model_weights, list_models
 from study.config.catalogue import catalogue, known_models
 from study.errors import ConfigError
 from study.models.list_models import find_models, format_families, format_models, local_weights
-from study.models.operations import count_operations
+from study.networks.operations import count_operations
 
 
 def test_catalogue_holds_every_classifier_of_torchvision():

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
 from study.errors import WeightsError
-from study.models.classifier import StateDict, build
-from study.models.networks import build_network
+from study.models.classifier import build
 from study.models.preprocessing import preprocessing
 from study.models.pretrained import load_pretrained
+from study.models.state_dict import StateDict
+from study.networks.libraries import build_network
 
 
 def save(state: object, path: Path) -> str:

@@ -25,8 +25,9 @@ from study.config.recipe import Recipe
 from study.data.images import Dataset, Images
 from study.data.sources import load_dataset
 from study.errors import TrialError
-from study.models.classifier import Classifier, StateDict, build
+from study.models.classifier import Classifier, build
 from study.models.pretrained import load_pretrained
+from study.models.state_dict import StateDict
 from study.results.metrics import Evaluation, Progress
 from study.training.loop import evaluate, move_to_device, summarise, train
 from study.training.probe import compute_features, fit_probe

@@ -23,8 +23,8 @@ from torchvision import models as torchvision_models
 from torchvision.models import get_model_builder, list_models
 
 from study.errors import WeightsError
-from study.models.classifier import parts_of
-from study.models.networks import build_on_meta, default_weights, preset, timm_config
+from study.networks.libraries import build_on_meta, default_weights, preset, timm_config
+from study.networks.parts import parts_of
 
 FIELDS = ("name", "family", "parameters", "operations", "size", "step", "smallest", "tags", "problem")
 STEPS = (1, 2, 4, 8, 14, 16, 32, 64)

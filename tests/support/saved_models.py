@@ -7,8 +7,8 @@ import torch
 from study.config.load_toml import load_baseline
 from study.config.recipe import Recipe
 from study.models.classifier import Classifier, build
-from study.models.networks import last_layers
 from study.models.saved_model import ModelCard, SavedModel, load_model, save_model
+from study.networks.libraries import last_layers
 
 CLASSES = ["cat", "dog", "eel"]
 

@@ -6,8 +6,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
-from study.models.architectures import ARCHITECTURES
-from study.models.classifier import Classifier, StateDict
+from study.models.classifier import Classifier
+from study.models.state_dict import StateDict
+from study.networks.architectures import ARCHITECTURES
 
 SMALL = "mobilenet_v3_small"
 SMALL_LAST = ("classifier.3.weight", "classifier.3.bias")

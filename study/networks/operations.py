@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from study.models.classifier import parts_of
-from study.models.cut import BLOCKS
-from study.models.networks import build_on_meta
+from study.networks.cut import BLOCKS
+from study.networks.libraries import build_on_meta
+from study.networks.parts import parts_of
 
 
 def count_operations(model: str, *, image_size: int, unfreeze_depth: int, classes: int) -> tuple[int, int]:

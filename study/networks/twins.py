@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from study.config.catalogue import TIMM
-from study.models.networks import build_on_meta, last_layers
+from study.networks.libraries import build_on_meta, last_layers
 
 TWINS: Mapping[str, str] = {
     "convnext_small": "timm/convnext_small",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from study.config.catalogue import catalogue
 from study.errors import WeightsError
 from study.models.classifier import Classifier, build
-from study.models.cut import Segment, trace
-from study.models.networks import thin_functions
+from study.networks.cut import Segment, trace
+from study.networks.libraries import thin_functions
 
 FAST = ("timm/resnet10t", "timm/test_vit", "timm/test_efficientnet")
 NETWORKS = (

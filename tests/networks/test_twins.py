@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from study.config.catalogue import catalogue
 from study.errors import WeightsError
-from study.models.classifier import StateDict, build
-from study.models.networks import build_network
+from study.models.classifier import build
 from study.models.pretrained import load_pretrained
-from study.models.twins import TWINS
+from study.models.state_dict import StateDict
+from study.networks.libraries import build_network
+from study.networks.twins import TWINS
 
 SAME_NAMES = ("resnet18", "timm/resnet18")
 FAST = (SAME_NAMES, ("mobilenet_v2", "timm/mobilenetv2_100"))

@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 
 from study.config.catalogue import TIMM
 from study.errors import WeightsError
-from study.models.architectures import ARCHITECTURES
-from study.models.cut import BEFORE, BLOCKS
+from study.networks.architectures import ARCHITECTURES
+from study.networks.cut import BEFORE, BLOCKS
 
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},

@@ -1,0 +1,1 @@
+"""Build torchvision's and timm's networks, and cut them into blocks."""
