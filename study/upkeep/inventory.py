@@ -9,9 +9,11 @@ from study.api.handle import state_of
 from study.config.paths import list_journals
 from study.errors import StudyError
 from study.formatting import format_bytes, format_duration, format_table
-from study.results.metrics import format_metric
+from study.results.metrics import NAMES, format_metric
 from study.results.record import Record
+from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
+from study.verdict.screen import rank_probes
 from study.verdict.verdict import stored_verdict
 
 
@@ -21,12 +23,13 @@ class Entry:
 
     name: str
     kind: str
-    """search, baseline or as-written; "" if the record cannot be read."""
+    """search, probe, baseline or as-written; "" if the record cannot be read."""
     data: str
     state: str
     """complete, failed, running, interrupted, or why the record cannot be read."""
     best: str
-    """The metric of a search's best trial on the validation images; "" if there is none."""
+    """The metric of a search's best trial, or of the best probe, on the validation images, with its name unless it is
+    accuracy; "" if there is none."""
     test: str
     """Mean test accuracy of the recipe that a search answers with, or test accuracy of each model of a baseline; "" if
     there is none."""
@@ -83,17 +86,25 @@ def size_of(directory: Path) -> int:
 
 
 def _results(record: Record) -> tuple[str, str]:
-    trials = record.trials()
-    if not record.space:
+    design, trials = record.manifest.design, record.trials()
+    if not design.validates:
         tested = [f"{trial.plan.recipe.model} {trial.test.accuracy:.2%}" for trial in trials if trial.test]
         return "", ", ".join(tested)
-    metric = record.manifest.design.metric
-    winner = find_winner(record) if trials else None
-    value = winner.metrics.get(metric) if winner else None
+    if design.stage == "probe":
+        return _show(design.metric, next(iter(rank_probes(trials)), None)), ""
+    best, test = _show(design.metric, find_winner(record) if trials else None), ""
     verdict = stored_verdict(record)
-    best, test = "" if value is None else format_metric(metric, value), ""
     if verdict and verdict.decision == "better" and verdict.comparison:
         test = f"winner {verdict.comparison.winner.mean:.2%}"
     elif verdict and verdict.baseline:
         test = f"baseline {verdict.baseline.mean:.2%}"
     return best, test
+
+
+def _show(metric: str, trial: TrialRecord | None) -> str:
+    """Return a trial's metric on the validation images, with its name unless it is accuracy; "" without a result."""
+    value = trial.metrics.get(metric) if trial else None
+    if value is None:
+        return ""
+    shown = format_metric(metric, value)
+    return shown if metric == "accuracy" else f"{NAMES[metric]} {shown}"
