@@ -51,7 +51,7 @@ def _audit(options: argparse.Namespace) -> int:
             skip_broken=options.skip_broken,
             watch=WorkScreen(ticker),
         )
-    print(audit)
+    print(audit.describe())
     return 0
 
 

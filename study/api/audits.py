@@ -18,7 +18,7 @@ IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class DataAudit:
-    """What an audit of a data set found; as text, it is what `python -m study.audit` prints."""
+    """What an audit of a data set found; as text, it says what `python -m study.audit` prints, in words of Python."""
 
     data: str
     """Name of the data set."""
@@ -34,8 +34,8 @@ class DataAudit:
         """A sentence for each fault that makes results doubtful."""
         return [in_python(warning) for warning in self.audit.warnings()]
 
-    def __str__(self) -> str:
-        """Return all findings as lines."""
+    def describe(self) -> str:
+        """Return all findings as lines, in the words of a command."""
         width, height = self.size
         lines = [f"data     {self.data}: read at {width}×{height} px"]
         lines += [f"{name:<8} {text}" for name, text in self.found]
@@ -46,7 +46,7 @@ class DataAudit:
 
     def __repr__(self) -> str:
         """Return all findings as lines, with keyword arguments in the place of flags."""
-        return in_python(str(self))
+        return in_python(self.describe())
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -1,5 +1,6 @@
 """A study as a Python object: run in a program with an event loop, interrupted, resumed, and asked for its results."""
 
+import html
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from support.saved_models import make_saved
 
 import study
 from study.api.predictions import predict_pictures
+from study.audit import main as audit_command
 from study.config.plan import Design
 from study.config.search_space import Categorical
 from study.errors import ConfigError, DataError
@@ -204,6 +206,18 @@ def test_audit_data_finds_leaks_and_names_the_keyword(image_folder):
     assert len(audit.audit.leaks) == 8
     assert "8 test images of 8 are also among the training images" in repr(audit)
     assert audit.warnings[0].endswith("leaks='drop' leaves the copies out of training")
+
+
+def test_printed_audit_names_keywords_in_the_place_of_flags(image_folder):
+    audit = study.audit_data(image_folder)
+    for shown in (str(audit), repr(audit), html.unescape(audit._repr_html_())):
+        assert "leaks='drop' leaves the copies out of training" in shown
+        assert "--" not in shown
+
+
+def test_audit_command_names_flags(image_folder, capsys):
+    assert audit_command([str(image_folder)]) == 0
+    assert "--leaks drop leaves the copies out of training" in capsys.readouterr().out
 
 
 def test_predict_gives_pictures_the_answers_of_their_files(tmp_path):
