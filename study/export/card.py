@@ -4,10 +4,13 @@ The form: https://huggingface.co/docs/hub/model-cards. All figures come from the
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
+from study.errors import WeightsError
+from study.models.pretrained import ENDINGS, find_file
 from study.models.saved_model import ModelCard
-from study.results.metrics import count_images, count_right, largest_class
+from study.results.metrics import NAMES, count_images, count_right, format_metric, largest_class
 from study.results.record import Record
 from study.verdict.statistics import accuracy_interval
 from study.verdict.verdict import stored_verdict
@@ -26,13 +29,19 @@ def write_card(card: ModelCard, record: Record, format_name: str, description: d
     images = count_images(card.confusion)
     low, high = accuracy_interval(count_right(card.confusion), images)
     library = "onnx" if format_name == "onnx" else "pytorch"
-    metric = {"type": "accuracy", "value": round(card.test_accuracy, 6)}
+    metrics: list[dict[str, Any]] = [{"type": "accuracy", "value": round(card.test_accuracy, 6)}]
+    decided = []
+    if card.metric != "accuracy" and card.test_value is not None:
+        name = NAMES[card.metric]
+        metrics.append({"type": card.metric, "name": name, "value": round(card.test_value, 6)})
+        shown = format_metric(card.metric, card.test_value)
+        decided = [f"- Test {name}, the metric that decided the study: {shown}."]
     dataset = {"name": card.data, "type": "image-folder", "args": {"fingerprint": card.data_fingerprint}}
     index = [
         {
             "name": f"{card.study} {card.recipe.model}",
             "results": [
-                {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]},
+                {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics},
             ],
         }
     ]
@@ -54,6 +63,7 @@ def write_card(card: ModelCard, record: Record, format_name: str, description: d
             "## Result", "",
             f"- Test accuracy: {card.test_accuracy:.2%} of {images:,} images (95 % interval {low:.2%} to {high:.2%},"
             f" Wilson; it covers test images, not seeds). Always answering the largest class would give {share:.2%}.",
+            *decided,
             f"- {_verdict(record)}",
             *([f"- **It has learnt nothing**: {card.nothing_learnt}."] if card.nothing_learnt else []),
             "", "## Use", "",
@@ -102,6 +112,21 @@ def _audit(card: ModelCard, record: Record) -> list[str]:
 
 
 def _weights(card: ModelCard) -> str:
+    """Return what the training started from, without the place of a user's files."""
     if card.weights == "none":
         return "random weights, not from pretrained ones."
-    return f"the weights '{card.weights.rpartition('/')[2]}'; their licence and limits apply."
+    if card.weights == "imagenet":
+        return "the weights 'imagenet'; their licence and limits apply."
+    file = _weights_file(Path(card.weights), card.recipe.model)
+    held = f", in the file '{file.name}'" if file else ""
+    return f"weights of the user's own{held}; their licence and limits apply."
+
+
+def _weights_file(given: Path, model: str) -> Path | None:
+    """Return the file given with --weights, or found in its directory; None if that is gone."""
+    try:
+        if given.is_dir():
+            return find_file(given, model)
+        return given if given.is_file() or given.suffix in ENDINGS else None
+    except (WeightsError, OSError):
+        return None

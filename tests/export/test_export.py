@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.manifests import make_manifest
-from support.saved_models import CLASSES, make_saved
+from support.saved_models import CLASSES, make_card, make_saved
 from torchvision.models import get_model
 
 from study.export.__main__ import main
+from study.export.card import write_card
 from study.export.formats import FORMATS, compare, frame, write_checked
 from study.models.preprocessing import preprocessing
 from study.results.record import Record
@@ -146,6 +147,55 @@ def test_export_writes_a_card_with_result_leaks_and_limits(study):
     for text in ("83.33% of 12 images (95 % interval 55.20% to 95.30%", "No verdict", "2 test images have a copy",
                  "d" * 16, "## Limits", "random weights"):  # fmt: skip
         assert text in body
+
+
+def card_of(study, **changes):
+    return write_card(make_card(**changes), Record.read(study), "onnx", {"input": "images", "output": "logits"})
+
+
+def metrics_of(card):
+    (line,) = (line for line in card.splitlines() if line.startswith("model-index: "))
+    return json.loads(line.removeprefix("model-index: "))[0]["results"][0]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "value", "shown"),
+    [
+        ("balanced_accuracy", "balanced accuracy", 0.666667, "66.67%"),
+        ("macro_f1", "macro F1", 0.62963, "62.96%"),
+        ("log_loss", "log loss", 0.25, "0.2500"),
+    ],
+)
+def test_card_has_the_metric_that_decided_the_study(study, metric, name, value, shown):
+    card = card_of(study, metric=metric, test_loss=0.25, confusion=[[4, 0, 0], [0, 4, 0], [1, 0, 0]])
+    accuracy = {"type": "accuracy", "value": 0.888889}
+    assert metrics_of(card) == [accuracy, {"type": metric, "name": name, "value": value}]
+    assert f"- Test {name}, the metric that decided the study: {shown}." in card
+
+
+def test_card_leaves_out_a_log_loss_not_known(study):
+    assert [metric["type"] for metric in metrics_of(card_of(study, metric="log_loss"))] == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("weights", "weights of the user's own, in the file 'mobilenet_v3_small.pth';"),
+        ("weights/mobilenet_v3_small.pth", "weights of the user's own, in the file 'mobilenet_v3_small.pth';"),
+        ("gone/ours.safetensors", "weights of the user's own, in the file 'ours.safetensors';"),
+        ("gone", "weights of the user's own;"),
+    ],
+)
+def test_card_names_given_weights_without_their_place(study, tmp_path, given, named):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "mobilenet_v3_small.pth").touch()
+    card = card_of(study, weights=str(tmp_path / given))
+    assert f"It began from {named}" in card
+    assert str(tmp_path) not in card
+
+
+def test_card_keeps_the_word_for_imagenet_weights(study):
+    assert "It began from the weights 'imagenet';" in card_of(study, weights="imagenet")
 
 
 @pytest.mark.parametrize(
