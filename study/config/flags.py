@@ -6,7 +6,7 @@ Knows no torch, Ray, Optuna or MLflow, and starts nothing.
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from study.command_line import Parser
 from study.config.catalogue import catalogue
-from study.config.load_toml import BudgetTable, load_baseline, load_space
+from study.config.load_toml import BudgetTable, load_baseline, load_space, set_by_user
 from study.config.paths import absolute, cache_directory, list_journals
 from study.config.plan import AUTO_PRIOR, METRICS, NO_PRIOR, Repeats, StudyConfig
 from study.config.recipe import AUTO, FITS, Recipe
@@ -294,16 +294,12 @@ def fill_in(options: argparse.Namespace) -> None:
 
 
 def _fill_in_demo(options: argparse.Namespace) -> None:
-    """Set the flags that --demo abbreviates; a resumed study keeps its models and its number of trials."""
+    """Set the flags that --demo abbreviates; a resumed study keeps its models."""
     for key, value in DEMO.items():
         if getattr(options, key) is None:
             setattr(options, key, value)
-    if options.resume:
-        return
-    if options.baseline == []:
+    if options.baseline == [] and not options.resume:
         options.baseline = DEMO_MODELS
-    if options.search and options.trials is None:
-        options.trials = DEMO_TRIALS
 
 
 def configure(options: argparse.Namespace, name: str) -> StudyConfig:
@@ -352,8 +348,13 @@ def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in ("epochs", "image_size", "fit") if getattr(options, key) is not None}
 
 
-def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+def change_recipe(options: argparse.Namespace, recipe: Recipe, kept: Collection[str] = ()) -> Recipe:
     """Return `recipe` with the fields that flags set.
+
+    Args:
+        options: the flags.
+        recipe: any recipe.
+        kept: fields that --demo does not change.
 
     Raises:
         ConfigError: flags break their rules; the message lists all of them.
@@ -361,7 +362,8 @@ def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
     demo: dict[str, Any] = {**DEMO_RECIPE} if options.demo else {}
     if demo and options.search:
         demo["epochs"] = DEMO_EPOCHS
-    if demo and not catalogue()[recipe.model].allows(demo["image_size"]):
+    demo = {field: value for field, value in demo.items() if field not in kept}
+    if "image_size" in demo and not catalogue()[recipe.model].allows(demo["image_size"]):
         demo["image_size"] = AUTO
     if options.as_written:  # the assignment's own code always augments
         demo["augmentation"] = recipe.augmentation
@@ -372,6 +374,8 @@ def change_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
 def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
     """Load a search space, and apply the flags to its base recipe, budget and pruner.
 
+    --demo changes what a shipped space sets, but nothing that the user's own file sets.
+
     Raises:
         ConfigError: the space does not exist or breaks a rule, or a flag sets a field that the space searches.
     """
@@ -381,9 +385,11 @@ def read_space(name: str, options: argparse.Namespace) -> SearchSpace:
             raise ConfigError(f"{_spell(field)}: must be left out, since search space {space.name} searches {field}.")
     with _as_flags(name="pruner"):
         pruner = replace(space.pruner, name=options.pruner or space.pruner.name)
-    base = change_recipe(options, space.base)
+    own = set_by_user(name) if options.demo else frozenset()
+    base = change_recipe(options, space.base, own)
     own_sizes = space.own_sizes and base.image_size == space.base.image_size
-    return replace(space, own_sizes=own_sizes, base=base, budget=change_budget(options, space.budget), pruner=pruner)
+    budget = replace(space.budget, trials=DEMO_TRIALS) if options.demo and "trials" not in own else space.budget
+    return replace(space, own_sizes=own_sizes, base=base, budget=change_budget(options, budget), pruner=pruner)
 
 
 def change_budget(options: argparse.Namespace, budget: Budget) -> Budget:

@@ -183,7 +183,7 @@ def load_space(name: str) -> SearchSpace:
     Raises:
         ConfigError: the space does not exist or breaks rules. The message lists each with file, key and rule.
     """
-    shipped = {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.name not in NO_SPACES}
+    shipped = _shipped_spaces()
     file = shipped.get(name, absolute(name))
     if not name:
         raise ConfigError("--search: must not be empty.")
@@ -199,6 +199,21 @@ def load_space(name: str) -> SearchSpace:
         space = SearchSpace(file.stem, file, read.space, base, budget, read.pruner, read.resources, own)
         gather({model: partial(space.recipe, {"model": model}) for model in space.models if "model" in space.domains})
         return space
+
+
+def set_by_user(name: str) -> frozenset[str]:
+    """Return the fields of the recipe, and "trials" and "time", that a checked space's own file fixes.
+
+    A shipped space has none: the user has set nothing there.
+    """
+    if name in _shipped_spaces():
+        return frozenset()
+    table = _read(absolute(name))
+    return frozenset({*table.get("fixed", {}), *table.get("budget", {})})
+
+
+def _shipped_spaces() -> dict[str, Path]:
+    return {file.stem: file for file in search_spaces_directory().glob("*.toml") if file.name not in NO_SPACES}
 
 
 def _with_model(table: dict[str, Any]) -> dict[str, Any]:

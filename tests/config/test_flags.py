@@ -185,9 +185,22 @@ def test_demo_changes_nothing_that_a_flag_sets():
     assert change_recipe(options, baseline_recipe("vgg16")).image_size == 64
 
 
-def test_demo_search_is_short_unless_resumed():
-    assert filled("--search", "resnet18", "--demo").trials == 9
-    assert filled("--search", "resnet18", "--demo", "--resume", "one").trials is None
+def test_demo_shortens_a_shipped_search_unless_told_otherwise():
+    assert read_space("resnet18", filled("--search", "resnet18", "--demo")).budget.trials == 9
+    assert read_space("resnet18", filled("--search", "resnet18", "--demo", "--trials", "4")).budget.trials == 4
+
+
+def test_demo_changes_nothing_that_an_own_space_sets(tmp_path):
+    file = tmp_path / "own.toml"
+    start = 'model = "resnet18"\n[space]\nlr = { type = "float", low = 1e-5, high = 1e-2, log = true }\n'
+    file.write_text(f"{start}[fixed]\nepochs = 1\n[budget]\ntrials = 2\n")
+    space = read_space(str(file), filled("--search", str(file), "--demo"))
+    assert (space.budget.trials, space.base.epochs) == (2, 1)
+    assert (space.base.image_size, space.base.augmentation) == (32, "none")
+    file.write_text(f'{start}[fixed]\nimage_size = 64\naugmentation = "flip"\n')
+    space = read_space(str(file), filled("--search", str(file), "--demo"))
+    assert (space.budget.trials, space.base.epochs) == (9, 3)
+    assert (space.base.image_size, space.base.augmentation) == (64, "flip")
 
 
 def test_demo_search_trains_every_recipe_for_three_epochs():
