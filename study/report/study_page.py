@@ -1,7 +1,7 @@
 """Build the report of one study: the main result, test results, search results, images, trials, time and commands.
 
-This module computes no statistics. `report_tested.py` and `report_search.py` build the sections on tested trials and on
-the search.
+This module computes no statistics. `trial_sections.py` and `search_sections.py` build the sections on tested trials and
+on the search.
 """
 
 import shlex
@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from study.config.load_toml import baseline_recipe
 from study.config.manifest import Manifest
 from study.config.paths import search_spaces_directory
-from study.config.plan import NO_PRIOR
+from study.config.plan import NO_PRIOR, Design
 from study.config.recipe import Recipe, shown_fields
 from study.data.images import Dataset
 from study.formatting import format_value
@@ -203,8 +204,7 @@ def run_command(record: Record) -> str:
     Flags that do not determine the results are left out: those for hardware, cluster, cache, name and directories.
     """
     manifest, space = record.manifest, record.space
-    design = manifest.design
-    recipe = design.recipes[0]
+    design, found = manifest.design, manifest.found
     flags: dict[str, object] = {
         "data": manifest.source,
         "fraction": manifest.fraction,
@@ -212,23 +212,19 @@ def run_command(record: Record) -> str:
         "seed": manifest.seed,
         "precision": manifest.precision,
     }
-    # A flag sets a field in both the baseline recipe and the space's base. If these differ, no flag was given.
-    if manifest.found.test_fraction is not None:
-        flags["test-fraction"] = manifest.found.test_fraction
-    if recipe.fit != "crop":
-        flags["fit"] = recipe.fit
-    for name in ("epochs", "image_size")[design.stage == "probe" :]:
-        value = getattr(recipe, name)
-        if space is None or (name not in space.domains and getattr(space.base, name) == value):
-            flags[name.replace("_", "-")] = value
+    if found.test_fraction is not None:
+        flags["test-fraction"] = found.test_fraction
+    if found.leaks != "keep":
+        flags["leaks"] = found.leaks
+    flags |= _recipe_flags(design)
+    if design.metric != "accuracy":
+        flags["metric"] = design.metric
     if space:
         shipped = search_spaces_directory() / f"{space.name}.toml" == Path(space.file)
         earlier = dict.fromkeys(proposal.study for proposal in design.proposals)
         what = ["--search", space.name if shipped else str(space.file), "--prior", *(earlier or [NO_PRIOR])]
         flags |= {"trials": space.budget.trials, "pruner": space.pruner.name, "repeats": design.repeats}
         flags["rerank"] = design.rerank
-        if design.metric != "accuracy":
-            flags["metric"] = design.metric
         if space.budget.time_s is not None:
             flags["time-budget"] = f"{space.budget.time_s:.0f}s"
     else:
@@ -237,7 +233,8 @@ def run_command(record: Record) -> str:
             *design.models,
             *(["--as-written"] if design.stage == "as-written" else []),
         ]
-    what += ["--skip-broken"] if manifest.found.skip_broken else []
+    what += ["--demo"] if _is_demo(design) else []
+    what += ["--skip-broken"] if found.skip_broken else []
     lines = [shlex.join(["python", "-m", "study.run", *what])]
     for part in (shlex.join([f"--{name}", str(value)]) for name, value in flags.items()):
         if len(lines[-1]) + len(part) < COMMAND_WIDTH:
@@ -245,3 +242,28 @@ def run_command(record: Record) -> str:
         else:
             lines.append(f"    {part}")
     return " \\\n".join(lines)
+
+
+def _recipe_flags(design: Design) -> dict[str, object]:
+    """Return the flags that change every recipe of a design, and their values."""
+    flags: dict[str, object] = {}
+    recipe, space = design.recipes[0], design.space
+    if recipe.fit != "crop":
+        flags["fit"] = recipe.fit
+    for name in ("epochs", "image_size")[design.stage == "probe" :]:
+        value = getattr(recipe, name)
+        same = all(getattr(other, name) == value for other in design.recipes)  # if not, each has its model's own
+        # A flag sets a field in both the baseline's recipe and the space's base. If these differ, no flag was given.
+        if same and (space is None or (name not in space.domains and getattr(space.base, name) == value)):
+            flags[name.replace("_", "-")] = value
+    return flags
+
+
+def _is_demo(design: Design) -> bool:
+    """Return whether recipes have values that no flag but --demo gives them."""
+    usual = [baseline_recipe(recipe.model) for recipe in design.recipes]
+    pairs = [*zip(design.recipes, usual, strict=True)]
+    if design.stage != "probe":  # a probe augments no image
+        return any(recipe.augmentation != other.augmentation for recipe, other in pairs)
+    sizes = {recipe.image_size for recipe in design.recipes}
+    return len(sizes) > 1 and any(recipe.image_size != other.image_size for recipe, other in pairs)

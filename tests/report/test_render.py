@@ -4,6 +4,7 @@ import html
 import re
 import shlex
 import urllib.request
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from support.manifests import make_manifest as make_pets_manifest
 from support.manifests import make_space
 
+from study.api.planning import plan_baseline, plan_probe, plan_searches
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
 from study.config.manifest import Found
@@ -416,6 +418,42 @@ def test_command_of_a_search_runs_the_same_study(tmp_path, make_recipe):
     assert options.prior == ["pets-1", "pets-2"]
     assert read_space("resnet18", options) == space
     record.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--baseline --demo --fraction 0.3 --epochs 1",
+        "--baseline resnet18 timm/tf_efficientnet_lite1 --data digits --weights none",
+        "--baseline resnet18 timm/tf_efficientnet_lite1 --demo",
+        "--baseline vgg16 --as-written --demo",
+        "--probe resnet18 timm/tf_efficientnet_lite1 --data digits --weights none --metric balanced_accuracy",
+        "--probe resnet18 timm/vit_tiny_patch16_224 --demo",
+        "--probe resnet18 --data digits --weights none --image-size 64 --leaks drop",
+        "--search resnet18 --demo --fraction 0.3 --leaks drop",
+        "--search resnet18 --data digits --weights none --epochs 3 --metric log_loss --fit pad",
+    ],
+)
+def test_shown_command_plans_the_same_study_again(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def plan(words):
+        options = build_parser().parse_args(words)
+        fill_in(options)
+        if options.search:
+            return plan_searches(options)[0]
+        return plan_probe(options) if options.probe is not None else plan_baseline(options)
+
+    first = plan([*arguments.split(), "--prior", "none"] if "--search" in arguments else arguments.split())
+    config = first.config
+    dropped = 0 if config.leaks == "drop" else None
+    told = {"source": config.data, "fraction": config.fraction, "weights": config.weights}
+    manifest = make_manifest(first.design, found=Found(leaks_dropped=dropped), **told)
+    with closing(Record.create(tmp_path / "one", manifest)) as record:
+        command = run_command(record)
+    again = plan(shlex.split(command.replace("\\\n", ""))[3:])
+    assert again.design == first.design
+    assert replace(again.config, name=config.name) == config
 
 
 def test_command_names_the_file_of_an_own_space(tmp_path, make_recipe):
