@@ -6,14 +6,14 @@ Exit codes: 0 done, 2 usage or configuration, 1 any other failure, 130 interrupt
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from study.api.planning import Job, plan_baseline, plan_probe, plan_resumption, plan_searches
 from study.api.session import run_job
 from study.command_line import overview
-from study.config.flags import build_parser, fill_in
+from study.config.flags import build_parser, fill_in, moved_places
 from study.config.paths import find_study
 from study.exit_codes import run_command, run_program
 
@@ -32,7 +32,7 @@ def _run_options(options: argparse.Namespace) -> int:
     if options.models is not None:
         return _list_models(options.models)
     if options.reproduce:
-        return _reproduce(options.reproduce)
+        return _reproduce(options.reproduce, moved_places(options))
     if options.resume:
         return _run([plan_resumption(options, _shown)])
     if options.probe is not None:
@@ -65,14 +65,14 @@ def _list_models(pattern: str) -> int:
     return 0
 
 
-def _reproduce(name: str) -> int:
+def _reproduce(name: str, places: Mapping[str, str]) -> int:
     study, _, which = name.partition("/")
     directory = find_study(study, Path("mlruns").absolute(), needs="model*")
     warnings.filterwarnings("ignore")
     from study.tuning.reproduce import describe, reproduce
 
     reproduction = reproduce(
-        directory, lambda epoch: print(f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}", flush=True), which
+        directory, lambda epoch: print(f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}", flush=True), which, places
     )
     print("\n".join(describe(reproduction)))
     return 0 if reproduction.agrees else 1

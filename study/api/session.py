@@ -79,7 +79,7 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
     """
     config, environment = job.config, PLAIN_ENVIRONMENT if job.design.stage == "as-written" else TRIAL_ENVIRONMENT
     if job.record:
-        check_places(config)
+        check_places(config.data, config.weights)
     new = not config.mlruns.exists()
     make_writable(config.mlruns)
     ticker.begin("starting Ray, and loading torch and Optuna")

@@ -47,6 +47,8 @@ DEFAULT_PRIOR = AUTO_PRIOR
 
 COMMANDS = ("baseline", "search", "probe", "resume", "reproduce", "models")
 """Flags of which one says what to do."""
+PLACES = {"data": "source", "data_dir": "data_dir", "weights": "weights"}
+"""Flags for places that may have moved since a study began, and the names under which a study keeps them."""
 NEEDS = {
     **dict.fromkeys(("trials", "time_budget", "pruner", "repeats", "rerank", "prior"), ("search",)),
     "metric": ("search", "probe"),
@@ -273,9 +275,11 @@ def fill_in(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: no command is given, or the command cannot use a flag.
     """
-    for command in ("models", "reproduce"):
-        if getattr(options, command) is not None and (others := [flag for flag in _given(options) if flag != command]):
-            raise ConfigError(f"--{command}: takes no other flags, but got {', '.join(map(_spell, others))}.")
+    for command, allowed in (("models", ()), ("reproduce", PLACES)):
+        others = [flag for flag in _given(options) if flag not in (command, *allowed)]
+        if getattr(options, command) is not None and others:
+            known = f" than {', '.join(map(_spell, allowed))}" if allowed else ""
+            raise ConfigError(f"--{command}: takes no other flags{known}, but got {', '.join(map(_spell, others))}.")
     if options.resume and options.name:
         raise ConfigError(f"--name: must be left out with --resume, which names the study, but got {options.name!r}.")
     given = [name for name in COMMANDS if getattr(options, name) not in (None, False)]
@@ -341,6 +345,19 @@ def configure(options: argparse.Namespace, name: str) -> StudyConfig:
         made = gather(parts)
         config: StudyConfig = made[""]
     return replace(config, data=made["data"], weights=made["weights"])
+
+
+def moved_places(options: argparse.Namespace) -> dict[str, str]:
+    """Return the new places that flags give for what a study used, by the names under which it keeps them.
+
+    Raises:
+        ConfigError: there is nothing at a place; the message lists all of them.
+    """
+    readers = {"data": images_of, "data_dir": lambda place: str(absolute(place)), "weights": _weights}
+    given = {flag: getattr(options, flag) for flag in PLACES if getattr(options, flag) is not None}
+    with _as_flags():
+        found = gather({flag: partial(readers[flag], place) for flag, place in given.items()})
+    return {PLACES[flag]: place for flag, place in found.items()}
 
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:

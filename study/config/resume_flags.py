@@ -85,13 +85,17 @@ def check_flags(options: Namespace, manifest: Manifest, given: Mapping[str, Any]
             _check_same(flag, " ".join(manifest.design.models), " ".join(dict.fromkeys(given_models)))
 
 
-def check_places(config: StudyConfig) -> None:
-    """Check that the images and the weights of a resumed study are where they were.
+def check_places(data: str, weights: str) -> None:
+    """Check that the images and the weights of a study are where they were.
+
+    Args:
+        data: name or place of the images.
+        weights: name or place of the weights.
 
     Raises:
         ConfigError: a folder or a file is missing.
     """
-    for flag, what, place in (("--data", "images", config.data), ("--weights", "weights", config.weights)):
+    for flag, what, place in (("--data", "images", data), ("--weights", "weights", weights)):
         if Path(place).is_absolute() and not Path(place).exists():
             raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
 

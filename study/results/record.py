@@ -40,6 +40,8 @@ COPY = "copy_uid"
 """Key of the id that a copy of a study has in MLflow, so that its runs are not those of the original."""
 MODELS = "models"
 """Key of the models that a search still considers after their probes."""
+PLACES = "places"
+"""Key of the places of images and weights that were moved since the study began, by the manifest's fields."""
 SPENT = "spent_s"
 """Key of the seconds that the study has run, at the last recorded moment."""
 
@@ -141,7 +143,8 @@ class Record:
             self._storage = JournalStorage(self._journal)
             self._begun_as = optuna.get_all_study_names(self._storage)[0]
             self._trials = optuna.load_study(study_name=self._begun_as, storage=self._storage)
-            self.manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
+            manifest = Manifest.from_dict(self._trials.user_attrs["manifest"])
+            self.manifest = replace(manifest, **(self.noted(PLACES) or {}))
             self._stages = {
                 stage: optuna.load_study(study_name=f"{self._begun_as} {stage}", storage=self._storage)
                 for stage in _stages(self.manifest)
@@ -256,6 +259,15 @@ class Record:
         if budget != self._space.budget:
             self.note("budget", asdict(budget))
             self._space = replace(self._space, budget=budget)
+
+    def set_places(self, **places: str) -> None:
+        """Note where the manifest's `source`, `data_dir` and `weights` lie from now on."""
+        moved: dict[str, Any] = {
+            field: place for field, place in places.items() if place != getattr(self.manifest, field)
+        }
+        if moved:
+            self.note(PLACES, {**(self.noted(PLACES) or {}), **moved})
+            self.manifest = replace(self.manifest, **moved)
 
     def keep_models(self, models: Sequence[str]) -> None:
         """Search only these models from now on: those that their probes did not show to be hopeless."""

@@ -175,6 +175,7 @@ def prepare(
         manifest = replace(manifest, weights_digests={model: weights.digest for model, weights in pretrained.items()})
         if record:
             _check_same(record, manifest, dataset)
+            record.set_places(source=manifest.source, data_dir=manifest.data_dir, weights=manifest.weights)
         # This creates a local database, so it comes after every check for missing data and weights.
         observer.on_stage("opening MLflow's store")
         client = connect(store_uri(config), verbose=config.verbose)

@@ -4,15 +4,17 @@ Neither the weights that were kept nor the study's record are read.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from study.compute.hardware import choose_hardware
 from study.config.plan import Plan
+from study.config.resume_flags import check_places
 from study.data.images import Dataset
 from study.dispatch.cluster import TRIAL_ENVIRONMENT
 from study.errors import RecordError
@@ -62,20 +64,24 @@ class Reproduction:
         )
 
 
-def reproduce(study: Path, watch: Callable[[EpochResult], None], which: str = "") -> Reproduction:
+def reproduce(
+    study: Path, watch: Callable[[EpochResult], None], which: str = "", places: Mapping[str, Any] | None = None
+) -> Reproduction:
     """Train the kept model of a study again, and test it.
 
     Args:
         study: directory of the study.
         watch: called with each epoch's result.
         which: which of the study's models, as `find_model` takes it.
+        places: where the card's `source`, `data_dir` and `weights` lie now, if they were moved.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or its images or weights are not where they were.
         RecordError: the model card cannot be read, or images or weights have changed.
         StudyError: images or weights cannot be read, or the training fails.
     """
-    card = ModelCard.read(find_model(study, which) / CARD_FILE)
+    card = replace(ModelCard.read(find_model(study, which) / CARD_FILE), **(places or {}))
+    check_places(card.source, card.weights)
     dataset = load_images(card)
     if not dataset.has_fingerprint(card.data_fingerprint):
         _check_same("data_fingerprint", card.data_fingerprint, dataset.fingerprint)

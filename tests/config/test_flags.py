@@ -11,6 +11,7 @@ from study.config.flags import (
     configure,
     count_candidates,
     fill_in,
+    moved_places,
     read_prior,
     read_space,
 )
@@ -127,7 +128,10 @@ def test_configure_names_a_missing_weights_file(tmp_path):
     [
         (["--models", "--seed", "0"], "--models: takes no other flags, but got --seed."),
         (["--models", "--resume", "one"], "--models: takes no other flags, but got --resume."),
-        (["--reproduce", "one", "--demo", "--data", "x"], "--reproduce: takes no other flags, but got --data, --demo."),
+        (
+            ["--reproduce", "one", "--demo", "--data", "x"],
+            "--reproduce: takes no other flags than --data, --data-dir, --weights, but got --demo.",
+        ),
         (["--baseline", "--as-written", "--precision", "bf16"], "--precision: must be fp32 or auto with"),
         (["--baseline", "--as-written", "--fit", "pad"], "--fit: must be crop with --as-written, but got 'pad'"),
         (["--baseline", "--metric", "macro_f1"], "--metric: needs --search."),
@@ -164,6 +168,17 @@ def test_budget_flags_are_named_in_every_mistake():
 def test_budget_flags_leave_the_rest_of_the_budget():
     assert change_budget(parse("--trials", "3"), Budget(20, 60.0)) == Budget(3, 60.0)
     assert change_budget(parse("--time-budget", "30m"), Budget(20, 60.0)) == Budget(20, 1800.0)
+
+
+def test_moved_places_are_absolute_and_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    assert moved_places(parse("--reproduce", "one")) == {}
+    given = moved_places(parse("--reproduce", "one", "--data", "pets", "--weights", "pets", "--data-dir", "there"))
+    assert given == {name: str(tmp_path / place) for name, place in
+                     (("source", "pets"), ("weights", "pets"), ("data_dir", "there"))}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--data: .*'no'.*\n--weights: .*'none here'"):
+        moved_places(parse("--reproduce", "one", "--data", "no", "--weights", "none here"))
 
 
 def filled(*arguments):

@@ -1,5 +1,6 @@
 """Resume a study whose verdict was cut off: it is finished, rebuilt or refused, and nothing is ever unpickled."""
 
+import json
 import os
 import pickle
 import re
@@ -145,6 +146,8 @@ def test_study_goes_on_after_all_of_it_has_moved(room, finished, tmp_path):
     assert "must hold the study's images, but is missing. If moved, add --data" in lost.stderr
     assert done.returncode == 0, done.stderr
     assert results(room, "renamed") == results(finished)
+    card = json.loads((room / "mlruns" / "studies" / "renamed" / "model" / "model.json").read_text())
+    assert card["source"] == str(room / "my pets")
     client = open_store(room.rename(tmp_path / "moved again"))  # MLflow keeps stores by URI, here a relative one
     parent, _ = runs_of(client, "renamed")
     assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]

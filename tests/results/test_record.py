@@ -534,6 +534,19 @@ def test_a_changed_budget_is_kept(make_search):
     again.close()
 
 
+def test_moved_places_are_kept_and_nothing_else_changes(make_search):
+    record = make_search(trials=2)
+    manifest = record.manifest
+    record.set_places(source=manifest.source, data_dir=manifest.data_dir, weights=manifest.weights)
+    assert record.noted("places") is None
+    record.set_places(source="/there")
+    again = reopen(record)
+    again.set_places(source="/there", weights="/weights")
+    last = reopen(again)
+    assert last.manifest == replace(manifest, source="/there", weights="/weights")
+    last.close()
+
+
 @pytest.mark.parametrize("kept", range(0, 90, 7))
 def test_search_that_was_cut_anywhere_continues_unchanged(make_search, kept):
     """Cut after any line of the journal, or within one, a resumed search ends like one that was never stopped."""

@@ -87,6 +87,13 @@ def test_reproduce_refuses_other_images_and_weights(study, changes, message):
         reproduce(changed(study, **changes), nobody)
 
 
+def test_reproduce_finds_moved_images_at_their_new_place(study, image_folder, tmp_path):
+    moved = image_folder.rename(tmp_path / "pets elsewhere")
+    with pytest.raises(ConfigError, match=r"must hold the study's images, but is missing\. If moved, add --data"):
+        reproduce(study.directory, nobody)
+    assert reproduce(study.directory, nobody, places={"source": str(moved)}).test == study.test
+
+
 def test_reproduce_names_the_missing_model_card(tmp_path):
     with pytest.raises(ConfigError, match="must keep a model, but keeps none"):
         reproduce(tmp_path, nobody)
