@@ -4,7 +4,8 @@ This module runs no study.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -42,13 +43,60 @@ def build_sampler(seed: int) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True, constant_liar=True)
 
 
+TRIES = 20
+"""How often a proposal is drawn until it repeats no earlier one; in a small space all recipes may have been tried."""
+
+
+class DistinctSampler(optuna.samplers.BaseSampler):
+    """Draw proposals with samplers of further seeds until one repeats no earlier trial, nor thus its result."""
+
+    def __init__(
+        self,
+        build: Callable[[int], optuna.samplers.BaseSampler],
+        seed: int,
+        distributions: Mapping[str, BaseDistribution],
+    ) -> None:
+        """Draw values of `distributions` with samplers that `build` makes from `seed` and the numbers after it."""
+        self._build, self._seed = build, seed
+        self._distributions = {name: drawn for name, drawn in distributions.items() if not drawn.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return all fields: they are drawn together, so that they can be compared with those of other trials."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw a value for each field, as `study.ask` would with the sampler that is built."""
+        earlier = [
+            {name: other.params.get(name) for name in search_space} for other in study.get_trials(deepcopy=False)
+        ]
+        for attempt in range(TRIES):
+            sampler = self._build(self._seed + attempt)
+            known = sampler.infer_relative_search_space(study, trial)
+            drawn = sampler.sample_relative(study, trial, known)
+            for name, distribution in search_space.items():
+                if name not in drawn:
+                    drawn[name] = sampler.sample_independent(study, trial, name, distribution)
+            proposal = {name: drawn[name] for name in search_space}
+            if proposal not in earlier:
+                break
+        return proposal
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one value, of a field that is fixed or was not asked for."""
+        return self._build(self._seed).sample_independent(study, trial, param_name, param_distribution)
+
+
 def propose(
     study: optuna.Study,
     space: SearchSpace,
     seed: int,
     build: Callable[[int], optuna.samplers.BaseSampler] = build_sampler,
 ) -> optuna.Trial:
-    """Ask for the next trial of a search.
+    """Ask for the next trial of a search, which repeats no earlier one unless the space is as good as exhausted.
 
     Failed trials count as worse than every trial that has a score, or the sampler, which ignores them, would go on
     proposing recipes that diverge. It therefore sees a copy of the study in which they are pruned without a score: TPE
@@ -61,7 +109,7 @@ def propose(
         build: function that makes the sampler from its seed.
     """
     distributions = build_distributions(space)
-    study.sampler = build(seed)
+    study.sampler = DistinctSampler(build, seed, distributions)
     trials = study.get_trials(deepcopy=False)
     if any(trial.state is TrialState.FAIL for trial in trials):
         seen = optuna.create_study(direction=study.direction, sampler=study.sampler)

@@ -319,7 +319,9 @@ class Record:
         if number >= self._space.budget.trials:
             return None
         with self.step():
-            trial = propose(self._trials, self._space, derive_seed(self.manifest.seed, "sampler", number))
+            # After earlier studies of the same seed, other recipes than theirs are drawn.
+            purpose = " ".join(["sampler", *dict.fromkeys(earlier.study for earlier in self.manifest.design.proposals)])
+            trial = propose(self._trials, self._space, derive_seed(self.manifest.seed, purpose, number))
             recipe = self._space.recipe(trial.params)
             for key, value in (("stage", "search"), ("recipe", recipe.to_dict()), ("seed", self.manifest.seed)):
                 trial.set_user_attr(key, value)
