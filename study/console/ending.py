@@ -54,7 +54,7 @@ def _findings(findings: Findings, record: Record) -> Iterator[RenderableType]:
     """Yield what probes, tested trials and a search have shown, and which trials have failed."""
     if probes := probe_rows(record):
         yield probe_table(probes, record.manifest.design.metric)
-        yield probe_sentence(probes)
+        yield probe_sentence(probes, record.manifest.design.metric)
     if findings.rows:
         yield baseline_table(findings.rows)
         if statement := faster(findings.rows):

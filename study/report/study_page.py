@@ -72,9 +72,10 @@ def _probes(record: Record) -> Section | None:
     if not rows:
         return None
     text = (
-        f"{probe_sentence(rows)} Each probe is a logistic regression on the features before the network's last layer,"
-        " without fine-tuning. The intervals cover images only. Each probe's penalty was chosen on the same images, so"
-        " its accuracy is a little too good. Images/s are those of prediction, preprocessing included."
+        f"{probe_sentence(rows, design.metric)} Each probe is a logistic regression on the features before the"
+        " network's last layer, without fine-tuning. The intervals cover images only. Each probe's penalty was chosen"
+        " on the same images, so its accuracy is a little too good. Images/s are those of prediction, preprocessing"
+        " included."
     )
     note = HOPELESS_NOTE if any(row.hopeless for row in rows) else ""
     cells = [probe_cells(row, design.metric) for row in rows]

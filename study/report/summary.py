@@ -49,7 +49,7 @@ def answer(record: Record) -> str:
         nothing_to_judge = record.noted("importances") is not None and find_winner(record) is None
         return sentence(verdict) if verdict or nothing_to_judge else "No verdict yet: the study has not finished."
     if record.manifest.design.stage == "probe":
-        return probe_sentence(probe_rows(record))
+        return probe_sentence(probe_rows(record), record.manifest.design.metric)
     rows = compare(record.trials(), record.manifest.classes)
     if not rows:
         return "No trial was tested."

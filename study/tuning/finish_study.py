@@ -147,7 +147,7 @@ def conclude(findings: Findings, record: Record, tracker: Tracker, dataset: Data
 def _parent_run(findings: Findings, record: Record, call: Call) -> _ParentRun:
     if record.manifest.design.stage == "probe":
         probes = probe_rows(record)
-        return _ParentRun(bool(probes), probe_sentence(probes), {})
+        return _ParentRun(bool(probes), probe_sentence(probes, record.manifest.design.metric), {})
     if not record.space:
         rows = findings.rows
         return _ParentRun(bool(rows), faster(rows) or "", call(comparison_files, rows))

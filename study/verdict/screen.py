@@ -85,6 +85,8 @@ class ProbeRow:
     """Images that the whole network classifies in a second, on the probe's device."""
     hopeless: bool
     """Whether a search would not fine-tune the model."""
+    nothing_learnt: str | None = None
+    """Why the probe has learnt nothing; None if it has learnt something."""
 
 
 def probe_rows(record: Record) -> list[ProbeRow]:
@@ -104,18 +106,24 @@ def probe_rows(record: Record) -> list[ProbeRow]:
                 parameters=trial.facts["parameters"],
                 predict_images_per_s=trial.facts["predict_images_per_s"],
                 hopeless=is_hopeless(trial, ranked[0], design.metric),
+                nothing_learnt=trial.nothing_learnt(record.manifest),
             )
         )
     return rows
 
 
-def probe_sentence(rows: Sequence[ProbeRow]) -> str:
-    """Return the result of probes in a sentence or two."""
+def probe_sentence(rows: Sequence[ProbeRow], metric: str) -> str:
+    """Return the result of probes in a sentence or two; `metric` is what ranks them."""
     if not rows:
         return "No probe is complete."
     best, *others = rows
+    if best.nothing_learnt:
+        return f"No probe has learnt anything: in that of {best.model}, the first, {best.nothing_learnt}."
+    reached = (
+        "" if metric == "accuracy" else f"has a {NAMES[metric]} of {format_metric(metric, best.metrics[metric])}, and "
+    )
     found = (
-        f"{best.model} has the most useful features: a linear classifier of them is right on"
+        f"{best.model} has the most useful features: a linear classifier of them {reached}is right on"
         f" {best.metrics['accuracy']:.2%} of the validation images (95 % interval {best.low:.1%} to {best.high:.1%})."
     )
     close = [row.model for row in others if row.high >= best.low]
@@ -129,13 +137,15 @@ PROBE_COLUMNS = ("model", "accuracy", "interval", "time", "parameters", "images/
 def probe_cells(row: ProbeRow, metric: str) -> tuple[str, ...]:
     """Return a row's values for people, in the order of PROBE_COLUMNS; another metric stands below the accuracy."""
     other = [] if metric == "accuracy" else [f"{NAMES[metric]} {format_metric(metric, row.metrics[metric])}"]
+    nothing = ["learnt nothing"] if row.nothing_learnt else []
+    speed = row.predict_images_per_s
     return (
         f"{row.model}{' *' if row.hopeless else ''}",
-        "\n".join([f"{row.metrics['accuracy']:.2%}", *other]),
+        "\n".join([f"{row.metrics['accuracy']:.2%}", *other, *nothing]),
         f"{100 * row.low:.1f} to {100 * row.high:.1f} %",
         format_duration(row.seconds),
         f"{row.parameters / 1e6:.1f} M",
-        format_value(row.predict_images_per_s),
+        f"{speed:,.0f}" if speed >= 100 else format_value(speed),
     )
 
 

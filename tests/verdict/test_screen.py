@@ -15,6 +15,7 @@ from study.verdict.screen import (
     first_proposals,
     plan_first_trials,
     plan_screens,
+    probe_cells,
     probe_rows,
     probe_sentence,
     promising_models,
@@ -80,10 +81,33 @@ def test_kept_models_are_read_again_from_the_record(record):
 
 def test_probe_sentence_names_what_is_not_shown_to_be_worse(record):
     run_probes(record, 90, 89, 50, 40)
-    assert probe_sentence(probe_rows(record)) == (
+    assert probe_sentence(probe_rows(record), "accuracy") == (
         "resnet18 has the most useful features: a linear classifier of them is right on 90.00% of the validation images"
         " (95 % interval 82.6% to 94.5%). Not shown to be worse: mobilenet_v3_small."
     )
+
+
+def test_probe_sentence_names_the_metric_that_ranks(record):
+    run_probes(record, 90, 89, 50, 40)
+    assert probe_sentence(probe_rows(record), "balanced_accuracy").startswith(
+        "resnet18 has the most useful features: a linear classifier of them has a balanced accuracy of "
+    )
+
+
+def test_probes_that_guess_are_said_to_have_learnt_nothing(record):
+    run_probes(record, 50, 50, 40, 40)
+    rows = probe_rows(record)
+    assert probe_sentence(rows, "accuracy").startswith("No probe has learnt anything: in that of resnet18, the first, ")
+    assert all(probe_cells(row, "accuracy")[1].endswith("\nlearnt nothing") for row in rows)
+
+
+def test_probe_cells_show_whole_images_per_second(record):
+    run_probes(record, 90, 89, 50, 40)
+    row = probe_rows(record)[0]
+    shown = [
+        probe_cells(dataclasses.replace(row, predict_images_per_s=speed), "accuracy")[-1] for speed in (2391.3, 12.34)
+    ]
+    assert shown == ["2,391", "12.3"]
 
 
 SPACE = make_space(
