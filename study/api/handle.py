@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from study.api.keywords import ResumeOptions, read_options, worded_for_python
 from study.api.planning import plan_resumption
 from study.api.running import run_here
+from study.config.recipe import shown_fields
 from study.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
@@ -56,11 +57,18 @@ class Study:
         return best.plan.recipe if best else None
 
     def trials_dataframe(self) -> "pd.DataFrame":
-        """Return a row for each trial, refits included: stage, state, metrics in [0, 1], recipe, seed, seconds."""
+        """Return a row for each trial, refits included: stage, state, metrics, recipe, seed, seconds.
+
+        Metrics are in [0, 1], except a log loss. The recipe has the fields that are searched, or in use in any trial.
+        """
         import pandas as pd
 
+        record = self._record()
+        trials = record.all_trials()
+        searched = record.space.domains if record.space else {}
+        fields = shown_fields((trial.plan.recipe for trial in trials), searched)
         rows = []
-        for trial in self._record().all_trials():
+        for trial in trials:
             validation = trial.epochs[-1].val_metrics if trial.epochs else {}
             rows.append(
                 {
@@ -70,7 +78,7 @@ class Study:
                     **{f"val_{name}": value for name, value in validation.items()},
                     **{f"test_{name}": value for name, value in (trial.test.metrics if trial.test else {}).items()},
                     "seed": trial.plan.seed,
-                    **trial.plan.recipe.to_dict(),
+                    **{field: getattr(trial.plan.recipe, field) for field in fields},
                     "epochs_run": len(trial.epochs),
                     "seconds": trial.seconds,
                     "reason": trial.reason,

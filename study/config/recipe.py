@@ -149,7 +149,7 @@ OFF = {
 """Fields that switch something on, each with the value that leaves it off."""
 
 
-def shown_fields(recipes: Iterable[Recipe]) -> list[str]:
-    """Return the names of the fields that a table of these recipes shows, in the order of their definition."""
-    shown = set().union(*(recipe.to_dict() for recipe in recipes))
+def shown_fields(recipes: Iterable[Recipe], searched: Iterable[str] = ()) -> list[str]:
+    """Return the fields that a table of these recipes shows, in their order: the searched ones, and all in use."""
+    shown = {*searched}.union(*(recipe.to_dict() for recipe in recipes))
     return [field.name for field in dataclasses.fields(Recipe) if field.name in shown]

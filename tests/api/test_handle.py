@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +22,8 @@ from support.saved_models import make_saved
 import study
 from study.api.predictions import predict_pictures
 from study.audit import main as audit_command
-from study.config.plan import Design
-from study.config.search_space import Categorical
+from study.config.plan import Design, Plan
+from study.config.search_space import Categorical, Float
 from study.errors import ConfigError, DataError
 from study.results.record import Record
 
@@ -158,6 +159,16 @@ def screened(tmp_path):
     run_probes(record, 80, 90)
     record.close()
     return study.load(record.directory)
+
+
+def test_dataframe_has_searched_fields_where_they_are_off(tmp_path):
+    space = make_space(domains={"mixup": Categorical((0.0, 0.4)), "lr": Float(1e-5, 1.0)})
+    record = Record.create(tmp_path / "one", make_manifest(space=space))
+    record.add([Plan(None, "search", replace(space.base, mixup=mixup), 0) for mixup in (0.0, 0.4)])
+    record.close()
+    rows = study.load(record.directory).trials_dataframe()
+    assert [*rows.mixup] == [0.0, 0.4]
+    assert "cutmix" not in rows
 
 
 def test_ranking_has_the_best_probe_first(screened):
