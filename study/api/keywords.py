@@ -165,8 +165,8 @@ def worded_for_python() -> Iterator[None]:
 def in_python(text: str) -> str:
     """Return a message with the words of a Python caller in the place of flags and commands."""
     text = re.sub(r"python -m study\.run --resume (\S+)", r"study.load('\1').resume()", text)
+    text = text.replace("or --resume it", "or resume it with study.load(…).resume()")  # before a name is looked for
     text = re.sub(r"--resume ([A-Za-z0-9][\w.-]*)", r"study.load('\1').resume()", text)
-    text = text.replace("or --resume it", "or resume it with study.load(…).resume()")
     text = text.replace("--no-cache", "cache_gb=0")
     text = re.sub(r"--(leaks|weights|data) (drop|none|imagenet|digits)\b", r"\1='\2'", text)
     return _known_flags().sub(lambda flag: flag[1].replace("-", "_") + ("=" if flag["value"] else ""), text)

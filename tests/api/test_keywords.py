@@ -95,6 +95,10 @@ def test_all_wrong_keywords_are_named_at_once():
         ("continue: python -m study.run --resume one-2", "continue: study.load('one-2').resume()"),
         ("mlflow ui --backend-store-uri x", "mlflow ui --backend-store-uri x"),
         ("--no-cache", "cache_gb=0"),
+        (
+            "Choose another --name, or --resume it.",
+            "Choose another name, or resume it with study.load(…).resume().",
+        ),
     ],
 )
 def test_messages_use_the_words_of_python(said, meant):
