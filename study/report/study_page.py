@@ -78,7 +78,7 @@ def _probes(record: Record) -> Section | None:
         " included."
     )
     note = HOPELESS_NOTE if any(row.hopeless for row in rows) else ""
-    cells = [probe_cells(row, design.metric) for row in rows]
+    cells = [[cell.replace("\n", ", ") for cell in probe_cells(row, design.metric)] for row in rows]
     return Section("Linear probes", text, [Table(PROBE_COLUMNS, cells, caption=note)])
 
 

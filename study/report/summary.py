@@ -101,7 +101,7 @@ def _summarise_probes(record: Record) -> Summary:
     rows = probe_rows(record)
     drawn = [
         Interval(
-            row.model,
+            row.model.rpartition("/")[2],  # the end tells models apart
             100 * row.metrics["accuracy"],
             100 * row.low,
             100 * row.high,
@@ -111,10 +111,11 @@ def _summarise_probes(record: Record) -> Summary:
         for index, row in enumerate(rows)
     ]
     label = "validation accuracy of a linear probe (%), with its 95 % interval for new images"
+    nothing = "No probe has learnt anything" if rows and rows[0].nothing_learnt else ""
     return Summary(
         record.name,
         question,
-        f"Most useful features: {rows[0].model}" if rows else "",
+        nothing or (f"Most useful features: {rows[0].model}" if rows else ""),
         answer(record),
         drawing=draw_intervals(drawn, label) if drawn else None,
         warnings=_warnings(record, None),

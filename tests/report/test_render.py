@@ -14,12 +14,13 @@ import optuna
 import pytest
 from support.manifests import make_manifest as make_pets_manifest
 from support.manifests import make_space
+from support.probes import run_probes
 
 from study.api.planning import plan_baseline, plan_probe, plan_searches
 from study.config.flags import build_parser, configure, fill_in, read_space, recipe_changes
 from study.config.load_toml import load_space
 from study.config.manifest import Found
-from study.config.plan import Design, Plan, Proposal
+from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Pruner, Resources, SearchSpace
 from study.data.images import Dataset, fingerprint
 from study.data.sources import find_images, load_dataset
@@ -533,6 +534,24 @@ def comparison(*records):
     from study.report.compare_studies import compare_studies
 
     return compare_studies(records)
+
+
+@pytest.mark.parametrize(
+    ("right", "headline", "cell"),
+    [
+        ((80, 90), "Most useful features: vgg11", "90.00%, balanced accuracy 90.00%"),
+        ((50, 40), "No probe has learnt anything", "50.00%, balanced accuracy 50.00%, learnt nothing"),
+    ],
+)
+def test_report_of_probes_ranks_and_draws_them(right, headline, cell, tmp_path, make_recipe):
+    recipes = tuple(probe_recipe(make_recipe(model=model)) for model in ("resnet18", "vgg11"))
+    design = Design("probe", recipes, metric="balanced_accuracy")
+    with closing(Record.create(tmp_path / "studies" / "one", make_manifest(design))) as record:
+        run_probes(record, *right)
+        page = render([(record, None)])
+    assert re.search(r"<h1[^>]*>([^<]*)</h1>", page)[1] == headline
+    assert f">{cell}</td>" in page
+    assert page.count('aria-label="validation accuracy of a linear probe') == 1
 
 
 def test_several_studies_are_compared_before_each_is_told(make_record, dataset):

@@ -2,7 +2,7 @@
 
 from study.results.metrics import EpochResult
 from study.results.record import Record
-from study.verdict.screen import plan_screens
+from study.verdict.screen import plan_first_trials, plan_screens
 
 FACTS = {"parameters": 11_000_000, "predict_images_per_s": 76.0, "device": "CPU", "precision": "fp32"}
 
@@ -12,7 +12,7 @@ def run_probes(record: Record, *right: int | None) -> None:
 
     Half of the images are of each of two classes, so a probe with 50 or fewer has learnt nothing.
     """
-    record.add(plan_screens(record.manifest.design, seed=0))
+    record.add(plan_screens(record.manifest.design, seed=0) or plan_first_trials(record))
     for count in right:
         plan = record.next_trial()
         assert plan
