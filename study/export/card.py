@@ -29,27 +29,15 @@ def write_card(card: ModelCard, record: Record, format_name: str, description: d
     images = count_images(card.confusion)
     low, high = accuracy_interval(count_right(card.confusion), images)
     library = "onnx" if format_name == "onnx" else "pytorch"
-    metrics: list[dict[str, Any]] = [{"type": "accuracy", "value": round(card.test_accuracy, 6)}]
     decided = []
     if card.metric != "accuracy" and card.test_value is not None:
-        name = NAMES[card.metric]
-        metrics.append({"type": card.metric, "name": name, "value": round(card.test_value, 6)})
         shown = format_metric(card.metric, card.test_value)
-        decided = [f"- Test {name}, the metric that decided the study: {shown}."]
-    dataset = {"name": card.data, "type": "image-folder", "args": {"fingerprint": card.data_fingerprint}}
-    index = [
-        {
-            "name": f"{card.study} {card.recipe.model}",
-            "results": [
-                {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics},
-            ],
-        }
-    ]
+        decided = [f"- Test {NAMES[card.metric]}, the metric that decided the study: {shown}."]
     front = {
         "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", card.recipe.model],
-        "model-index": index,
+        "model-index": _model_index(card),
     }
     # JSON is YAML, and quotes whatever a data set is called.
     head = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
@@ -86,6 +74,16 @@ def write_card(card: ModelCard, record: Record, format_name: str, description: d
             f"Seed {card.seed}, {card.precision}, {card.arithmetic}; study {card.study}, trial {card.trial}.", "",
         ]
     )  # fmt: skip
+
+
+def _model_index(card: ModelCard) -> list[dict[str, Any]]:
+    """Return the test results in the hub's form: accuracy, and the study's metric if it is another one."""
+    metrics: list[dict[str, Any]] = [{"type": "accuracy", "value": round(card.test_accuracy, 6)}]
+    if card.metric != "accuracy" and card.test_value is not None:
+        metrics.append({"type": card.metric, "name": NAMES[card.metric], "value": round(card.test_value, 6)})
+    dataset = {"name": card.data, "type": "image-folder", "args": {"fingerprint": card.data_fingerprint}}
+    results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}]
+    return [{"name": f"{card.study} {card.recipe.model}", "results": results}]
 
 
 def _verdict(record: Record) -> str:
