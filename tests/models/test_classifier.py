@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 from study.config.recipe import DEPTHS
-from study.models.classifier import build
+from study.models.classifier import Classifier, build
 from study.models.state_dict import StateDict, digest_state
 from study.networks.architectures import ARCHITECTURES
 from study.networks.libraries import build_network, last_layers
@@ -177,15 +177,21 @@ def test_training_never_writes_to_the_pretrained_tensors(depth: int, small: Stat
     assert changed(pretrained, small) == set()
 
 
+def build_first(pretrained: StateDict, ahead: bool, share: float, monkeypatch: pytest.MonkeyPatch) -> Classifier:
+    """Build the first of two classifiers, which may build the second ahead in this share of the free memory."""
+    monkeypatch.setattr("study.models.untrained.AHEAD_SHARE", share)
+    one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
+    if ahead:
+        one.build_ahead(0)
+    return one
+
+
 @pytest.mark.parametrize(("ahead", "share"), [(False, 0.1), (True, 0.0), (True, 0.1)])
 def test_networks_of_the_same_weights_share_frozen_tensors_only(
     ahead: bool, share: float, small: StateDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.models.untrained.AHEAD_SHARE", share)
     pretrained = backbone(SMALL, small)
-    one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
-    if ahead:
-        one.build_ahead(0)
+    one = build_first(pretrained, ahead, share, monkeypatch)
     two = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
     addresses = {tensor.data_ptr() for tensor in one.network.state_dict().values()}
     shared = {tensor.data_ptr() in addresses for tensor in two.prefix.state_dict().values()}
@@ -197,11 +203,8 @@ def test_networks_of_the_same_weights_share_frozen_tensors_only(
 def test_values_are_copied_ahead_if_there_is_memory(
     ahead: bool, share: float, copied: bool, small: StateDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.models.untrained.AHEAD_SHARE", share)
     pretrained = backbone(SMALL, small)
-    one = build(SMALL, classes=10, unfreeze_depth=2, pretrained=pretrained, seed=0)
-    if ahead:
-        one.build_ahead(0)
+    build_first(pretrained, ahead, share, monkeypatch)
     with CountCopies() as counter:
         build(SMALL, classes=10, unfreeze_depth=5, pretrained=pretrained, seed=0)
     assert (counter.copies > 0) == copied
