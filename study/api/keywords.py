@@ -168,7 +168,7 @@ def in_python(text: str) -> str:
     text = text.replace("or --resume it", "or resume it with study.load(…).resume()")  # before a name is looked for
     text = re.sub(r"--resume ([A-Za-z0-9][\w.-]*)", r"study.load('\1').resume()", text)
     text = text.replace("--no-cache", "cache_gb=0")
-    text = re.sub(r"--(leaks|weights|data) (drop|none|imagenet|digits)\b", r"\1='\2'", text)
+    text = re.sub(r"--(leaks|fit|weights|data) (drop|pad|squash|none|imagenet|digits)\b", r"\1='\2'", text)
     return _known_flags().sub(lambda flag: flag[1].replace("-", "_") + ("=" if flag["value"] else ""), text)
 
 

@@ -70,7 +70,8 @@ class Found:
             low, high = self.grey_range
             grey = f"grey values {low:,} to {high:,} become 0 to 255, in predictions too"
         if self.cropped > CROP_LIMIT:
-            cut = f"a typical image loses {self.cropped:.0%} to become a square; --fit pad and squash keep all of it"
+            lost = f"a typical image loses {self.cropped:.0%} to become a square"
+            cut = f"{lost}; --fit pad and --fit squash keep all of it"
         lines = [
             ("layout", "; ".join(layout)),
             ("sizes", self.sizes),

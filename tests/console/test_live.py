@@ -279,7 +279,7 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
         "layout   train/, val/ and test/; the search validates on val",
         "left out 3 × no image (.txt), 1,200 × broken",
         "16 bit   grey values 12 to 4,000 become 0 to 255, in predictions too",
-        "cropping a typical image loses 75% to become a square; --fit pad and squash keep all of it",
+        "cropping a typical image loses 75% to become a square; --fit pad and --fit squash keep all of it",
     ]
 
 
