@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from study.api.handle import state_of
 from study.config.paths import list_journals
@@ -14,7 +15,7 @@ from study.results.record import Record
 from study.results.trial_record import TrialRecord
 from study.verdict.rerank import find_winner
 from study.verdict.screen import rank_probes
-from study.verdict.verdict import stored_verdict
+from study.verdict.verdict import Side, stored_verdict
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Entry:
     """The metric of a search's best trial, or of the best probe, on the validation images, with its name unless it is
     accuracy; "" if there is none."""
     test: str
-    """Mean test accuracy of the recipe that a search answers with, or test accuracy of each model of a baseline; "" if
-    there is none."""
+    """Mean metric on the test images of the recipe that a search answers with, named as in `best`, or test accuracy of
+    each model of a baseline; "" if there is none."""
     size_bytes: int
     age_s: float
     """Seconds since the record changed last."""
@@ -57,7 +58,7 @@ def describe(directory: Path) -> Entry:
 
 def format_entries(entries: Sequence[Entry]) -> str:
     """Return the table of studies."""
-    rows = [("study", "kind", "data", "state", "best (val)", "test accuracy", "size", "changed")]
+    rows = [("study", "kind", "data", "state", "best (val)", "test", "size", "changed")]
     rows += [
         (
             entry.name,
@@ -91,20 +92,25 @@ def _results(record: Record) -> tuple[str, str]:
         tested = [f"{trial.plan.recipe.model} {trial.test.accuracy:.2%}" for trial in trials if trial.test]
         return "", ", ".join(tested)
     if design.stage == "probe":
-        return _show(design.metric, next(iter(rank_probes(trials)), None)), ""
-    best, test = _show(design.metric, find_winner(record) if trials else None), ""
-    verdict = stored_verdict(record)
+        return _show_best(design.metric, next(iter(rank_probes(trials)), None)), ""
+    best, verdict = _show_best(design.metric, find_winner(record) if trials else None), stored_verdict(record)
     if verdict and verdict.decision == "better" and verdict.comparison:
-        test = f"winner {verdict.comparison.winner.mean:.2%}"
-    elif verdict and verdict.baseline:
-        test = f"baseline {verdict.baseline.mean:.2%}"
-    return best, test
+        return best, f"winner {_show_mean(design.metric, verdict.comparison.winner)}"
+    return best, f"baseline {_show_mean(design.metric, verdict.baseline)}" if verdict and verdict.baseline else ""
 
 
-def _show(metric: str, trial: TrialRecord | None) -> str:
-    """Return a trial's metric on the validation images, with its name unless it is accuracy; "" without a result."""
+def _show_best(metric: str, trial: TrialRecord | None) -> str:
+    """Return a trial's metric on the validation images; "" without a result."""
     value = trial.metrics.get(metric) if trial else None
-    if value is None:
-        return ""
+    return "" if value is None else _show(metric, value)
+
+
+def _show_mean(metric: str, side: Side) -> str:
+    """Return the mean of the study's metric on the test images over the seeds of one side of a verdict."""
+    return _show(metric, fmean(side.values or side.accuracies))
+
+
+def _show(metric: str, value: float) -> str:
+    """Return a metric's value, with its name unless it is accuracy."""
     shown = format_metric(metric, value)
     return shown if metric == "accuracy" else f"{NAMES[metric]} {shown}"
