@@ -1,7 +1,7 @@
 """Define what a study runs: a Plan for each trial, a Design for the whole, a StudyConfig for its surroundings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -78,15 +78,20 @@ class Plan:
     @property
     def title(self) -> str:
         """Label that distinguishes the trial from the others of its study."""
+        return self.title_with(())
+
+    def title_with(self, fields: Iterable[str]) -> str:
+        """Return the title with further fields of the recipe, but without those that are off."""
         recipe = self.recipe
         if self.probes:
             return f"#{self.key} {recipe.model} · linear probe"
+        names = {"unfreeze_depth": "depth", "lr": "lr", "batch_size": "batch"}
+        names |= {field: field.replace("_", " ") for field in fields if field not in {"model", *names}}
+        values = recipe.to_dict()
+        shown = "".join(f" · {name} {format_value(values[field])}" for field, name in names.items() if field in values)
         refit = f" · seed {self.seed}"
         kind = {"as-written": " · as written", "rerank": refit, "final": refit}.get(self.stage, "")
-        return (
-            f"#{self.key} {recipe.model} · depth {recipe.unfreeze_depth} · lr {format_value(recipe.lr)}"
-            f" · batch {recipe.batch_size}{kind}"
-        )
+        return f"#{self.key} {recipe.model}{shown}{kind}"
 
 
 def probe_recipe(recipe: Recipe) -> Recipe:
@@ -194,6 +199,10 @@ class Design:
     def validates(self) -> bool:
         """Whether trials are compared on validation images: in a search, and where models are probed."""
         return self.space is not None or self.stage == "probe"
+
+    def title(self, plan: Plan) -> str:
+        """Return the title of one of the study's trials with all searched fields, except those that are off."""
+        return plan.title_with(self.space.domains if self.space else ())
 
     @property
     def fit(self) -> str:

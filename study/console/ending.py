@@ -64,7 +64,7 @@ def _findings(findings: Findings, record: Record) -> Iterator[RenderableType]:
         yield from _search_findings(findings, record)
     for trial in [*findings.trials, *findings.finals]:
         if trial.state == "failed":
-            yield f"failed   {trial.plan.title}: {trial.reason}"
+            yield f"failed   {record.manifest.design.title(trial.plan)}: {trial.reason}"
 
 
 def _search_findings(findings: Findings, record: Record) -> Iterator[RenderableType]:

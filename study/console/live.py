@@ -134,11 +134,11 @@ class Console:
             if plan.stage == "search" and (proposals := describe_proposals(self._record)):
                 self._print(f"prior    first proposals: {proposals}")
         self._trials[plan.key] = self._record.trial(plan)
-        self._show(plan, plan.title, "starting again" if plan.key in self._lines else "starting")
+        self._show(plan, self._title(plan), "starting again" if plan.key in self._lines else "starting")
 
     def on_wait(self, plan: Plan, shortage: str) -> None:
         """Show that a trial cannot start yet."""
-        self._show(plan, plan.title, shortage)
+        self._show(plan, self._title(plan), shortage)
 
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Update a trial's line during an epoch; in plain output it is only printed if nothing else was for long."""
@@ -147,7 +147,7 @@ class Console:
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
             plan,
-            f"{plan.title}  epoch {progress.epoch}/{plan.recipe.epochs}",
+            f"{self._title(plan)}  epoch {progress.epoch}/{plan.recipe.epochs}",
             f"{progress.images / progress.of:.0%}{scores}"
             f"  {progress.images_per_s:.1f} images/s  {format_duration(left / progress.images_per_s)} left",
             now=False,
@@ -173,7 +173,7 @@ class Console:
         if trial.finished:
             if self._lines.pop(plan.key, None):
                 self._refresh()
-                self._print(f"{plan.title}  {_outcome(trial, self._record.manifest)}")
+                self._print(f"{self._title(plan)}  {_outcome(trial, self._record.manifest)}")
                 if not self._ticker.moves and (estimated := self._left()):
                     self._print(f"time     {estimated}")
         elif len(trial.epochs) > len(before.epochs):
@@ -181,7 +181,7 @@ class Console:
             left = (plan.recipe.epochs - last.epoch) * last.epoch_s
             self._show(
                 plan,
-                f"{plan.title}  epoch {last.epoch}/{plan.recipe.epochs}",
+                f"{self._title(plan)}  epoch {last.epoch}/{plan.recipe.epochs}",
                 f"{_describe_epoch(last)}  {last.images_per_s:.1f} images/s  {format_duration(left)} left",
             )
 
@@ -218,6 +218,10 @@ class Console:
         self._refresh()
         if now and not self._ticker.moves:
             self._print(f"{head}  {rest}")
+
+    def _title(self, plan: Plan) -> str:
+        assert self._record
+        return self._record.manifest.design.title(plan)
 
     def _left(self) -> Estimate | None:
         """Return how long the study still takes; None if that is not known."""

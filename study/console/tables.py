@@ -37,7 +37,7 @@ def best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) -
         if trial.finished and trial.nothing_learnt(manifest):
             star, table.caption = "*", "* has learnt nothing"
         values = [f"{format_metric(name, trial.metrics[name])}{star}" for name in shown]
-        table.add_row(trial.plan.title, *values, str(len(trial.epochs)), trial.state)
+        table.add_row(manifest.design.title(trial.plan), *values, str(len(trial.epochs)), trial.state)
     return table
 
 

@@ -31,7 +31,8 @@ def search_sections(record: Record) -> list[Section]:
         sections.append(Section("Verdict", "The figures behind the answer.", [Table(("", ""), rows)]))
     importances = record.noted("importances") or {}
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in importances.items())
-    metric = record.manifest.design.metric
+    design = record.manifest.design
+    metric = design.metric
     name = f"validation {NAMES[metric]}"
     by_depth = {}
     for trial in sorted(reversed(scored), key=rank):
@@ -39,7 +40,7 @@ def search_sections(record: Record) -> list[Section]:
     best = Table(
         ("unfreeze depth", "best trial", name),
         [
-            (str(depth), trial.plan.title, format_metric(metric, trial.metrics[metric]))
+            (str(depth), design.title(trial.plan), format_metric(metric, trial.metrics[metric]))
             for depth, trial in sorted(by_depth.items())
         ],
         caption=f"Best complete trial of each unfreeze depth, by {name}",
@@ -67,7 +68,7 @@ def _charts(record: Record, name: str) -> list[Chart]:
     shown = [trial for trial in record.trials() if trial.metrics]
     scale, label = (1, name) if metric in MINIMISED else (100, f"{name} (%)")
     values = {trial.plan.key: scale * trial.metrics[metric] for trial in shown}
-    tips = {trial.plan.key: _tip(trial, metric) for trial in shown}
+    tips = {trial.plan.key: _tip(trial, record) for trial in shown}
 
     def dots(x: Callable[[TrialRecord], float]) -> list[Dot]:
         keys = ((trial, trial.plan.key) for trial in shown)
@@ -108,9 +109,10 @@ def _best_so_far(
     return [*best, (float(shown[-1].number), best[-1][1])]
 
 
-def _tip(trial: TrialRecord, metric: str) -> str:
+def _tip(trial: TrialRecord, record: Record) -> str:
+    design = record.manifest.design
     ended = "" if trial.state == "complete" else f", {trial.state} after epoch {len(trial.epochs)}"
-    return f"{trial.plan.title}: {format_metric(metric, trial.metrics[metric])}{ended}"
+    return f"{design.title(trial.plan)}: {format_metric(design.metric, trial.metrics[design.metric])}{ended}"
 
 
 def _value(trial: TrialRecord, field: str) -> Value:

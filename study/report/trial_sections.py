@@ -43,7 +43,7 @@ def result_row(trial: TrialRecord, manifest: Manifest) -> tuple[str, ...]:
     low, high = accuracy_interval(count_right(trial.test.confusion), count_images(trial.test.confusion))
     images = sum(result.images_per_s * result.epoch_s for result in trial.epochs)
     return (
-        trial.plan.title,
+        manifest.design.title(trial.plan),
         f"{trial.test.accuracy:.2%}",
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"{largest_class(trial.test.confusion)[1]:.2%}",
@@ -102,7 +102,7 @@ def confusions(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | N
     groups = sorted(recipes.values(), key=lambda trials: -_mean_accuracy(trials))[:MOST_MATRICES]
     if not groups:
         return None
-    sums = {_title_of(trials): _sum_confusions(trials) for trials in groups}
+    sums = {_title_of(trials, manifest): _sum_confusions(trials) for trials in groups}
     charts = []
     if len(manifest.classes) <= MOST_DRAWN:
         charts = [
@@ -132,9 +132,9 @@ def _mean_accuracy(trials: Sequence[TrialRecord]) -> float:
     return fmean(trial.metrics["accuracy"] for trial in trials)
 
 
-def _title_of(trials: Sequence[TrialRecord]) -> str:
+def _title_of(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
     """Return a trial's title, or for several seeds of a recipe a title without trial and seed."""
-    title = trials[0].plan.title
+    title = manifest.design.title(trials[0].plan)
     if len(trials) == 1:
         return title
     return f"{title.partition(' ')[2].removesuffix(f' · seed {trials[0].plan.seed}')} · {len(trials)} seeds"

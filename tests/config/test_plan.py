@@ -3,7 +3,7 @@
 import pytest
 from support.manifests import make_space
 
-from study.config.plan import Design
+from study.config.plan import Design, Plan
 from study.config.search_space import Categorical, Float, Int
 
 
@@ -26,3 +26,14 @@ def test_image_size_is_the_largest_that_any_trial_can_have(make_recipe, domain, 
 def test_image_size_of_fixed_trials_is_the_largest_of_theirs(make_recipe):
     recipes = (make_recipe(image_size=96), make_recipe(image_size=64))
     assert Design("baseline", recipes).image_size == 96
+
+
+def test_title_shows_the_searched_fields_that_are_on(make_recipe):
+    domains = {"mixup": Categorical((0.0, 0.2)), "lr": Float(1e-5, 1.0), "optimizer": Categorical(("adam", "sgd"))}
+    base = make_recipe(optimizer="sgd")
+    design = Design("search", (base,), make_space(domains=domains, base=base))
+    off = Plan(3, "search", base, seed=0)
+    on = Plan(0, "final", make_recipe(optimizer="sgd", mixup=0.2), seed=7)
+    assert design.title(off) == "#3 resnet18 · depth 1 · lr 0.001 · batch 16 · optimizer sgd"
+    assert design.title(on) == "#final-0 resnet18 · depth 1 · lr 0.001 · batch 16 · mixup 0.2 · optimizer sgd · seed 7"
+    assert Design("baseline", (base,)).title(off) == off.title == "#3 resnet18 · depth 1 · lr 0.001 · batch 16"

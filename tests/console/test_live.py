@@ -26,6 +26,7 @@ from study.tuning.finish_study import Findings, StudyResult
 from study.verdict.screen import plan_first_trials, plan_screens
 from study.verdict.trial_table import Row
 
+TITLE = "#0 resnet18 · depth 1 · lr 0.001 · batch 16 · optimizer adam"
 FACTS = {"device": "NVIDIA H100", "precision": "bf16"}
 
 
@@ -142,11 +143,10 @@ def test_a_running_trial_tells_all_of_itself_in_80_columns(record):
     console.on_progress(plan, Progress(2, 30, 120, 15.0))
     seen = written(output)
     console.close()
-    head = "#0 resnet18 · depth 1 · lr 0.001 · batch 16"
     for line in (
-        f"{head}  epoch 1/2",
+        f"{TITLE}  epoch 1/2",
         "  train loss 1.5000  val accuracy 70.0 %  60.0 images/s  2s left",
-        f"{head}  epoch 2/2",
+        f"{TITLE}  epoch 2/2",
         "  25%  train loss 1.5000  val accuracy 70.0 %  15.0 images/s  6s left",
     ):
         assert line in [seen_line.rstrip().lstrip("\r") for seen_line in seen.splitlines()]
@@ -192,14 +192,11 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
     run(record, 3, 7, console=console)
     assert output.getvalue().splitlines()[2:] == [
         "now      searching …",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  starting",
+        f"{TITLE}  starting",
         "device   NVIDIA H100, bf16",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 1/2  train loss 1.5000  val accuracy 30.0 %"
-        "  60.0 images/s  2s left",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  epoch 2/2  train loss 0.7500  val accuracy 70.0 %"
-        "  60.0 images/s  0s left",
-        "#0 resnet18 · depth 1 · lr 0.001 · batch 16  complete after 4s: validation accuracy 70.00%"
-        " (largest class 60.00%)",
+        f"{TITLE}  epoch 1/2  train loss 1.5000  val accuracy 30.0 %  60.0 images/s  2s left",
+        f"{TITLE}  epoch 2/2  train loss 0.7500  val accuracy 70.0 %  60.0 images/s  0s left",
+        f"{TITLE}  complete after 4s: validation accuracy 70.00% (largest class 60.00%)",
         "time     about 40s left",
     ]
 
@@ -243,7 +240,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(record, make, reason):
     console.on_change(plan)
     console.on_findings(found(record))
     assert f"failed after 0s ({reason})" in " ".join(written(output).split())
-    assert f"failed #0 resnet18 · depth 1 · lr 0.001 · batch 16: {reason}" in " ".join(written(output).split())
+    assert f"failed {TITLE}: {reason}" in " ".join(written(output).split())
 
 
 def test_classes_that_look_like_markup_stand_in_the_table(fixed):
