@@ -1,9 +1,11 @@
-"""Tell how many processes may still start and how much memory is free, by the user's limits and the container's."""
+"""Tell what a study may take: processes and memory, by the user's and the container's limits, and idle CPU cores."""
 
 import contextlib
 import os
 import resource
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -49,6 +51,30 @@ def free_memory_bytes() -> int:
                 if bound is not None and taken is not None:
                     free = min(free, max(0, bound - taken + cached))
     return free
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Processor seconds until now, of the whole computer and of this process."""
+
+    busy_s: float = field(default_factory=lambda: _busy_seconds())
+    """Seconds of all cores since the computer started; 0 where the system does not tell."""
+    own_s: float = field(default_factory=time.process_time)
+    at: float = field(default_factory=time.perf_counter)
+
+    def cores_of_others(self, until: "CpuTimes") -> float:
+        """Return how many cores other programs have kept busy on average from here `until` then."""
+        others_s = (until.busy_s - self.busy_s) - (until.own_s - self.own_s)
+        return max(0.0, others_s / max(until.at - self.at, 1e-9))
+
+
+def _busy_seconds() -> float:
+    try:
+        _, *ticks = (PROC / "stat").read_text().partition("\n")[0].split()
+    except OSError:  # not Linux
+        return 0.0
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen, *_ = map(int, ticks)
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _threads_of(user: int) -> int:

@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,26 @@ def test_containers_memory_counts_cached_files_as_free(container, group, limit, 
     (container / group / used).write_text("900\n")
     (container / group / "memory.stat").write_text("anon 600\nactive_file 100\ninactive_file 200\n")
     assert limits.free_memory_bytes() == 400
+
+
+def test_cores_of_other_programs_leave_out_this_one():
+    before, after = limits.CpuTimes(busy_s=10.0, own_s=1.0, at=0.0), limits.CpuTimes(busy_s=14.0, own_s=2.0, at=2.0)
+    assert before.cores_of_others(after) == 1.5
+    assert after.cores_of_others(limits.CpuTimes(busy_s=14.5, own_s=3.0, at=3.0)) == 0.0
+
+
+def test_a_busy_program_is_noticed():
+    program = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile 1: pass"], stdout=subprocess.PIPE)
+    try:
+        program.stdout.readline()
+        before = limits.CpuTimes()
+        time.sleep(0.5)
+        assert before.cores_of_others(limits.CpuTimes()) > 0.5
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def test_no_program_is_noticed_where_the_system_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "PROC", tmp_path)
+    assert limits.CpuTimes().busy_s == 0.0

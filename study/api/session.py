@@ -16,6 +16,7 @@ from study.config.resume_flags import check_places
 from study.dispatch.cluster import PLAIN_ENVIRONMENT, TRIAL_ENVIRONMENT, ray_session
 from study.environment import remarks
 from study.errors import without_credentials
+from study.limits import CpuTimes
 
 if TYPE_CHECKING:
     from study.results.record import Record
@@ -46,11 +47,11 @@ def run_job(job: Job, screen: "Screen | None" = None) -> "StudyResult":
                 if record:
                     stack.callback(record.close)
                 ended = record is not None and _has_ended(job, record, ticker)
-                scratch = None if ended else stack.enter_context(_start_ray(job, ticker))
+                scratch, busy_cores = (None, 0.0) if ended else stack.enter_context(_start_ray(job, ticker))
                 from study.console.live import Console
                 from study.tuning.run_study import rebuild_study, run_study
 
-                console = Console(config.weights, ticker)
+                console = Console(config.weights, ticker, busy_cores=busy_cores)
                 recorded = record.manifest.versions if record else None
                 noted = remarks(config.tracking_uri, config.ray_address, recorded=recorded)
                 console.print_remarks([*map(without_credentials, noted), *job.remarks])
@@ -71,8 +72,10 @@ def _has_ended(job: Job, record: "Record", ticker: "Ticker") -> bool:
 
 
 @contextlib.contextmanager
-def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
+def _start_ray(job: Job, ticker: "Ticker") -> Iterator[tuple[Path, float]]:
     """Start or join Ray, and meanwhile load torch: Ray waits for its processes for most of the time.
+
+    Yields Ray's scratch directory, and the number of CPU cores that other programs kept busy before.
 
     Raises:
         StudyError: a cheap check fails, or Ray does not start.
@@ -83,13 +86,16 @@ def _start_ray(job: Job, ticker: "Ticker") -> Iterator[Path]:
     new = not config.mlruns.exists()
     make_writable(config.mlruns)
     ticker.begin("starting Ray, and loading torch and Optuna")
+    before = CpuTimes()
     hush(verbose=config.verbose)
+    busy_cores = 0.0 if config.ray_address else before.cores_of_others(CpuTimes())
+    busy_cores = min(busy_cores, os.getloadavg()[0])  # of a minute: a program that runs for a moment does not count
     loading = threading.Thread(target=_load, name="load")
     loading.start()
     try:
         with ray_session(config.ray_address, verbose=config.verbose, environment=environment) as scratch:
             loading.join()
-            yield scratch
+            yield scratch, busy_cores
     finally:
         loading.join()
         if new:

@@ -3,6 +3,7 @@
 It only reads the record, and does not know Ray Tune. It needs a caller of `Console.on_…` for each event.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -43,14 +44,16 @@ STAGES = {
 class Console:
     """Listener that prints the events of one study."""
 
-    def __init__(self, weights: str, ticker: Ticker) -> None:
+    def __init__(self, weights: str, ticker: Ticker, *, busy_cores: float = 0.0) -> None:
         """Set up the lines of one study.
 
         Args:
             weights: source of the study's starting weights: "imagenet", a file's path, or "none".
             ticker: shows the stage and the running trials; closed at the end.
+            busy_cores: number of this computer's CPU cores that other programs keep busy.
         """
         self._weights = weights
+        self._busy_cores = busy_cores
         self._ticker = ticker
         self._out = ticker.screen
         self._work = WorkScreen(ticker)
@@ -117,6 +120,11 @@ class Console:
             self._print(f"space    {space.name}: {fields}")
             self._print(f"budget   {trials}{limit}, pruner {space.pruner.name}")
         self._print(f"machine  {resources}")
+        if resources.waits_for_others(self._busy_cores, os.cpu_count() or 1):
+            self._print(
+                f"busy     other programs use {self._busy_cores:.1f} CPU cores. The threads of a trial then wait for"
+                " each other, and it can take ten times as long. Close those programs, or add --cpus-per-trial 1."
+            )
         self._at_once = resources.concurrent
 
     def on_record(self, record: Record) -> None:

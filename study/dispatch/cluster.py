@@ -57,6 +57,8 @@ MIN_PROCESSES = 250
 """Processes and threads that a local Ray and one trial need: 218 were counted with Ray 2.60 on two cores."""
 STARTS, TOO_SLOW = 3, "timed out during startup"
 """How often a local Ray is started at most, and the words of Ray's error where its processes were too slow."""
+MUCH = 0.25
+"""Part of a computer's cores, used by other programs, from which on a trial on all cores is warned of."""
 MAX_CAUSE = 400
 """Characters of Ray's own message in an error."""
 
@@ -74,6 +76,16 @@ class Allotment:
         gpus = f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else ""
         cores = "core" if self.cpus_per_trial == 1 else "cores"
         return f"{self.cpus_per_trial:g} CPU {cores}{gpus} per trial, {self.concurrent} at a time"
+
+    def waits_for_others(self, busy: float, cores: int) -> bool:
+        """Tell whether the threads of a trial on CPUs wait for other programs.
+
+        Args:
+            busy: number of this computer's CPU cores that other programs keep busy.
+            cores: number of all its CPU cores.
+        """
+        takes_all = self.cpus_per_trial > 1 and self.cpus_per_trial * self.concurrent >= cores
+        return takes_all and not self.gpus_per_trial and busy >= MUCH * cores
 
 
 @contextlib.contextmanager

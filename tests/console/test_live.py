@@ -1,6 +1,7 @@
 """What a person sees: in a terminal of 80 columns, on a pipe, and at the end, without a trial being run."""
 
 import io
+import os
 import re
 import shlex
 from dataclasses import replace
@@ -165,6 +166,15 @@ def test_a_long_line_is_wrapped_and_loses_nothing(tmp_path, make_recipe):
     record.close()
     words = " ".join(written(output).split())
     assert f"{plan.title} epoch 2/2 25% 15.0 images/s 6s left" in words
+
+
+@pytest.mark.parametrize("busy", [0.0, 64.0])
+def test_busy_computer_is_told_with_what_helps(busy, space):
+    output = io.StringIO()
+    console = Console("none", ticker_on(Screen(file=output)), busy_cores=busy)
+    console.on_resources(Allotment(max(2, os.cpu_count()), 0, 1), space)
+    assert ("other programs use 64.0 CPU cores" in output.getvalue()) is bool(busy)
+    assert ("--cpus-per-trial 1" in output.getvalue()) is bool(busy)
 
 
 def test_search_shows_best_five_tally_and_time(record, space):

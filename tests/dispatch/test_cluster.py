@@ -132,6 +132,21 @@ def test_allotment_is_told_in_words():
     assert str(Allotment(4, 0.5, 2)) == "4 CPU cores and 0.5 GPU per trial, 2 at a time"
 
 
+@pytest.mark.parametrize(
+    ("given", "busy", "waits"),
+    [
+        (Allotment(2, 0, 1), 0.5, True),
+        (Allotment(2, 0, 1), 0.4, False),
+        (Allotment(2, 1, 1), 2.0, False),  # computes on a GPU
+        (Allotment(1, 0, 2), 2.0, False),  # one thread waits for no other
+        (Allotment(2, 0, 1), 8.0, True),
+    ],
+)
+def test_threads_wait_for_other_programs_on_all_cores(given, busy, waits):
+    assert given.waits_for_others(busy, cores=2) is waits
+    assert not given.waits_for_others(busy, cores=64)
+
+
 def test_share_resources_runs_at_most_all_trials_at_once(monkeypatch):
     machines(monkeypatch, (8, 0))
     assert share_resources(1, None, None, trials=3).concurrent == 3
