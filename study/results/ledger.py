@@ -73,14 +73,19 @@ def other_studies(record: Record) -> Iterator[OtherStudy]:
 
 
 def _same_test(other: OtherStudy, record: Record) -> bool:
-    """Return whether two studies have the same test images; of one folder, also if they are stored at another size."""
+    """Return whether two studies have the same test images; of one folder, also if they are stored at another size.
+
+    The seed matters only where test images are drawn.
+    """
     ours, theirs = record.manifest, other.manifest
     if ours.data_fingerprint == theirs.data_fingerprint:
         return True
     if ours.test_fingerprint is not None and ours.test_fingerprint == theirs.test_fingerprint:
         return True
-    drawn = ("source", "fraction", "seed", "classes", "test_images")
-    return all(getattr(ours, name) == getattr(theirs, name) for name in drawn)
+    given = ["source", "fraction", "classes", "test_images"]
+    if any(study.fraction < 1 or study.found.test_fraction is not None for study in (ours, theirs)):
+        given.append("seed")
+    return all(getattr(ours, name) == getattr(theirs, name) for name in given)
 
 
 def glance(journal: Path) -> OtherStudy | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.manifests import make_manifest, make_space, small_recipe
 
+from study.config.manifest import Found
 from study.config.plan import Plan
 from study.results.ledger import Looks, count_looks, earlier_p_values
 from study.results.record import Record
@@ -44,14 +45,17 @@ def test_looks_of_all_studies_with_the_same_test_images_count(make_study):
 @pytest.mark.parametrize(
     ("changes", "studies"),
     [
-        ({"data_fingerprint": "e" * 16, "seed": 1}, 0),
-        ({"data_fingerprint": "e" * 16, "seed": 1, "test_fingerprint": "t"}, 1),
-        ({"data_fingerprint": "e" * 16, "test_fingerprint": "at another size"}, 1),
+        ({"source": "/other"}, 0),
+        ({"seed": 1, "found": Found(test_fraction=0.2)}, 0),
+        ({"seed": 1, "fraction": 0.5}, 0),
+        ({"source": "/other", "seed": 1, "test_fingerprint": "t"}, 1),
+        ({"test_fingerprint": "at another size"}, 1),
+        ({"seed": 1, "test_fingerprint": "at another size"}, 1),
     ],
-    ids=["other images", "other training images", "another stored size"],
+    ids=["other images", "drawn", "other part", "other training images", "another stored size", "given, other seed"],
 )
 def test_looks_at_other_test_images_do_not_count(make_study, changes, studies):
-    make_study("one", opened=2, **changes)
+    make_study("one", opened=2, **{"data_fingerprint": "e" * 16, **changes})
     assert count_looks(make_study("two", test_fingerprint="t")).studies == studies
 
 
