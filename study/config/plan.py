@@ -81,14 +81,17 @@ class Plan:
         return self.title_with(())
 
     def title_with(self, fields: Iterable[str]) -> str:
-        """Return the title with further fields of the recipe, but without those that are off."""
+        """Return the title with further fields of the recipe, but without those that do nothing in it."""
         recipe = self.recipe
         if self.probes:
             return f"#{self.key} {recipe.model} · linear probe"
         names = {"unfreeze_depth": "depth", "lr": "lr", "batch_size": "batch"}
         names |= {field: field.replace("_", " ") for field in fields if field not in {"model", *names}}
-        values = recipe.to_dict()
-        shown = "".join(f" · {name} {format_value(values[field])}" for field, name in names.items() if field in values)
+        shown = "".join(
+            f" · {name} {format_value(getattr(recipe, field))}"
+            for field, name in names.items()
+            if field not in recipe.unused
+        )
         refit = f" · seed {self.seed}"
         kind = {"as-written": " · as written", "rerank": refit, "final": refit}.get(self.stage, "")
         return f"#{self.key} {recipe.model}{shown}{kind}"
@@ -201,7 +204,7 @@ class Design:
         return self.space is not None or self.stage == "probe"
 
     def title(self, plan: Plan) -> str:
-        """Return the title of one of the study's trials with all searched fields, except those that are off."""
+        """Return the title of one of the study's trials with all searched fields that do something in it."""
         return plan.title_with(self.space.domains if self.space else ())
 
     @property

@@ -135,6 +135,11 @@ class Recipe:
         fields: dict[str, str | int | float] = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in OFF or value != OFF[name]}
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Fields whose values do nothing in this recipe: the momentum, unless the optimizer has one."""
+        return unused_fields(self.optimizer)
+
     def changes_from(self, other: "Recipe") -> dict[str, Any]:
         """Return the fields whose values differ from those of another recipe, with the values of this one."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(other, name)}
@@ -147,6 +152,11 @@ OFF = {
     if field.default is not dataclasses.MISSING and field.name not in _ALWAYS_SHOWN
 }
 """Fields that switch something on, each with the value that leaves it off."""
+
+
+def unused_fields(optimizer: str) -> frozenset[str]:
+    """Return the fields whose values do nothing with an optimizer."""
+    return frozenset() if optimizer == "sgd" else frozenset({"momentum"})
 
 
 def shown_fields(recipes: Iterable[Recipe], searched: Iterable[str] = ()) -> list[str]:

@@ -196,9 +196,10 @@ class SearchSpace:
         return recipe == self.recipe(values) and all(values[field] in self.domains[field] for field in values)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        """Return the base recipe with `values` for searched fields."""
+        """Return the base recipe with `values` for searched fields; those that do nothing in it stay as in the base."""
         own = {"image_size": AUTO} if self.own_sizes and "model" in values else {}
-        return dataclasses.replace(self.base, **{**own, **values})
+        recipe = dataclasses.replace(self.base, **{**own, **values})
+        return dataclasses.replace(recipe, **{field: getattr(self.base, field) for field in recipe.unused})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the space as JSON values; `from_dict` is the inverse."""

@@ -11,6 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from study.config.recipe import unused_fields
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 
 
@@ -55,9 +56,13 @@ class DistinctSampler(optuna.samplers.BaseSampler):
         build: Callable[[int], optuna.samplers.BaseSampler],
         seed: int,
         distributions: Mapping[str, BaseDistribution],
+        optimizer: str,
     ) -> None:
-        """Draw values of `distributions` with samplers that `build` makes from `seed` and the numbers after it."""
-        self._build, self._seed = build, seed
+        """Draw values of `distributions` with samplers that `build` makes from `seed` and the numbers after it.
+
+        `optimizer` is that of recipes for which none is drawn.
+        """
+        self._build, self._seed, self._optimizer = build, seed, optimizer
         self._distributions = {name: drawn for name, drawn in distributions.items() if not drawn.single()}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -69,7 +74,8 @@ class DistinctSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Draw a value for each field, as `study.ask` would with the sampler that is built."""
         earlier = [
-            {name: other.params.get(name) for name in search_space} for other in study.get_trials(deepcopy=False)
+            self._used({name: other.params.get(name) for name in search_space})
+            for other in study.get_trials(deepcopy=False)
         ]
         for attempt in range(TRIES):
             sampler = self._build(self._seed + attempt)
@@ -79,9 +85,14 @@ class DistinctSampler(optuna.samplers.BaseSampler):
                 if name not in drawn:
                     drawn[name] = sampler.sample_independent(study, trial, name, distribution)
             proposal = {name: drawn[name] for name in search_space}
-            if proposal not in earlier:
+            if self._used(proposal) not in earlier:
                 break
         return proposal
+
+    def _used(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that do something in their recipe."""
+        unused = unused_fields(values.get("optimizer") or self._optimizer)
+        return {name: value for name, value in values.items() if name not in unused}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -109,7 +120,7 @@ def propose(
         build: function that makes the sampler from its seed.
     """
     distributions = build_distributions(space)
-    study.sampler = DistinctSampler(build, seed, distributions)
+    study.sampler = DistinctSampler(build, seed, distributions, space.base.optimizer)
     trials = study.get_trials(deepcopy=False)
     if any(trial.state is TrialState.FAIL for trial in trials):
         seen = optuna.create_study(direction=study.direction, sampler=study.sampler)
@@ -184,12 +195,15 @@ guess gets 13), in 26 of 40 of 10 and in 35 of 40 of 14.
 def rank_fields(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
     """Return the importance of each searched field for the metric (fANOVA), in [0, 1], with sum 1.
 
-    Only fields that differ between complete trials are ranked, and only if there are MIN_COMPLETE of these with
-    MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no field can be ranked.
+    Only fields that differ between complete trials, and do something in all of them, are ranked, and only if there are
+    MIN_COMPLETE of these with MIN_SCORES different values of the metric: fewer show nothing about a field. Empty if no
+    field can be ranked.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     inside = [trial for trial in complete if set(space.domains) <= set(trial.params)]
-    fields = [name for name in space.domains if len({trial.params[name] for trial in inside}) > 1]
+    unused = [unused_fields(trial.params.get("optimizer", space.base.optimizer)) for trial in inside]
+    used = [name for name in space.domains if not any(name in fields for fields in unused)]
+    fields = [name for name in used if len({trial.params[name] for trial in inside}) > 1]
     if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

@@ -155,6 +155,16 @@ def test_space_contains_its_bounds_and_nothing_beyond_them(changes, held, load):
     assert load(LR).contains(dataclasses.replace(baseline_recipe("vgg16"), **changes)) is held
 
 
+def test_momentum_stays_as_it_is_without_sgd(load):
+    domains = (
+        'momentum = { type = "float", low = 0, high = 0.95 }',
+        'optimizer = { type = "categorical", choices = ["adam", "sgd"] }',
+    )
+    found = load(space("\n".join(domains)))
+    assert found.recipe({"optimizer": "adam", "momentum": 0.5}) == found.base
+    assert found.recipe({"optimizer": "sgd", "momentum": 0.5}).momentum == 0.5
+
+
 def test_space_without_the_baseline_says_so(load):
     assert not load(LR + '[fixed]\noptimizer = "sgd"\n').contains(baseline_recipe("vgg16"))
 

@@ -39,6 +39,13 @@ def test_proposals_that_repeat_nothing_are_the_samplers_own():
     assert run_search(MIXED, 15) == [trial.params for trial in study.trials]
 
 
+def test_recipes_that_differ_in_unused_momentum_alone_are_one():
+    domains = {"optimizer": Categorical(("adam", "sgd")), "momentum": Categorical((0.0, 0.5, 0.9))}
+    space = make_space(domains=domains)
+    proposals = run_search(space, 4)
+    assert len({space.recipe(proposal) for proposal in proposals}) == 4  # adam, and sgd with three momenta
+
+
 @pytest.mark.parametrize("fail", [(), (0,), (1, 2)])
 def test_small_space_is_tried_as_a_whole_before_anything_repeats(fail):
     proposals = run_search(SMALL, 6, fail=fail)

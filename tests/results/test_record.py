@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from support.manifests import make_manifest
+from support.manifests import make_manifest, make_space, small_recipe
 from support.results import TEST
 
 from study.config.plan import Plan
@@ -283,6 +283,16 @@ def test_importances_find_what_mattered(make_search):
     importances = rank_fields(record.optuna_study, record.space)
     assert importances["lr"] > 0.8
     assert sum(importances.values()) == pytest.approx(1.0)
+
+
+def test_importances_leave_out_a_field_that_did_nothing(tmp_path):
+    domains = {"lr": Float(1e-5, 1.0, log=True), "momentum": Float(0.0, 0.9)}
+    for optimizer, ranked in (("adam", {"lr"}), ("sgd", {"lr", "momentum"})):
+        space = make_space(domains=domains, base=small_recipe(optimizer=optimizer), budget=Budget(12))
+        record = Record.create(tmp_path / optimizer, make_manifest(space=space))
+        run_search(record, by_lr)
+        assert set(rank_fields(record.optuna_study, space)) == ranked
+        record.close()
 
 
 def test_importances_leave_out_a_field_that_never_varied(make_search):
