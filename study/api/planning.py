@@ -21,8 +21,9 @@ from study.config.flags import (
     count_candidates,
     read_prior,
     read_space,
+    recipe_changes,
 )
-from study.config.load_toml import BACKBONES, baseline_recipe, load_baseline, load_portfolio, load_space
+from study.config.load_toml import BACKBONES, baseline_recipe, load_baseline, load_portfolio, load_space, set_by_user
 from study.config.paths import check_new, find_study, list_journals
 from study.config.plan import NO_PRIOR, Design, Repeats, StudyConfig, probe_recipe
 from study.config.resume_flags import check_flags, check_space, recorded_config
@@ -164,7 +165,7 @@ def plan_resumption(options: argparse.Namespace, shown: Shown = contextlib.nullc
         check_flags(options, manifest, given)
         config = recorded_config(options, manifest, config)
         for space in spaces:
-            check_space(space, manifest)
+            check_space(space, manifest, {"model", *set_by_user(str(space.file)), *recipe_changes(options)})
         design = manifest.design
         _check_budget(options, record)
         if record.space and design.space:
@@ -188,8 +189,8 @@ def _check_budget(options: argparse.Namespace, record: "Record") -> None:
         raise ConfigError("--trials, --time-budget: need a search, but the study has fixed trials.")
     if record.judging and options.trials is not None and options.trials > trials:
         raise ConfigError(
-            f"--trials: must be at most {trials}, since the best ones are being judged, but got"
-            f" {options.trials}. Begin a new study."
+            f"--trials: must be at most {trials}, since the search has ended, but got {options.trials}. Begin a new"
+            " study: it tries the best recipes of this one first."
         )
 
 

@@ -4,7 +4,7 @@ Knows no torch, Ray, Optuna or MLflow.
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,13 @@ def check_places(data: str, weights: str) -> None:
             raise ConfigError(f"{place}: must hold the study's {what}, but is missing. If moved, add {flag} NEW-PLACE.")
 
 
-def check_space(space: SearchSpace, manifest: Manifest) -> None:
+def check_space(space: SearchSpace, manifest: Manifest, given: Collection[str]) -> None:
     """Check that `space` is the space that the study searches; its budget and resources may differ.
+
+    Args:
+        space: space that was given again.
+        manifest: manifest of the study.
+        given: fields of the base recipe that the space's file or flags set now; the others stay as recorded.
 
     Raises:
         ConfigError: `space` differs from the recorded space. The message names both values.
@@ -111,7 +116,7 @@ def check_space(space: SearchSpace, manifest: Manifest) -> None:
     then, now = manifest.design.space.to_dict(), space.to_dict()
     _check_same("--search", then["name"], now["name"])
     for part in ("base", "pruner", "space"):
-        keys = dict.fromkeys([*then[part], *now[part]])
+        keys = dict.fromkeys([*then[part], *now[part]] if part != "base" else given)
         for key in keys:
             _check_same(f"--search {space.name}: {part}.{key}", then[part].get(key), now[part].get(key))
 

@@ -123,15 +123,23 @@ def test_resources_stay_as_asked_for(manifest, flags, resources):
 )
 def test_another_space_is_refused(manifest, space, changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_space(replace(space, **changes), manifest)
+        check_space(replace(space, **changes), manifest, {"model"})
 
 
 def test_space_of_choices_survives_the_journal(space):
     space = replace(space, domains={**space.domains, "optimizer": Categorical(("adam", "sgd"))})
     recorded = Manifest.from_dict(json.loads(json.dumps(make_manifest(space=space).to_dict())))
-    check_space(space, recorded)
+    check_space(space, recorded, {"model"})
     assert recorded.design.space == space
 
 
 def test_another_budget_is_no_other_space(manifest, space):
-    check_space(replace(space, budget=Budget(9, 60.0)), manifest)
+    check_space(replace(space, budget=Budget(9, 60.0)), manifest, {"model"})
+
+
+def test_space_may_leave_out_what_flags_have_set(manifest, space, make_recipe):
+    """The epochs were given by a flag when the study began, and the file does not name them."""
+    other = replace(space, base=make_recipe(epochs=9))
+    check_space(other, manifest, {"model"})
+    with pytest.raises(ConfigError, match=r"--search small: base\.epochs: must stay 2, as recorded, but got 9"):
+        check_space(other, manifest, {"model", "epochs"})

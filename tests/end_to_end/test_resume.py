@@ -177,7 +177,7 @@ def test_ended_study_is_rebuilt_from_its_journal_alone(room, finished):
 def test_more_trials_are_refused_after_the_verdict(room, run_here):
     refused = run_here(room, "--resume", "one", "--trials", "9")
     assert refused.returncode == 2
-    assert "since the best ones are being judged" in refused.stderr
+    assert "since the search has ended" in refused.stderr
 
 
 def test_pickles_in_place_of_model_and_journal_are_refused(room, run_here):
