@@ -168,7 +168,14 @@ def _list_table(file: Path) -> Listing:
             f"{file}: must have the columns path and label, and may have split and group, but {' and '.join(missing)}"
             f" {'is' if len(missing) == 1 else 'are'} missing among {', '.join(names) or 'none'}."
         )
-    mistakes: list[str] = []
+    absent = [name for name in COLUMNS if name not in names]
+    unused = [name for name in names if name and name not in COLUMNS]
+    meant = {name: nearest_name(name, absent) for name in unused}
+    mistakes = [
+        f"column {name!r}: is no column of such a file. Did you mean {near!r}? Rename it, or leave it out."
+        for name, near in meant.items()
+        if near
+    ]
     rows: list[Row] = []
     seen: dict[Path, int] = {}
     for number, line in table:
@@ -188,7 +195,6 @@ def _list_table(file: Path) -> Listing:
         mistakes = [*_wrong_splits(rows)]
     if mistakes:
         raise DataError("\n".join(f"{file}: {mistake}" for mistake in _first(mistakes)))
-    unused = [name for name in names if name and name not in COLUMNS]
     layout = f"{file.name} with {', '.join(name for name in COLUMNS if name in names)}"
     return Listing(Rows(rows), layout + (f", without {', '.join(unused)}" if unused else ""), Counter())
 
@@ -204,7 +210,9 @@ def _wrong_splits(rows: Sequence[Row]) -> Iterable[str]:
     if given == {""}:
         return
     if "" in given:
-        yield "split: must be given for all images or for none."
+        without = sum(not row.split for row in rows)
+        yield f"split: must be given for all images or for none, but is missing for {without:,} of {len(rows):,}."
+        return
     if "train" not in given:
         yield f"split: must say train for some images, but has only {', '.join(sorted(given))}."
     splits_of: dict[str, set[str]] = {}

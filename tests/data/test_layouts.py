@@ -238,7 +238,12 @@ def test_table_without_splits_is_named_after_folder_and_file(tmp_path: Path) -> 
             "path,label,split\n0.png,a,eval\n1.png,b,test",
             r"line 2: split: must be train, test, val, .*but got 'eval'\.",
         ),
-        ("path,label,split\n0.png,a,\n1.png,b,test", r"split: must be given for all images or for none\."),
+        (
+            "path,label,split\n0.png,a,\n1.png,b,test",
+            r"split: must be given for all images or for none, but is missing for 1 of 2\.",
+        ),
+        ("path,label,spilt\n0.png,a,train", r"column 'spilt': is no column of such a file\. Did you mean 'split'\?"),
+        ("path,label,groups\n0.png,a,p7", r"column 'groups': is no column of such a file\. Did you mean 'group'\?"),
         (
             "path,label,split\n0.png,a,val\n1.png,b,test",
             r"split: must say train for some images, but has only test, val",
