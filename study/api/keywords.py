@@ -175,4 +175,4 @@ def in_python(text: str) -> str:
 @cache
 def _known_flags() -> re.Pattern[str]:
     flags = sorted((flag[2:] for flag in build_parser()._option_string_actions if flag.startswith("--")), reverse=True)
-    return re.compile(rf"--({'|'.join(map(re.escape, flags))})(?![\w-])(?:{_PLACEHOLDERS} )?")
+    return re.compile(rf"(?<!study\.run )--({'|'.join(map(re.escape, flags))})(?![\w-])(?:{_PLACEHOLDERS} )?")

@@ -43,11 +43,12 @@ def _check_model(name: str) -> str:
 def unknown_model(name: str) -> str:
     """Word the error for a name that no library has: with the nearest names, but not with all thousands."""
     known = known_models()
+    listed = f"python -m study.run --models lists all {len(known):,}."
     if name not in known and f"timm/{name}" in known:
-        return f"unknown model {name!r}. Did you mean 'timm/{name}'? --models lists all {len(known):,}."
+        return f"unknown model {name!r}. Did you mean 'timm/{name}'? {listed}"
     near = nearest_name(name, [known_name for known_name in known])
     hint = f" Did you mean {near!r}?" if near else ""
-    return f"unknown model {name!r}.{hint} --models lists all {len(known):,}."
+    return f"unknown model {name!r}.{hint} {listed}"
 
 
 def _own_or_given(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:

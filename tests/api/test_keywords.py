@@ -95,6 +95,7 @@ def test_all_wrong_keywords_are_named_at_once():
         ("continue: python -m study.run --resume one-2", "continue: study.load('one-2').resume()"),
         ("mlflow ui --backend-store-uri x", "mlflow ui --backend-store-uri x"),
         ("--no-cache", "cache_gb=0"),
+        ("python -m study.run --models lists all 9.", "python -m study.run --models lists all 9."),
         ("--fit pad and --fit squash keep all of it", "fit='pad' and fit='squash' keep all of it"),
         (
             "Choose another --name, or --resume it.",

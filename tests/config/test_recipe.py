@@ -26,7 +26,7 @@ def make_config(room: Path, **changes) -> StudyConfig:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "vgg61"}, r"^model: unknown model 'vgg61'. Did you mean 'vgg16'\? --models lists all"),
+        ({"model": "vgg61"}, r"^model: unknown model 'vgg61'. Did you mean 'vgg16'\? python -m study.run --models"),
         ({"unfreeze_depth": 6}, r"unfreeze_depth: must be at most 5, but got 6\."),
         ({"lr": 0.0}, r"lr: must be above 0, but got 0\.0\."),
         ({"lr": 10**309}, r"lr: must be a finite number, but got 1000"),
