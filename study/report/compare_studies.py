@@ -68,7 +68,7 @@ def _best_of(records: Sequence[Record]) -> str:
     warning = warn_of_nothing([best], manifest)
     return (
         f"On {manifest.data}, the highest test accuracy is {best.test.accuracy:.2%} of {manifest.test_images:,}"
-        f" images, by {best.plan.title} of {record.name} (tested trials: {len(tested)}). {guess}"
+        f" images, by {manifest.design.title(best.plan)} of {record.name} (tested trials: {len(tested)}). {guess}"
         f" {f'{warning} ' if warning else ''}{_fastest(tested)}"
     ).strip()
 
@@ -85,7 +85,11 @@ def _fastest(tested: Sequence[tuple[Record, TrialRecord]]) -> str:
 def _compare_group(records: Sequence[Record]) -> list[Section]:
     """Return the accuracy table, the most confused classes and the loss curves of studies with the same images."""
     manifest = records[0].manifest
-    tested = {f"{record.name} {trial.plan.title}": trial for record in records for trial in tested_trials(record)}
+    tested = {
+        f"{record.name} {record.manifest.design.title(trial.plan)}": trial
+        for record in records
+        for trial in tested_trials(record)
+    }
     rows = [(record.name, *result_row(trial, manifest)) for record in records for trial in tested_trials(record)]
     place = f"{manifest.data}, {manifest.test_images:,} test images"
     _, hardest = hardest_pair_of([*tested.values()], manifest)

@@ -48,7 +48,7 @@ def images_section(record: Record, tested: list[TrialRecord]) -> Section | None:
     manifest = record.manifest
     tables = [_counts(audit, manifest)]
     if audit["leaked_test"]:
-        tables.append(_without_leaks(audit, tested))
+        tables.append(_without_leaks(audit, tested, manifest))
     if audit["groups"]:
         tables.append(_copies(audit))
     pictures = []
@@ -90,7 +90,7 @@ def _counts(audit: dict[str, Any], manifest: Manifest) -> Table:
     return Table(("class", *splits, "share"), rows, caption, sortable=True)
 
 
-def _without_leaks(audit: dict[str, Any], tested: list[TrialRecord]) -> Table:
+def _without_leaks(audit: dict[str, Any], tested: list[TrialRecord], manifest: Manifest) -> Table:
     leaked = list(zip(audit["leaked_test"], audit["leaked_labels"], strict=True))
     rows = []
     for trial in tested:
@@ -99,7 +99,7 @@ def _without_leaks(audit: dict[str, Any], tested: list[TrialRecord]) -> Table:
         right_leaked = sum(trial.test.predictions[index] == label for index, label in leaked)
         rest = images - len(leaked)
         without = f"{(right - right_leaked) / rest:.2%}" if rest else "–"
-        rows.append((trial.plan.title, f"{trial.test.accuracy:.2%}", without))
+        rows.append((manifest.design.title(trial.plan), f"{trial.test.accuracy:.2%}", without))
     columns = ("trial", "test accuracy", "without test images that have a copy elsewhere")
     return Table(columns, rows)
 

@@ -142,8 +142,9 @@ def _title_of(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
 
 def warn_of_nothing(trials: Sequence[TrialRecord], manifest: Manifest) -> str:
     """Return a sentence for each trial that has learnt nothing; empty if all have learnt something."""
-    reasons = [(trial.plan.title, trial.nothing_learnt(manifest)) for trial in trials if trial.finished]
-    return " ".join(f"{title} has learnt nothing: {reason}." for title, reason in reasons if reason)
+    reasons = [(trial.plan, trial.nothing_learnt(manifest)) for trial in trials if trial.finished]
+    title = manifest.design.title
+    return " ".join(f"{title(plan)} has learnt nothing: {reason}." for plan, reason in reasons if reason)
 
 
 MOST_SCORES = 200
@@ -162,7 +163,7 @@ def class_table(trials: Sequence[TrialRecord], manifest: Manifest) -> Section | 
             shown = shown[:fitting]
     rows = [
         (
-            trial.plan.title,
+            manifest.design.title(trial.plan),
             "test" if trial.test else "validation",
             name,
             str(scores.images),
@@ -218,14 +219,18 @@ def training(tested: Sequence[TrialRecord], manifest: Manifest) -> Section | Non
     """Return the loss curves, the training time to given losses, and the operation counts that explain the speed."""
     if not tested:
         return None
-    curves, different = draw_losses({trial.plan.title: trial for trial in tested})
+    curves, different = draw_losses({manifest.design.title(trial.plan): trial for trial in tested})
     marks = [] if different else _loss_marks(tested)
     digits = next(digits for digits in range(3, 18) if len({f"{mark:.{digits}g}" for mark in marks}) == len(marks))
     start = "Training time until an epoch's mean loss reached the value; multiply-adds" if marks else "Multiply-adds"
     speed = Table(
         ("trial", *(f"seconds to loss {mark:.{digits}g}" for mark in marks), "million multiply-adds", "frozen share"),
         [
-            (trial.plan.title, *(_seconds_to(trial, mark) for mark in marks), *_operations(trial, manifest))
+            (
+                manifest.design.title(trial.plan),
+                *(_seconds_to(trial, mark) for mark in marks),
+                *_operations(trial, manifest),
+            )
             for trial in tested
         ],
         caption=f"{start} of one image's forward pass",
