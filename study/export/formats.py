@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from study.errors import ConfigError, StudyError
-from study.models.preprocessing import preprocessing, to_colours
+from study.models.preprocessing import preprocessing, resized_size, to_colours
 from study.models.saved_model import ModelCard, SavedModel
 from study.networks.libraries import preset
 
@@ -92,6 +92,10 @@ def describe_input(card: ModelCard, kind: str) -> dict[str, Any]:
         "output": "logits (n, classes) float32; softmax gives probabilities",
         "stored_size": card.stored_size,
         "fit": card.recipe.fit,
+        "resize": resized_size(card.recipe.model, side, card.recipe.fit),
+        "interpolation": own.interpolation.value,
+        "antialias": own.antialias,
+        "centre_crop": side,
         "grey_range": card.found.grey_range,
         "mean": list(own.mean),
         "std": list(own.std),

@@ -18,19 +18,23 @@ def preprocessing(model: str, image_size: int, fit: str = "crop") -> Callable[[T
     one with AVX2, the result equals torchvision's for PIL images, except for rare single grey levels. Elsewhere the
     resize computes in floats, like torchvision's for tensors, and may round a value to the next grey level.
     """
-    own = preset(model)
-    cropped_from = own.rounding(image_size * own.resize[0] / own.resize[1])
-    resize_size = [cropped_from] if fit == "crop" else [image_size, image_size]
+    own, size = preset(model), resized_size(model, image_size, fit)
     mean = [255 * value for value in own.mean]
     deviation = [255 * value for value in own.std]
 
     def preprocess(images: Tensor) -> Tensor:
-        resized = functional.resize(images, resize_size, own.interpolation, antialias=own.antialias)
+        resized = functional.resize(images, size, own.interpolation, antialias=own.antialias)
         cropped = functional.center_crop(resized, [image_size]).to(torch.float32)
         normalized: Tensor = functional.normalize(cropped, mean, deviation, inplace=True)
         return normalized
 
     return preprocess
+
+
+def resized_size(model: str, image_size: int, fit: str) -> list[int]:
+    """Return what `preprocessing` resizes to: the length of the shorter side in pixels, or [height, width]."""
+    own = preset(model)
+    return [own.rounding(image_size * own.resize[0] / own.resize[1])] if fit == "crop" else [image_size, image_size]
 
 
 def to_colours(model: str, inputs: Tensor) -> Tensor:

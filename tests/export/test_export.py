@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.manifests import make_manifest
+from support.manifests import make_manifest, small_recipe
 from support.saved_models import CLASSES, make_card, make_saved
 from torchvision.models import get_model
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from study.export.__main__ import main
 from study.export.card import write_card
-from study.export.formats import FORMATS, compare, frame, write_checked
+from study.export.formats import FORMATS, compare, describe_input, frame, write_checked
 from study.models.preprocessing import preprocessing
 from study.results.record import Record
 
@@ -107,6 +108,18 @@ def test_timm_loads_the_exported_directory(saved_timm, stored, study, capsys):
 def test_graph_of_timm_computes_what_the_model_does(saved_timm, stored, tmp_path, kind):
     check = write_checked(tmp_path / f"model.{kind}", saved_timm, stored)
     assert (check.agrees, check.changed) == (True, 0)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("model", ["resnet18", "timm/efficientnet_b0"])
+def test_description_says_how_images_come_to_size(model, fit):
+    card = make_card(recipe=small_recipe(model=model, image_size=64, fit=fit))
+    said = describe_input(card, "onnx")
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 73, 73), np.uint8)
+    way = InterpolationMode(said["interpolation"])
+    resized = functional.resize(torch.from_numpy(images), said["resize"], way, antialias=said["antialias"])
+    given = functional.center_crop(resized, [said["centre_crop"]])
+    assert (given.int() - frame(card, images).int()).abs().max() <= 1
 
 
 def test_compare_finds_a_wrong_file(saved, stored):
