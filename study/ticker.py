@@ -71,6 +71,7 @@ class Ticker:
         self._stage = ""
         self._began = 0.0
         self._lines: Sequence[RenderableType] = ()
+        self._told: Sequence[RenderableType] = ()
         self._work: RenderableType | None = None
         self._live = Live(console=screen, auto_refresh=False, transient=True, get_renderable=self._draw)
         self._closed = threading.Event()
@@ -112,12 +113,14 @@ class Ticker:
         self._refresh()
 
     def tick(self) -> None:
-        """Count the seconds on; in plain output, repeat what is going on if nothing was printed for PLAIN_S."""
+        """Count the seconds on; in plain output, tell the stage and what is new if nothing was printed for PLAIN_S."""
         if self.moves:
             self._refresh()
         elif self._stage and time.monotonic() - self.screen.printed >= PLAIN_S:
             with self.screen:
-                for line in (f"now      {self._stage} … {self._elapsed()}", *self._lines):
+                news = [line for line in self._lines if line not in self._told]
+                self._told = self._lines
+                for line in (f"now      {self._stage} … {self._elapsed()}", *news):
                     self.screen.print(line, soft_wrap=not self.screen.is_terminal)
 
     def close(self) -> None:

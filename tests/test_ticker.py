@@ -75,12 +75,12 @@ def test_ended_stages_leave_their_durations_on_a_terminal(seconds: list[float]) 
     assert replay(text.getvalue()) == ["done     loading: 9s", ""]
 
 
-def test_plain_output_repeats_a_stage_after_silence(seconds: list[float]) -> None:
+def test_plain_output_repeats_a_stage_and_tells_what_is_new(seconds: list[float]) -> None:
     ticking, text = make(terminal=False)
     ticking.begin("searching")
-    for _ in range(5):
+    for _ in range(6):
         seconds[0] += 1
-        ticking.show(["#0 resnet18  epoch 1/5"])  # a new state of the line is not yet a line
+        ticking.show([f"#0 resnet18  epoch {1 + (seconds[0] > 104)}/5"])  # a new state of the line is not yet a line
         ticking.tick()
     ticking.close()
     assert text.getvalue().splitlines() == [
@@ -88,7 +88,8 @@ def test_plain_output_repeats_a_stage_after_silence(seconds: list[float]) -> Non
         "now      searching … 2s",
         "#0 resnet18  epoch 1/5",
         "now      searching … 4s",
-        "#0 resnet18  epoch 1/5",
+        "now      searching … 6s",
+        "#0 resnet18  epoch 2/5",
     ]
 
 

@@ -151,7 +151,7 @@ class Console:
     def on_progress(self, plan: Plan, progress: Progress) -> None:
         """Update a trial's line during an epoch; in plain output it is only printed if nothing else was for long."""
         epochs = self._trials[plan.key].epochs
-        scores = f"  {_describe_epoch(epochs[-1])}" if epochs else ""
+        scores = f"  {self._describe_epoch(epochs[-1])}" if epochs else ""
         left = progress.of * (plan.recipe.epochs - progress.epoch + 1) - progress.images
         self._show(
             plan,
@@ -190,7 +190,7 @@ class Console:
             self._show(
                 plan,
                 f"{self._title(plan)}  epoch {last.epoch}/{plan.recipe.epochs}",
-                f"{_describe_epoch(last)}  {last.images_per_s:.1f} images/s  {format_duration(left)} left",
+                f"{self._describe_epoch(last)}  {last.images_per_s:.1f} images/s  {format_duration(left)} left",
             )
 
     def close(self) -> None:
@@ -227,6 +227,17 @@ class Console:
         if now and not self._ticker.moves:
             self._print(f"{head}  {rest}")
 
+    def _describe_epoch(self, result: EpochResult) -> str:
+        """Describe an epoch's training loss, and its validation accuracy and metric, or else its training accuracy."""
+        assert self._record
+        metric, accuracy, split = self._record.manifest.design.metric, result.val_accuracy, "val"
+        if accuracy is None:
+            accuracy, split = result.train_accuracy, "train"
+        scores = "" if accuracy is None else f"  {split} accuracy {100 * accuracy:.1f} %"
+        if metric != "accuracy" and metric in result.val_metrics:
+            scores += f"  val {NAMES[metric]} {format_metric(metric, result.val_metrics[metric])}"
+        return f"train loss {result.train_loss:.4f}{scores}"
+
     def _title(self, plan: Plan) -> str:
         assert self._record
         return self._record.manifest.design.title(plan)
@@ -242,7 +253,7 @@ class Console:
         return estimate(design, trials, spent_s=self._record.spent_s, at_once=self._at_once, search_ended=ended)
 
     def _refresh(self) -> None:
-        """Redraw the running trials, and below them a search's best trials, its budget and its tally."""
+        """Redraw the running trials, and below them a search's budget, its tally and its best trials."""
         if not self._ticker.moves:
             self._ticker.show([f"{head}  {rest}" for head, rest in self._lines.values()])
             return
@@ -253,20 +264,11 @@ class Console:
             left = f", {self._left() or 'time left not known yet'}"
             ended = sum(trial.finished for trial in trials)
             parts += [
-                best_table(trials, BEST, self._record.manifest),
                 f"{ended} of {self._space.budget.trials} trials have ended; {format_duration(spent)} spent{left}",
                 tally(trials),
+                best_table(trials, BEST, self._record.manifest),  # last, since a low screen cuts it off
             ]
         self._ticker.show(parts)
-
-
-def _describe_epoch(result: EpochResult) -> str:
-    """Describe an epoch's training loss and its validation accuracy, or its training accuracy without validation."""
-    accuracy, split = result.val_accuracy, "val"
-    if accuracy is None:
-        accuracy, split = result.train_accuracy, "train"
-    scores = "" if accuracy is None else f"  {split} accuracy {100 * accuracy:.1f} %"
-    return f"train loss {result.train_loss:.4f}{scores}"
 
 
 def _describe_domain(domain: Domain) -> str:

@@ -30,8 +30,9 @@ def best_table(trials: Sequence[TrialRecord], number: int, manifest: Manifest) -
     table = Table(title=f"Best trials by validation {NAMES[metric]}{guess}", title_justify="left")
     table.caption_justify = "left"
     shown = list(dict.fromkeys([metric, "accuracy"]))
-    for heading in ("trial", *(NAMES[name] for name in shown), "epochs", "state"):
-        table.add_column(heading, justify="left" if heading in {"trial", "state"} else "right")
+    table.add_column("trial", overflow="fold")  # the end of a name tells models apart
+    for heading in (*(NAMES[name] for name in shown), "epochs", "state"):
+        table.add_column(heading, justify="left" if heading == "state" else "right")
     for trial in scored[:number]:
         star = ""
         if trial.finished and trial.nothing_learnt(manifest):

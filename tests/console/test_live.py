@@ -211,6 +211,17 @@ def test_on_a_pipe_a_trial_is_told_in_whole_lines(record):
     ]
 
 
+def test_progress_tells_the_metric_that_decides(tmp_path, space):
+    design = Design("search", (space.base,), space, metric="macro_f1")
+    record = Record.create(tmp_path / "two", make_manifest(design))
+    record.add([Plan(None, "search", space.base, 0)])
+    console, output = pipe()
+    console.on_record(record)
+    run(record, 3, 7, console=console)
+    record.close()
+    assert "train loss 1.5000  val accuracy 30.0 %  val macro F1 23.08%  60.0 images/s" in output.getvalue()
+
+
 def test_the_hardware_is_told_once(record):
     console, output = pipe()
     console.on_record(record)
