@@ -30,7 +30,10 @@ def compare_studies(records: Sequence[Record]) -> View:
         sentences.append(_best_of(group))
         sections += _compare_group(group)
     if len(groups) > 1:
-        sentences.append("The studies used different images, so trials are ranked within each set of images only.")
+        sentences.append(
+            "The studies used different images, or stored the same ones differently, so trials are ranked within each"
+            " set of stored images only."
+        )
     found = " ".join(sentences) or "No trial was tested."
     return View("Comparison of studies", found, sections, _summarise(records, [*groups.values()], found))
 
@@ -40,7 +43,7 @@ def _summarise(records: Sequence[Record], groups: Sequence[Sequence[Record]], fo
     facts = [(record.name, answer(record)) for record in records]
     question = f"How do the studies {', '.join(record.name for record in records)} compare?"
     if len(groups) != 1:  # nothing, or other images in each group: no accuracy stands for all
-        headline = "The studies used different images" if groups else "No trial was tested"
+        headline = "The studies stored different images" if groups else "No trial was tested"
         return Summary("Comparison of studies", question, headline, found, facts=facts)
     tested = [(record, trial) for record in groups[0] for trial in tested_trials(record)]
     tested.sort(key=lambda pair: -pair[1].metrics["accuracy"])

@@ -98,7 +98,7 @@ def _given(tested: Sequence[TrialRecord], dataset: Dataset | None) -> Section:
 
 
 def _all_trials(record: Record) -> Section:
-    shown = ("unfreeze_depth", "lr", "batch_size")  # in every study; other searched fields come last
+    shown = ("model", "unfreeze_depth", "lr", "batch_size")  # in every study; other searched fields come last
     searched = [name for name in record.space.domains if name not in shown] if record.space else []
     rows = [
         (
