@@ -228,14 +228,15 @@ class Console:
             self._print(f"{head}  {rest}")
 
     def _describe_epoch(self, result: EpochResult) -> str:
-        """Describe an epoch's training loss, and its validation accuracy and metric, or else its training accuracy."""
+        """Describe an epoch's training loss, and its metric in validation, or without that its training accuracy."""
         assert self._record
         metric, accuracy, split = self._record.manifest.design.metric, result.val_accuracy, "val"
+        if metric != "accuracy" and metric in result.val_metrics:
+            score = f"  val {NAMES[metric]} {format_metric(metric, result.val_metrics[metric])}"
+            return f"train loss {result.train_loss:.4f}{score}"
         if accuracy is None:
             accuracy, split = result.train_accuracy, "train"
         scores = "" if accuracy is None else f"  {split} accuracy {100 * accuracy:.1f} %"
-        if metric != "accuracy" and metric in result.val_metrics:
-            scores += f"  val {NAMES[metric]} {format_metric(metric, result.val_metrics[metric])}"
         return f"train loss {result.train_loss:.4f}{scores}"
 
     def _title(self, plan: Plan) -> str:
