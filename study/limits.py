@@ -53,11 +53,20 @@ def free_memory_bytes() -> int:
     return free
 
 
+def _busy_seconds() -> float:
+    try:
+        _, *ticks = (PROC / "stat").read_text().partition("\n")[0].split()
+    except OSError:  # not Linux
+        return 0.0
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen, *_ = map(int, ticks)
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class CpuTimes:
     """Processor seconds until now, of the whole computer and of this process."""
 
-    busy_s: float = field(default_factory=lambda: _busy_seconds())
+    busy_s: float = field(default_factory=_busy_seconds)
     """Seconds of all cores since the computer started; 0 where the system does not tell."""
     own_s: float = field(default_factory=time.process_time)
     at: float = field(default_factory=time.perf_counter)
@@ -66,15 +75,6 @@ class CpuTimes:
         """Return how many cores other programs have kept busy on average from here `until` then."""
         others_s = (until.busy_s - self.busy_s) - (until.own_s - self.own_s)
         return max(0.0, others_s / max(until.at - self.at, 1e-9))
-
-
-def _busy_seconds() -> float:
-    try:
-        _, *ticks = (PROC / "stat").read_text().partition("\n")[0].split()
-    except OSError:  # not Linux
-        return 0.0
-    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen, *_ = map(int, ticks)
-    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _threads_of(user: int) -> int:

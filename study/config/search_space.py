@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, get_type_hints
 
 from pydantic import BeforeValidator, Field, SkipValidation
 
-from study.config.recipe import AUTO, Recipe
+from study.config.recipe import AUTO, Recipe, unused_fields
 from study.config.validation import AtLeastOne, check_value, checked, from_table, gather, one_of
 from study.errors import ConfigError, unknown_name
 
@@ -198,8 +198,9 @@ class SearchSpace:
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with `values` for searched fields; those that do nothing in it stay as in the base."""
         own = {"image_size": AUTO} if self.own_sizes and "model" in values else {}
-        recipe = dataclasses.replace(self.base, **{**own, **values})
-        return dataclasses.replace(recipe, **{field: getattr(self.base, field) for field in recipe.unused})
+        unused = unused_fields(values.get("optimizer", self.base.optimizer))
+        used = {field: value for field, value in values.items() if field not in unused}
+        return dataclasses.replace(self.base, **{**own, **used})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the space as JSON values; `from_dict` is the inverse."""

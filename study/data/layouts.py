@@ -4,6 +4,7 @@ Decodes no image and draws no split.
 """
 
 import csv
+import difflib
 import os
 import unicodedata
 from collections import Counter
@@ -21,6 +22,8 @@ VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 SPLITS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION_NAMES, "val")}
 """Split of each folder's name, and of each value in the column split."""
 COLUMNS = ("path", "label", "split", "group")
+MISSPELT = 0.75
+"""Likeness (difflib) from which on a column counts as misspelt: spilt for split, but not site."""
 SHOWN = 10
 """Number of files or mistakes that an error names; it counts the others."""
 
@@ -170,11 +173,10 @@ def _list_table(file: Path) -> Listing:
         )
     absent = [name for name in COLUMNS if name not in names]
     unused = [name for name in names if name and name not in COLUMNS]
-    meant = {name: nearest_name(name, absent) for name in unused}
     mistakes = [
         f"column {name!r}: is no column of such a file. Did you mean {near!r}? Rename it, or leave it out."
-        for name, near in meant.items()
-        if near
+        for name in unused
+        for near in difflib.get_close_matches(name, absent, n=1, cutoff=MISSPELT)
     ]
     rows: list[Row] = []
     seen: dict[Path, int] = {}

@@ -222,10 +222,10 @@ def test_groups_of_a_table_stay_on_one_side(tmp_path: Path) -> None:
 
 
 def test_table_without_splits_is_named_after_folder_and_file(tmp_path: Path) -> None:
-    lines = [f"{index}.png,{'ab'[index % 2]}" for index in range(10)]
-    dataset = load(write_table(tmp_path / "eyes", "\n".join(["path,label", *lines])))
+    lines = [f"{index}.png,{'ab'[index % 2]},Oslo" for index in range(10)]
+    dataset = load(write_table(tmp_path / "eyes", "\n".join(["path,label,site", *lines])))
     assert dataset.name == "eyes-labels"
-    assert dataset.found.layout == "labels.csv with path, label"
+    assert dataset.found.layout == "labels.csv with path, label, without site"
 
 
 @pytest.mark.parametrize(
