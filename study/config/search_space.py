@@ -198,9 +198,12 @@ class SearchSpace:
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with `values` for searched fields; those that do nothing in it stay as in the base."""
         own = {"image_size": AUTO} if self.own_sizes and "model" in values else {}
-        unused = unused_fields(values.get("optimizer", self.base.optimizer))
-        used = {field: value for field, value in values.items() if field not in unused}
-        return dataclasses.replace(self.base, **{**own, **used})
+        return dataclasses.replace(self.base, **{**own, **self.used(values)})
+
+    def used(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the values that do something in a recipe of the space; all others make it no other one."""
+        unused = unused_fields(values.get("optimizer") or self.base.optimizer)
+        return {field: value for field, value in values.items() if field not in unused}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the space as JSON values; `from_dict` is the inverse."""

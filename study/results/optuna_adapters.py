@@ -11,7 +11,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from study.config.recipe import unused_fields
 from study.config.search_space import Categorical, Domain, Float, Int, SearchSpace
 
 
@@ -56,13 +55,13 @@ class DistinctSampler(optuna.samplers.BaseSampler):
         build: Callable[[int], optuna.samplers.BaseSampler],
         seed: int,
         distributions: Mapping[str, BaseDistribution],
-        optimizer: str,
+        used: Callable[[Mapping[str, Any]], dict[str, Any]],
     ) -> None:
         """Draw values of `distributions` with samplers that `build` makes from `seed` and the numbers after it.
 
-        `optimizer` is that of recipes for which none is drawn.
+        `used` returns those of a recipe's values that do something in it.
         """
-        self._build, self._seed, self._optimizer = build, seed, optimizer
+        self._build, self._seed, self._used = build, seed, used
         self._distributions = {name: drawn for name, drawn in distributions.items() if not drawn.single()}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -88,11 +87,6 @@ class DistinctSampler(optuna.samplers.BaseSampler):
             if self._used(proposal) not in earlier:
                 break
         return proposal
-
-    def _used(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values that do something in their recipe."""
-        unused = unused_fields(values.get("optimizer") or self._optimizer)
-        return {name: value for name, value in values.items() if name not in unused}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -120,7 +114,7 @@ def propose(
         build: function that makes the sampler from its seed.
     """
     distributions = build_distributions(space)
-    study.sampler = DistinctSampler(build, seed, distributions, space.base.optimizer)
+    study.sampler = DistinctSampler(build, seed, distributions, space.used)
     trials = study.get_trials(deepcopy=False)
     if any(trial.state is TrialState.FAIL for trial in trials):
         seen = optuna.create_study(direction=study.direction, sampler=study.sampler)
@@ -201,9 +195,9 @@ def rank_fields(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     inside = [trial for trial in complete if set(space.domains) <= set(trial.params)]
-    unused = [unused_fields(trial.params.get("optimizer", space.base.optimizer)) for trial in inside]
-    used = [name for name in space.domains if not any(name in fields for fields in unused)]
-    fields = [name for name in used if len({trial.params[name] for trial in inside}) > 1]
+    used = [space.used(trial.params) for trial in inside]
+    fields = [name for name in space.domains if len({trial.params[name] for trial in inside}) > 1]
+    fields = [name for name in fields if all(name in values for values in used)]
     if len(inside) < MIN_COMPLETE or len({trial.value for trial in inside}) < MIN_SCORES or not fields:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
