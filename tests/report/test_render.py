@@ -591,7 +591,10 @@ def test_comparison_puts_trials_of_other_images_into_another_table(make_tested):
     view = comparison(one, two)
     tables = [table for section in view.sections for table in section.tables]
     assert [column(table, "study") for table in tables] == [["one"], ["two"]]
-    assert "stored the same ones differently, so trials are ranked within each set" in view.found
+    assert (
+        "The studies used different images, or stored the same ones differently, so trials are ranked within each set"
+        " of stored images only."
+    ) in view.found
 
 
 def test_comparison_of_studies_without_a_test_says_so(tmp_path, make_recipe):
