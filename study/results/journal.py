@@ -1,12 +1,15 @@
 """Store an Optuna journal in a file that holds each step of a study completely or not at all.
 
-Whenever a process dies, opening the file again gives the state after the last complete step. This module knows lines
-and steps, but not their content.
+Whenever a process dies, opening the file again gives the state after the last complete step. A thread brings the steps
+to the disk, so that no trial waits for the disk; a computer that loses its power may lose the steps of that moment.
+This module knows lines and steps, but not their content.
 """
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,8 @@ class Journal(BaseJournalBackend):
         self._path = path
         self._writable = writable
         self._held: list[dict[str, Any]] | None = None
+        self._disk = ThreadPoolExecutor(1, "journal")
+        self._syncs: deque[Future[None]] = deque()
         try:
             if writable:
                 path.touch()
@@ -58,7 +63,8 @@ class Journal(BaseJournalBackend):
         A step inside another step belongs to the outer one.
 
         Raises:
-            RecordError: the file cannot be written; it then holds no part of the step.
+            RecordError: the file cannot be written, and holds no part of the step; or an earlier step has not reached
+                the disk.
         """
         if self._held is not None:
             yield
@@ -87,7 +93,23 @@ class Journal(BaseJournalBackend):
             self._held += logs
         self._logs += logs
 
+    def settle(self) -> None:
+        """Wait until all steps are on the disk.
+
+        Raises:
+            RecordError: a step has not reached the disk.
+        """
+        self._check_syncs(wait=True)
+
+    def _check_syncs(self, *, wait: bool) -> None:
+        try:
+            while self._syncs and (wait or self._syncs[0].done()):
+                self._syncs.popleft().result()
+        except OSError as error:
+            raise self._failure(error) from None
+
     def _write(self, logs: list[dict[str, Any]]) -> None:
+        self._check_syncs(wait=False)
         *others, last = logs
         lines = [*({**log, UNFINISHED: True} for log in others), last]
         content = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
@@ -96,7 +118,7 @@ class Journal(BaseJournalBackend):
                 written = 0
                 while written < len(content):
                     written += file.write(content[written:])
-                os.fsync(file.fileno())
+                self._syncs.append(self._disk.submit(_sync, os.dup(file.fileno())))
         except OSError as error:
             with suppress(OSError):  # the file may be gone, if its directory was moved
                 os.truncate(self._path, self._bytes)
@@ -109,6 +131,14 @@ class Journal(BaseJournalBackend):
             f"{self._path}: {rule}, but got: {error.strerror}."
             " Recorded results are safe. Fix the cause, then continue with --resume."
         )
+
+
+def _sync(descriptor: int) -> None:
+    """Bring a file to the disk, and close it."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -482,8 +482,15 @@ class Record:
         return self.directory / "checkpoints"
 
     def close(self) -> None:
-        """Release the study's lock, so that another process may run the study."""
-        self._lock.release()
+        """Wait until the record is on the disk, and release its lock, so that another process may run the study.
+
+        Raises:
+            RecordError: a recorded step has not reached the disk.
+        """
+        try:
+            self._journal.settle()
+        finally:
+            self._lock.release()
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """Return the metric that decides the study, with the sign by which more is better."""

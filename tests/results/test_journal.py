@@ -1,6 +1,10 @@
 """The journal's file after whatever moment a process died at."""
 
+import errno
+import os
 import resource
+import threading
+import time
 
 import pytest
 
@@ -109,3 +113,40 @@ def test_full_disk_leaves_no_half_step(path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == whole
+
+
+def test_steps_do_not_wait_for_the_disk_but_settling_does(path, monkeypatch):
+    disk_spins, synced = threading.Event(), []
+
+    def slow_fsync(descriptor):
+        disk_spins.wait(60)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    journal = Journal(path, writable=True)
+    journal.append_logs([FIRST])
+    journal.append_logs([SECOND])
+    assert logs_of(path) == [FIRST, SECOND]
+    assert synced == []
+    disk_spins.set()
+    journal.settle()
+    assert synced == [path.stat().st_ino] * 2
+
+
+def append_often(journal):
+    for _ in range(60_000):
+        journal.append_logs([SECOND])
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("go_on", [append_often, Journal.settle])
+def test_a_step_that_never_reached_the_disk_is_reported(path, monkeypatch, go_on):
+    def failing_fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing_fsync)
+    journal = Journal(path, writable=True)
+    journal.append_logs([FIRST])
+    with pytest.raises(RecordError, match=r"journal.log: .* but got: Input/output error. Recorded results are safe"):
+        go_on(journal)
+    assert logs_of(path)[0] == FIRST
