@@ -96,11 +96,13 @@ def details(verdict: Verdict) -> list[tuple[str, str]]:
                 text += f"; {comparison.corrected_p:.2g} corrected for {others} earlier on these test images (Holm)"
             lines.append(("p-value", text))
         lines.append(("McNemar", "exact p-value by seed: " + ", ".join(f"{p:.2g}" for p in comparison.mcnemar_p)))
-        for side, pair in (("baseline", comparison.hardest_before), ("winner", comparison.hardest_after)):
+        before, after = comparison.hardest_before, comparison.hardest_after
+        sides = {"both": before} if before == after else {"the baseline": before, "the winner": after}
+        for side, pair in sides.items():
             if pair is None:
                 continue
             confused = f"confused {pair.baseline} times by the baseline, {pair.winner} times by the winner"
-            lines.append(("hardest pair", f"of the {side}: {' and '.join(pair.classes)}, {confused}"))
+            lines.append(("hardest pair", f"of {side}: {' and '.join(pair.classes)}, {confused}"))
     if verdict.reused:
         lines.append(("reused", f"refits of the baseline: {', '.join(verdict.reused)}"))
     if verdict.reranked:

@@ -367,9 +367,20 @@ def test_judge_gives_the_hardest_pairs_before_and_after_by_hand():
     """The baseline takes 30 cats for dogs and 9 dogs for ships with each seed, the winner 5 and 12."""
     cats, dogs = range(0, 300, 3), range(1, 300, 3)
     before, after = errs_on({*cats[:30], *dogs[:9]}), errs_on({*cats[:5], *dogs[:12]})
-    comparison = verdict_on(finals([before] * 2, [after] * 2)).comparison
+    verdict = verdict_on(finals([before] * 2, [after] * 2))
+    comparison = verdict.comparison
     assert asdict(comparison.hardest_before) == {"classes": ["cat", "dog"], "baseline": 60, "winner": 10}
     assert asdict(comparison.hardest_after) == {"classes": ["dog", "ship"], "baseline": 18, "winner": 24}
+    assert [text for name, text in details(verdict) if name == "hardest pair"] == [
+        "of the baseline: cat and dog, confused 60 times by the baseline, 10 times by the winner",
+        "of the winner: dog and ship, confused 18 times by the baseline, 24 times by the winner",
+    ]
+
+
+def test_details_name_one_hardest_pair_once():
+    verdict = verdict_on(finals([errs_on(range(0, 90, 3))] * 2, [errs_on(range(0, 30, 3))] * 2))
+    pairs = [text for name, text in details(verdict) if name == "hardest pair"]
+    assert pairs == ["of both: cat and dog, confused 60 times by the baseline, 20 times by the winner"]
 
 
 def test_judge_refuses_labels_in_another_order():
