@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
-from study.config.manifest import Found
+from study.config.manifest import Found, Manifest
 from study.data.audit import audit_images, drop_leaks
 from study.data.decoding import Form, Unwatched, Watch, decode_files, identify_files, read_headers
 from study.data.image_files import FULL_GREY, Header, grey_range_of, stored_size
@@ -29,9 +29,6 @@ from study.data.splits import draw_held_out, split, subset
 from study.data.stored_pixels import StoredPixels
 from study.errors import ConfigError, DataError, StudyError
 from study.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from study.results.record import Record
 
 PARTS = ("train", "val", "test")
 
@@ -314,9 +311,8 @@ def load_again(
     return drop_leaks(dataset, audit_images(dataset, watch)) if found.leaks == "drop" else dataset
 
 
-def find_images(record: "Record", store: PixelStore | None = None) -> "Dataset | None":
+def find_images(manifest: Manifest, store: PixelStore | None = None) -> "Dataset | None":
     """Return the images of a study; None if they are missing or have changed since. Download nothing."""
-    manifest = record.manifest
     if manifest.source == "cifar10" and not _has_cifar10(Path(manifest.data_dir)):
         return None
     try:

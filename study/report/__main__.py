@@ -46,7 +46,7 @@ def _write(names: Iterable[str]) -> int:
         file, _ = write_comparison(directories)
     else:
         record = Record.read(directories[0])
-        file = write_report(record, find_images(record, PixelStore(default_directory())))
+        file = write_report(record, find_images(record.manifest, PixelStore(default_directory())))
     print(file)
     return 0
 

@@ -49,7 +49,7 @@ def write_comparison(directories: Sequence[Path]) -> tuple[Path, str]:
 
     store = PixelStore(default_directory())
     records = [Record.read(directory) for directory in directories]
-    page = render([(record, find_images(record, store)) for record in records])
+    page = render([(record, find_images(record.manifest, store)) for record in records])
     return write_page(directories[0] / COMPARISON_FILE, page), compare_studies(records).found
 
 

@@ -6,6 +6,7 @@ which trial runs next.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from study.dispatch.cluster import Allotment, share_resources
 from study.dispatch.run_trials import run_trials
 from study.dispatch.searcher import Work
 from study.dispatch.stages import put_stages
+from study.errors import RecordError
 from study.results.ledger import earlier_p_values
 from study.results.optuna_adapters import rank_fields
 from study.results.record import Record
@@ -60,11 +62,23 @@ def run_study(
 
 
 def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> StudyResult:
-    """Conclude an ended study again from its record; its images, if present, only illustrate the result."""
+    """Conclude an ended study again from its record; its images, if present, only illustrate the result.
+
+    Raises:
+        RecordError: a new place of the images is given, but they are not there.
+    """
     observer.on_stage("opening MLflow's store and reading the images")
     client = connect(store_uri(config), verbose=config.verbose)
     observer.on_record(record)
-    dataset = find_images(record, pixel_store(config))
+    given = replace(record.manifest, source=config.data, data_dir=str(config.data_dir))
+    dataset = find_images(given, pixel_store(config))
+    if dataset:
+        record.set_places(source=given.source, data_dir=given.data_dir)
+    elif given != record.manifest:
+        raise RecordError(
+            f"data: must hold the images of study {record.name!r}, but {config.data} does not. Leave it out, or give"
+            " the place where they are."
+        )
     with track(config, record, dataset, client) as tracker:
         return _conclude(observer, record, tracker, dataset)
 

@@ -51,4 +51,4 @@ def test_study_has_the_same_results_from_the_store(room: Path) -> None:
     run(room, *SMALL, "--name", "memory", "--no-cache")
     assert results(room, "stored") == results(room, "memory")
     record = Record.read(room / "mlruns" / "studies" / "stored")
-    assert find_images(record, PixelStore(room / "cache" / "study" / "images"))
+    assert find_images(record.manifest, PixelStore(room / "cache" / "study" / "images"))

@@ -148,6 +148,12 @@ def test_study_goes_on_after_all_of_it_has_moved(room, finished, tmp_path):
     assert results(room, "renamed") == results(finished)
     card = json.loads((room / "mlruns" / "studies" / "renamed" / "model" / "model.json").read_text())
     assert card["source"] == str(room / "my pets")
+    (room / "my pets").rename(room / "our pets")
+    (room / "no pets").mkdir()
+    for place in ("our pets", "no pets"):
+        ended = run(room, "--resume", "renamed", "--data", place)
+    assert "data: must hold the images of study 'renamed', but" in ended.stderr
+    assert Record.read(room / "mlruns" / "studies" / "renamed").manifest.source == str(room / "our pets")
     client = open_store(room.rename(tmp_path / "moved again"))  # MLflow keeps stores by URI, here a relative one
     parent, _ = runs_of(client, "renamed")
     assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]

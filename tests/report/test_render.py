@@ -645,8 +645,8 @@ def test_find_images_returns_those_that_the_study_was_run_on(make_tested, image_
     there = {"source": str(image_folder), "data_dir": "nowhere"}
     dataset = load_dataset(str(image_folder), fraction=1.0, seed=0, image_size=32, data_dir=Path("nowhere"))
     same = make_tested(({}, {}), name="same", data_fingerprint=fingerprint(dataset.train, dataset.test), **there)
-    assert len(find_images(same).test) == 8
-    assert find_images(make_tested(({}, {}), name="other", **there)) is None
+    assert len(find_images(same.manifest).test) == 8
+    assert find_images(make_tested(({}, {}), name="other", **there).manifest) is None
 
 
 def test_find_images_downloads_nothing(make_tested, tmp_path, monkeypatch):
@@ -655,7 +655,7 @@ def test_find_images_downloads_nothing(make_tested, tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", fetch)
     cache = tmp_path / "gone"
-    assert find_images(make_tested(({}, {}), source="cifar10", data_dir=str(cache))) is None
+    assert find_images(make_tested(({}, {}), source="cifar10", data_dir=str(cache)).manifest) is None
     assert not cache.exists()
 
 
