@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from study.results.metrics import Evaluation
 from study.seeding import derive_seed
-from study.verdict.statistics import CONFIDENCE, POWER, Difference
+from study.verdict.statistics import CONFIDENCE, POWER, Difference, widen_detectable
 
 BATCH_CELLS = 2_000_000
 """Counts of images that are drawn at once, 16 MB."""
@@ -67,12 +67,13 @@ def metric_difference(
     spread = float(np.std(np.concatenate(drawn)))
     margin = float(scipy.stats.norm.isf(level / 2)) * spread
     p = float(2 * scipy.stats.norm.sf(abs(mean) / spread)) if spread else float(mean == 0)
+    detectable = margin + float(scipy.stats.norm.ppf(POWER)) * spread
     return Difference(
         mean=mean,
         low=mean - margin,
         high=mean + margin,
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
-        detectable=margin + float(scipy.stats.norm.ppf(POWER)) * spread,
+        detectable=widen_detectable(detectable, changed=_changed(metric, before, after, labels)),
     )
 
 
@@ -110,6 +111,19 @@ def _class_gains(
         return np.transpose(np.subtract(values[len(before) :], values[: len(before)]))
 
     return counts, gains
+
+
+def _changed(metric: str, before: Sequence[Evaluation], after: Sequence[Evaluation], labels: Sequence[int]) -> float:
+    """Return the share of a class's answers that the recipes give differently, as a mean over the classes.
+
+    For balanced accuracy, two wrong answers are the same. For macro F1 they are not: they count in other precisions.
+    """
+    true = np.asarray(labels)
+    answers = [np.array([test.predictions for test in tests]) for tests in (before, after)]
+    if metric == "balanced_accuracy":
+        answers = [given == true for given in answers]
+    by_image = np.mean(answers[0] != answers[1], axis=0)
+    return float(np.mean([by_image[true == one].mean() for one in np.unique(true)]))
 
 
 def _stretch(seeds: int) -> float:

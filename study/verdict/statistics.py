@@ -131,13 +131,29 @@ def compare_recipes(before: Outcomes, after: Outcomes, *, level: float = 1 - CON
     error = math.sqrt(total / (seeds * images))
     reach = float(scipy.stats.t.isf(level / 2, freedom)) * error
     p = 2 * float(scipy.stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    detectable = reach + float(scipy.stats.t.ppf(POWER, freedom)) * error
+    if before.dtype == bool:
+        detectable = widen_detectable(detectable, changed=float(np.mean(before != after)))
     return Difference(
         mean=difference,
         low=difference - reach,
         high=difference + reach,
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
-        detectable=reach + float(scipy.stats.t.ppf(POWER, freedom)) * error,
+        detectable=detectable,
     )
+
+
+def widen_detectable(detectable: float, *, changed: float) -> float:
+    """Return the detectable difference of two shares, given what it would be with the spread that was seen.
+
+    A difference of d takes a share d of changed answers. Where fewer have changed, studies with this difference see
+    more of them, and the variance of what they see grows with that number.
+
+    Args:
+        detectable: detectable difference by the spread that was seen, in [0, inf).
+        changed: share of the answers, over images and seeds, that count for one recipe only.
+    """
+    return detectable**2 / changed if detectable > changed > 0 else detectable
 
 
 def level_of_look(seeds: int) -> float:

@@ -14,15 +14,19 @@ SPREAD = 1.5
 LABELS = np.repeat([0, 1, 2], (SHARES * 200).astype(int))
 
 
+def evaluation(labels: np.ndarray, predictions: np.ndarray) -> Evaluation:
+    confusion = np.zeros((3, 3), dtype=int)
+    np.add.at(confusion, (labels, predictions), 1)
+    return Evaluation(1.0, confusion.tolist(), predictions.tolist())
+
+
 def draw_tests(level: np.ndarray, difficulty: np.ndarray, generator: np.random.Generator) -> list[Evaluation]:
     """Draw three seeds' tests: an image is right where class level + seed - difficulty is above a normal number."""
     tests = []
     for skill in generator.normal(0, 0.1, 3):
         right = generator.normal(size=len(LABELS)) < level[LABELS] + skill - SPREAD * difficulty
         predictions = np.where(right, LABELS, (LABELS + generator.integers(1, 3, len(LABELS))) % 3)
-        confusion = np.zeros((3, 3), dtype=int)
-        np.add.at(confusion, (LABELS, predictions), 1)
-        tests.append(Evaluation(1.0, confusion.tolist(), predictions.tolist()))
+        tests.append(evaluation(LABELS, predictions))
     return tests
 
 
@@ -77,3 +81,15 @@ def test_one_seed_compares_two_classifiers():
     before, after = (draw_tests(np.full(3, level), difficulty, generator)[:1] for level in (0.0, 1.5))
     found = metric_difference("balanced_accuracy", before, after, LABELS.tolist(), seed=0)
     assert 0 < found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_one_changed_answer_promises_no_small_gain(metric):
+    """Eight such changes lie 2.8 standard deviations above 0; one of 120 images of three classes counts 1 / 360."""
+    labels = np.repeat([0, 1, 2], 120)
+    before, after = labels.copy(), labels.copy()
+    after[0] = 1
+    tests = [evaluation(labels, one) for one in (before, after)]
+    found = metric_difference(metric, tests[:1], tests[1:], labels.tolist(), seed=0)
+    assert found.mean == pytest.approx(-1 / 360, rel=0.01)
+    assert found.detectable == pytest.approx(8 / 360, rel=0.1)

@@ -204,6 +204,20 @@ def test_compare_recipes_finds_what_it_calls_detectable():
     assert sum(decide(case) == "better" for case in found) / 500 == pytest.approx(0.8, abs=0.07)
 
 
+@pytest.mark.parametrize("images", [50, 1000])
+@pytest.mark.parametrize("lost", [1, 2, 3, 5, 8, 12])
+def test_few_changed_answers_do_not_promise_too_much(images, lost):
+    """With one seed and true gains alone, the number of won images is binomial, so the power is a sum."""
+    before, after = np.ones((2, 1, images), dtype=bool)
+    after[0, :lost] = False
+    promised = compare_recipes(before, after).detectable
+    found = []
+    for won in range(40):
+        after = np.arange(images)[None] < won
+        found.append(decide(compare_recipes(np.zeros_like(after), after)) == "better")
+    assert stats.binom.pmf(np.arange(40), images, promised) @ found >= 0.8
+
+
 def test_decide_sees_a_clear_gain():
     """Ten points more on 1,000 images, with three seeds that differ as trained networks do."""
     rng = np.random.default_rng(0)
