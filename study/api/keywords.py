@@ -145,7 +145,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
             raise ConfigError(f"must be a number, but got {value!r}.")
         return float(value)
     if not isinstance(value, str | Path):
-        raise ConfigError(f"must be a string, but got {value!r}.")
+        rule = "a duration such as '30m' or '1h30m'" if action.dest == "time_budget" else "a string"
+        raise ConfigError(f"must be {rule}, but got {value!r}.")
     if value == "":
         raise ConfigError("must not be empty.")
     return Path(value) if action.type is Path else str(value)

@@ -195,13 +195,14 @@ def save_model(directory: Path, classifier: Classifier, card: ModelCard) -> None
             save_file(state, draft / WEIGHTS_FILE)
             text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
             (draft / CARD_FILE).write_text(f"{text}\n", encoding="utf-8")
-            shutil.copymode(
-                draft / CARD_FILE, draft / WEIGHTS_FILE
-            )  # safetensors makes files that only their owner may read
+            # safetensors makes files that only their owner may read
+            shutil.copymode(draft / CARD_FILE, draft / WEIGHTS_FILE)
             shutil.rmtree(directory, ignore_errors=True)
     except Exception as error:  # safetensors reports a full disk with its own exception class
         reason = getattr(error, "strerror", None) or error
-        raise RecordError(f"{directory}: must be writable and have room, but got: {reason}.") from error
+        raise RecordError(
+            f"{directory}: must be writable and have room, but got: {reason}. Free disk space, then use --resume."
+        ) from error
 
 
 def load_model(directory: Path) -> SavedModel:
@@ -271,7 +272,10 @@ def find_model(study: Path, which: str = "") -> Path:
     """
     cards = {directory: ModelCard.read(directory / CARD_FILE) for directory in kept_models(study)}
     if not cards:
-        raise ConfigError(f"{study}: must keep a model, but keeps none. A study keeps its models when it ends.")
+        raise ConfigError(
+            f"{study}: must keep a model, but keeps none. Searches and baselines keep theirs when they end: if it was"
+            " stopped, use --resume. Probes keep none."
+        )
     if which:
         for directory, card in cards.items():
             if which in (card.recipe.model, card.trial):

@@ -63,6 +63,7 @@ def test_keywords_become_what_flags_become(flags, keywords):
         ({"prior": 3}, "prior: must be a string or a list of strings, but got 3."),
         ({"prior": []}, "prior: must be a string or a list of strings, but got []."),
         ({"name": 3}, "name: must be a string, but got 3."),
+        ({"time_budget": 60}, "time_budget: must be a duration such as '30m' or '1h30m', but got 60."),
         ({"name": ""}, "name: must not be empty."),
         ({"data": ""}, "data: must not be empty."),
         ({"weights": ""}, "weights: must not be empty."),

@@ -71,7 +71,7 @@ def test_save_model_writes_both_files_or_none(tmp_path):
     card = make_card()
     classifier = make_classifier(card.recipe, CLASSES)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RecordError, match=r"file.*must be writable and have room"):
+    with pytest.raises(RecordError, match=r"file.*must be writable and have room.*Free disk space, then use --resume"):
         save_model(tmp_path / "file" / "model", classifier, card)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

@@ -95,7 +95,7 @@ def test_reproduce_finds_moved_images_at_their_new_place(study, image_folder, tm
 
 
 def test_reproduce_names_the_missing_model_card(tmp_path):
-    with pytest.raises(ConfigError, match="must keep a model, but keeps none"):
+    with pytest.raises(ConfigError, match=r"must keep a model, but keeps none\. Searches and baselines keep theirs"):
         reproduce(tmp_path, nobody)
 
 
