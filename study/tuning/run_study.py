@@ -74,7 +74,7 @@ def rebuild_study(config: StudyConfig, observer: Observer, record: Record) -> St
     dataset = find_images(given, pixel_store(config))
     if dataset:
         record.set_places(source=given.source, data_dir=given.data_dir)
-    elif given != record.manifest:
+    elif given.source != record.manifest.source:
         raise RecordError(
             f"data: must hold the images of study {record.name!r}, but {config.data} does not. Leave it out, or give"
             " the place where they are."
