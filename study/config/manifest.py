@@ -36,7 +36,7 @@ class Found:
     validation: bool = False
     """Whether the source itself sets images apart for validation."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of each class that was held out as test images, in (0, 1); None if the source has test images."""
+    """Share of each class to hold out as test images, in (0, 1); None if the source has test images."""
     left_out: Mapping[str, Count] = dataclasses.field(default_factory=dict)
     """Number of files that were left out, by reason."""
     skip_broken: bool = False
@@ -49,6 +49,8 @@ class Found:
     """Training images that were dropped since they have a copy among the test images; None if such images are kept."""
     sizes: str = ""
     """Sizes of the image files in pixels, in words; "" for a source known by name."""
+    held_in_groups: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the images outside val that the held-out test images are, in (0, 1), if they are whole groups."""
 
     @property
     def leaks(self) -> str:
@@ -60,7 +62,12 @@ class Found:
         layout = [self.layout]
         if self.validation:
             layout.append("the search validates on val" if searched else "val is not used, since nothing is searched")
-        if self.test_fraction:
+        if self.held_in_groups:
+            layout.append(
+                f"{self.held_in_groups:.0%} of the images held out for testing in whole groups, drawn from the seed"
+                f" (aim: {self.test_fraction:.0%} of each class)"
+            )
+        elif self.test_fraction:
             layout.append(f"{self.test_fraction:.0%} of each class held out for testing, drawn from the seed")
         left_out = [f"{count:,} × {reason}" for reason, count in self.left_out.items()]
         if self.leaks_dropped:

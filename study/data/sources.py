@@ -172,12 +172,14 @@ def _load_files(
     listing = list_source(source)
     classes = tuple(sorted({label for label, _ in listing.rows.kinds()}))
     by_split = {part: listing.rows.take(listing.rows.having(part)) for part in PARTS}
+    held_in_groups = None
     if len(by_split["test"]):
         _refuse_test_fraction(source, test_fraction)
     else:
         test_fraction = test_fraction or TEST_FRACTION
         given = listing.rows.take(listing.rows.having("", "train"))
         by_split |= _draw_test(given, classes, fraction=test_fraction, seed=seed)
+        held_in_groups = len(by_split["test"]) / len(given) if any(given.groups()) else None
     chosen = Rows()
     for part, rows in by_split.items():
         if len(rows):
@@ -220,6 +222,7 @@ def _load_files(
         grey_range=None if grey_range == FULL_GREY else [*grey_range],
         cropped=median(1 - min(size) / max(size) for size in sizes) if fit == "crop" else 0.0,
         sizes=_describe_sizes(sizes),
+        held_in_groups=held_in_groups,
     )
     name = source.resolve().name if source.is_dir() else f"{source.resolve().parent.name}-{source.stem}"
     return Dataset(

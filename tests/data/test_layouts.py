@@ -221,6 +221,19 @@ def test_groups_of_a_table_stay_on_one_side(tmp_path: Path) -> None:
     assert splits(dataset) == {"train": 6, "test": 4}
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("0101010101", "; 50% of the images held out for testing in whole groups, "),
+        (" " * 10, "; 20% of each class held out for testing, "),
+    ],
+)
+def test_layout_tells_the_real_share_of_test_images(groups: str, said: str, tmp_path: Path) -> None:
+    lines = [f"{index}.png,{'aaaaabbbbb'[index]},{group}" for index, group in enumerate(groups)]
+    dataset = load(write_table(tmp_path, "\n".join(["path,label,group", *lines])))
+    assert said in dict(dataset.found.describe(searched=True))["layout"]
+
+
 def test_table_without_splits_is_named_after_folder_and_file(tmp_path: Path) -> None:
     lines = [f"{index}.png,{'ab'[index % 2]},Oslo" for index in range(10)]
     dataset = load(write_table(tmp_path / "eyes", "\n".join(["path,label,site", *lines])))
