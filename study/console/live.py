@@ -101,9 +101,9 @@ class Console:
         for name, text in manifest.found.describe(searched=manifest.design.validates):
             self._print(f"{name:<8} {text}")
 
-    def on_audit(self, audit: Audit) -> None:
+    def on_audit(self, audit: Audit, *, dropped: bool) -> None:
         """Print what makes results on these images doubtful."""
-        for warning in audit.warnings():
+        for warning in audit.warnings(dropped=dropped):
             self._print(f"audit    {warning}")
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:

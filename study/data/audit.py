@@ -96,14 +96,22 @@ class Audit:
         """Number of images that could be left out without losing a picture."""
         return sum(len(group.members) - 1 for group in self.groups)
 
-    def warnings(self) -> Iterator[str]:
-        """Yield a sentence for each fault that makes results doubtful."""
+    def warnings(self, *, dropped: bool = False) -> Iterator[str]:
+        """Yield a sentence for each fault that makes results doubtful.
+
+        Args:
+            dropped: whether the copies of test images were dropped from the other images since.
+        """
         if leaks := self.leaks:
             tests = len(self.leaked_test)
+            are = ("was" if tests == 1 else "were") if dropped else _are(tests)
+            done = (
+                "The copies were dropped from training" if dropped else "--leaks drop leaves the copies out of training"
+            )
             yield (
-                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {_are(tests)} also among the"
-                f" {'training or validation' if 'val' in self.counts else 'training'} images, for example"
-                f" {self._example(leaks[0])}. --leaks drop leaves the copies out of training"
+                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {are} also among"
+                f" the {'training or validation' if 'val' in self.counts else 'training'} images, for example"
+                f" {self._example(leaks[0])}. {done}"
             )
         if wrong := self.contradictions:
             images = sum(len(group.members) for group in wrong)

@@ -56,8 +56,8 @@ class Observer(Listener, Watch, Protocol):
     def on_data(self, dataset: Dataset, manifest: Manifest) -> None:
         """Called when the images are loaded."""
 
-    def on_audit(self, audit: Audit) -> None:
-        """Called when the images have been compared with each other."""
+    def on_audit(self, audit: Audit, *, dropped: bool) -> None:
+        """Called when the images have been compared with each other; `dropped` says whether leaks were dropped then."""
 
     def on_weights(self, model: str, pretrained: Pretrained) -> None:
         """Called when a model's weights are loaded."""
@@ -166,7 +166,7 @@ def prepare(
         _watch_fingerprints(dataset, parts, observer)
         manifest = _describe(config, design, dataset, parts)
         observer.on_data(dataset, manifest)
-        observer.on_audit(audit)
+        observer.on_audit(audit, dropped=config.leaks == "drop")
         observer.on_stage("loading the weights")
         pretrained: dict[str, Pretrained] = {}
         for model in design.models:

@@ -16,6 +16,7 @@ from study.config.manifest import Found
 from study.config.plan import Design, Plan, Proposal, probe_recipe
 from study.config.search_space import Budget, Categorical, Float, Int, Pruner, Resources, SearchSpace
 from study.console.live import Console
+from study.data.audit import audit_images
 from study.data.images import Dataset
 from study.dispatch.cluster import Allotment
 from study.models.pretrained import Pretrained
@@ -299,6 +300,15 @@ def test_data_is_told_with_what_was_left_out(tmp_path):
         "16 bit   grey values 12 to 4,000 become 0 to 255, in predictions too",
         "cropping a typical image loses 75% to become a square; --fit pad and --fit squash keep all of it",
     ]
+
+
+@pytest.mark.parametrize(("dropped", "advised"), [(False, True), (True, False)])
+def test_dropping_leaks_is_advised_until_it_is_done(dropped, advised):
+    images = make_images(8, classes=2)
+    console, output = pipe()
+    console.on_audit(audit_images(Dataset("pets", ("cat", "dog"), images, images, 1.0)), dropped=dropped)
+    assert output.getvalue().startswith("audit    8 test images of 8 ")
+    assert ("--leaks drop" in output.getvalue()) == advised
 
 
 def test_search_is_announced_with_space_budget_and_resources(space):

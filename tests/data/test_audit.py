@@ -75,6 +75,13 @@ def test_leaks_are_test_images_seen_in_training():
     assert "2 test images of 4 are also among the training or validation images" in next(audit.warnings())
 
 
+def test_dropped_leaks_are_told_as_dropped():
+    audit = audit_images(dataset(pictures(0, 1, 2), pictures(1, 9)))
+    (warning,) = audit.warnings(dropped=True)
+    assert warning.startswith("1 test image of 2 was also among the training images, for example ")
+    assert warning.endswith(". The copies were dropped from training")
+
+
 def test_copies_within_the_training_images_are_no_leak():
     audit = audit_images(dataset(pictures(0, 0, 1), pictures(2, 3)))
     assert (audit.leaked_test, audit.extra_copies) == ([], 1)
