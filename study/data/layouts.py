@@ -159,7 +159,8 @@ def _list_table(file: Path) -> Listing:
             lines.seek(0)
             separator = max(",;\t", key=heading.count)
             reader = csv.DictReader(lines, delimiter=separator, restval="")
-            names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+            headings = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+            names = dict(zip(headings, reader.fieldnames or (), strict=True))
             table = [
                 (reader.line_num, {name: (line[names[name]] or "").strip() for name in COLUMNS if name in names})
                 for line in reader
@@ -170,6 +171,11 @@ def _list_table(file: Path) -> Listing:
         raise DataError(
             f"{file}: must have the columns path and label, and may have split and group, but {' and '.join(missing)}"
             f" {'is' if len(missing) == 1 else 'are'} missing among {', '.join(names) or 'none'}."
+        )
+    if repeated := [name for name in COLUMNS if headings.count(name) > 1]:
+        raise DataError(
+            f"{file}: line 1: must name each column once, but names {_join(repeated)} several times. Rename or remove"
+            " the columns that are not meant."
         )
     absent = [name for name in COLUMNS if name not in names]
     unused = [name for name in names if name and name not in COLUMNS]

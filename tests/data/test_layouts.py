@@ -268,6 +268,10 @@ def test_table_without_splits_is_named_after_folder_and_file(tmp_path: Path) -> 
         ),
         ("file,label\n0.png,a", r"must have the columns path and label, .* but path is missing among file, label\."),
         ("", r"path and label are missing among none\."),
+        (
+            "path,label, Label\n0.png,a,b",
+            r"labels\.csv: line 1: must name each column once, but names label several times\. Rename",
+        ),
         ("path,label\n0.png,a\n1.png,a", r"must hold 2 classes or more, but got 'a'\."),
     ],
 )
