@@ -184,6 +184,8 @@ def _list_table(file: Path) -> Listing:
         for name in unused
         for near in difflib.get_close_matches(name, absent, n=1, cutoff=MISSPELT)
     ]
+    if not table and not mistakes:
+        raise DataError(f"{file}: must list images, but has a heading only. Add a line for each image.")
     rows: list[Row] = []
     seen: dict[Path, int] = {}
     for number, line in table:

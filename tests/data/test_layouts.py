@@ -268,6 +268,7 @@ def test_table_without_splits_is_named_after_folder_and_file(tmp_path: Path) -> 
         ),
         ("file,label\n0.png,a", r"must have the columns path and label, .* but path is missing among file, label\."),
         ("", r"path and label are missing among none\."),
+        ("path,label,split\n", r"labels\.csv: must list images, but has a heading only\. Add a line for each image\."),
         (
             "path,label, Label\n0.png,a,b",
             r"labels\.csv: line 1: must name each column once, but names label several times\. Rename",
