@@ -96,6 +96,14 @@ class Audit:
         """Number of images that could be left out without losing a picture."""
         return sum(len(group.members) - 1 for group in self.groups)
 
+    @property
+    def alike_classes(self) -> list[list[str]]:
+        """Names of classes that differ only in upper and lower case, in lists of two or more."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in self.classes:
+            alike[name.casefold()].append(name)
+        return [names for names in alike.values() if len(names) > 1]
+
     def warnings(self, *, dropped: bool = False) -> Iterator[str]:
         """Yield a sentence for each fault that makes results doubtful.
 
@@ -119,6 +127,11 @@ class Audit:
         if self.extra_copies and not leaks:
             extra, example = self.extra_copies, self._example(self.groups[0])
             yield f"{_count(extra, 'image')} {_are(extra)} a copy of another, for example {example}"
+        if alike := self.alike_classes:
+            yield (
+                f"{sum(map(len, alike)):,} classes differ from another only in upper and lower case, for example"
+                f" {' and '.join(alike[0][:2])}; if they are one class, give them one name"
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return what a study's record keeps, as JSON values."""

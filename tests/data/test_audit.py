@@ -1,6 +1,7 @@
 """The audit finds copies, leaks and contradicting labels, and nothing where there is none."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,13 @@ def test_copies_of_two_classes_are_contradictions():
     audit = audit_images(dataset(pictures(0, 1, 0, labels=[0, 1, 1]), pictures(2, 3)))
     assert [group.members for group in audit.contradictions] == [(0, 2)]
     assert "2 images stand under several classes" in next(audit.warnings())
+
+
+@pytest.mark.parametrize(("classes", "said"), [(("Cat", "cat"), ["for example Cat and cat"]), (("Dog", "cat"), [])])
+def test_classes_that_differ_only_in_case_are_named(classes, said):
+    audit = audit_images(Dataset("pets", classes, pictures(0, 1), pictures(2, 3), 1.0))
+    named = [re.search(r"only in upper and lower case, (.*); if", warning)[1] for warning in audit.warnings()]
+    assert named == said
 
 
 def test_drop_leaks_keeps_every_test_image():
