@@ -65,6 +65,8 @@ def _table_rows(table: "pd.DataFrame") -> Iterator[dict[str, str]]:
     if missing := [name for name in ("path", "label") if name not in columns]:
         found = ", ".join(map(str, table.columns))
         raise DataError(f"data: must have the columns path and label, but lacks {' and '.join(missing)} among {found}.")
+    if repeated := [name for name in columns if [*table.columns].count(name) > 1]:
+        raise DataError(f"data: must have each column once, but has {' and '.join(repeated)} several times.")
     for values in table[columns].itertuples(index=False):
         texts = ["" if value is None or value != value else str(value) for value in values]  # nan differs from itself
         row = dict(zip(columns, texts, strict=True))

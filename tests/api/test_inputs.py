@@ -73,6 +73,10 @@ def test_table_keeps_files_labels_splits_and_groups(tmp_path, monkeypatch):
         ((pictures(2), ["a", "a"]), "data: must hold 2 classes or more, but got 'a'."),
         ({"training": (pictures(2), [0, 1])}, "data: splits must be train, val and test, but got training."),
         ({"train": 3}, "data['train']: must be a folder, a CSV file, a DataFrame"),
+        (
+            pd.DataFrame([["a", "cat", "dog"]], columns=["path", "label", "label"]),
+            "data: must have each column once, but has label several times.",
+        ),
         (pd.DataFrame({"path": ["a"]}), "data: must have the columns path and label, but lacks label among path."),
         (pd.DataFrame({"path": [__file__, None], "label": ["a", "b"]}), "data: row 1: path: must not be empty."),
         (pd.DataFrame({"path": ["/no.png"], "label": ["a"]}), "data: row 0: path: there is no file /no.png."),
