@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -185,7 +185,65 @@ def _load_files(
         if len(rows):
             kept = subset(rows.labels(classes), classes, fraction=fraction, seed=seed, place=str(source / part))
             chosen += rows.take(kept, split=part)
-    left_out = Counter(listing.left_out)
+    decoded = _decode(source, chosen, image_size=image_size, fit=fit, skip_broken=skip_broken, store=store, watch=watch)
+    parts = {}
+    for part in PARTS:
+        places = decoded.rows.having(part)
+        if len(by_split[part]):
+            labels = decoded.rows.labels(classes)[places]
+            if empty := [name for label, name in enumerate(classes) if label not in labels]:
+                raise DataError(f"{source}: every class must have a whole image in {part}, but {empty[0]!r} has none.")
+            parts[part] = Images(_cut(decoded.pixels, int(places[0]), int(places[-1]) + 1), labels)
+    found = Found(
+        layout=listing.layout,
+        validation="val" in parts,
+        test_fraction=test_fraction,
+        left_out=dict(+Counter({**listing.left_out, "broken": decoded.broken})),
+        skip_broken=skip_broken,
+        grey_range=None if decoded.grey_range == FULL_GREY else [*decoded.grey_range],
+        cropped=median(1 - min(size) / max(size) for size in decoded.sizes) if fit == "crop" else 0.0,
+        sizes=_describe_sizes(decoded.sizes),
+        held_in_groups=held_in_groups,
+    )
+    name = source.resolve().name if source.is_dir() else f"{source.resolve().parent.name}-{source.stem}"
+    return Dataset(
+        unicodedata.normalize("NFC", name),
+        classes,
+        parts["train"],
+        parts["test"],
+        fraction,
+        validation=parts.get("val"),
+        rows=decoded.rows,
+        found=found,
+    )
+
+
+class _Decoded(NamedTuple):
+    """What the files of a data set hold."""
+
+    rows: Rows
+    """Rows whose images could be read."""
+    pixels: Pixels
+    """Their pixels, in the same order."""
+    broken: int
+    """Number of the other rows."""
+    sizes: list[tuple[int, int]]
+    """Size of each readable file's image: width and height in pixels."""
+    grey_range: tuple[int, int]
+    """Values of deep grey that are black and white."""
+
+
+def _decode(
+    source: Path,
+    chosen: Rows,
+    *,
+    image_size: int,
+    fit: str,
+    skip_broken: bool,
+    store: PixelStore | None,
+    watch: Watch,
+) -> _Decoded:
+    """Decode the chosen files to one size; the other arguments and the errors are those of `load_dataset`."""
     with ThreadPoolExecutor() as pool:
         files = identify_files(source, [row.path for row in chosen], pool)
         headers = read_headers(files, pool, store)
@@ -204,37 +262,7 @@ def _load_files(
         _refuse_broken(broken)
     if errors:
         rows = rows.take(np.delete(np.arange(len(rows)), [*errors]))
-    left_out["broken"] = len(broken)
-    parts = {}
-    for part in PARTS:
-        places = rows.having(part)
-        if len(by_split[part]):
-            labels = rows.labels(classes)[places]
-            if empty := [name for label, name in enumerate(classes) if label not in labels]:
-                raise DataError(f"{source}: every class must have a whole image in {part}, but {empty[0]!r} has none.")
-            parts[part] = Images(_cut(pixels, int(places[0]), int(places[-1]) + 1), labels)
-    found = Found(
-        layout=listing.layout,
-        validation="val" in parts,
-        test_fraction=test_fraction,
-        left_out=dict(+left_out),
-        skip_broken=skip_broken,
-        grey_range=None if grey_range == FULL_GREY else [*grey_range],
-        cropped=median(1 - min(size) / max(size) for size in sizes) if fit == "crop" else 0.0,
-        sizes=_describe_sizes(sizes),
-        held_in_groups=held_in_groups,
-    )
-    name = source.resolve().name if source.is_dir() else f"{source.resolve().parent.name}-{source.stem}"
-    return Dataset(
-        unicodedata.normalize("NFC", name),
-        classes,
-        parts["train"],
-        parts["test"],
-        fraction,
-        validation=parts.get("val"),
-        rows=rows,
-        found=found,
-    )
+    return _Decoded(rows, pixels, len(broken), sizes, grey_range)
 
 
 def _cut(pixels: Pixels, start: int, stop: int) -> Pixels:
