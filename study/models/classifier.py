@@ -106,6 +106,5 @@ def build(model: str, *, classes: int, unfreeze_depth: int, pretrained: StateDic
     prefix, suffix = nn.Sequential(*parts[:cut]), nn.Sequential(*parts[cut:])
     copied.separate(but=prefix)
     prefix.requires_grad_(False)
-    classifier = Classifier(model, copied.network, prefix, suffix, untrained.digest, untrained.build_ahead)
-    classifier.set_evaluation()
-    return classifier
+    prefix.training = suffix.training = False  # as all that they hold is
+    return Classifier(model, copied.network, prefix, suffix, untrained.digest, untrained.build_ahead)

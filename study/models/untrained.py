@@ -6,7 +6,7 @@ A process runs trial after trial on the same weights. Copying a network is much 
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -44,16 +44,18 @@ class _Weights:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of an untrained network, whose tensors share that network's values until they get their own."""
+    """A copy of an untrained network in evaluation mode, whose tensors share that network's values at first."""
 
     network: nn.Module
     parts: list[nn.Module]
     """The five blocks, and the parts of the head."""
     shared: frozenset[int]
-    """Addresses of the shared values."""
+    """Addresses of the shared values; none if each tensor has its own."""
 
     def separate(self, but: nn.Module) -> None:
         """Give each tensor that still shares its values a copy of them, except those of the module `but`."""
+        if not self.shared:
+            return
         left_out = {id(tensor) for tensor in but.state_dict(keep_vars=True).values()}
         for tensor in self.network.state_dict(keep_vars=True).values():
             if id(tensor) not in left_out and tensor.data_ptr() in self.shared:
@@ -89,6 +91,7 @@ class Untrained:
             size = sum(tensor.nbytes for tensor in copied.network.state_dict().values())
             if size <= AHEAD_SHARE * free_memory_bytes():
                 copied.separate(but=nn.Sequential())  # the next depth is not known
+                copied = replace(copied, shared=frozenset())
             self._copies[seed] = copied
         self.digest(BLOCKS)
 
@@ -110,7 +113,10 @@ class Untrained:
             self._cut = cutter(self._model, self._networks[seed])
         network = _copy_modules(self._networks[seed])
         shared = frozenset(tensor.data_ptr() for tensor in network.state_dict().values())
-        return Copy(network, self._cut(network), shared)
+        parts = self._cut(network)
+        for module in (network, *parts):  # the code around the parts asks the network itself for its mode
+            module.eval()
+        return Copy(network, parts, shared)
 
 
 def untrained_networks(model: str, classes: int, pretrained: StateDict | None, seed: int) -> Untrained:

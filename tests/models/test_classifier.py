@@ -199,6 +199,21 @@ def test_networks_of_the_same_weights_share_frozen_tensors_only(
     assert not any(tensor.data_ptr() in addresses for tensor in two.suffix.state_dict().values())
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("model", ["resnet18", "timm/resnet18", "timm/test_vit"])
+@pytest.mark.parametrize("depth", [0, 2, 5])
+def test_built_networks_are_in_evaluation_mode(model: str, depth: int, ahead: bool) -> None:
+    """All of them, also those that were built after one that is trained."""
+    for seed in (0, 0, 1):
+        classifier = build(model, classes=4, unfreeze_depth=depth, pretrained=None, seed=seed)
+        parts = (classifier.network, classifier.prefix, classifier.suffix)
+        assert not any(module.training for part in parts for module in part.modules())
+        classifier.network.train()
+        classifier.set_training()
+        if ahead:
+            classifier.build_ahead(seed)
+
+
 @pytest.mark.parametrize(("ahead", "share", "copied"), [(False, 0.1, True), (True, 0.1, False), (True, 0.0, True)])
 def test_values_are_copied_ahead_if_there_is_memory(
     ahead: bool, share: float, copied: bool, small: StateDict, monkeypatch: pytest.MonkeyPatch
