@@ -100,7 +100,15 @@ def flush(path: Path) -> None:
     Raises:
         OSError: the disk is full or damaged.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    flush_and_close(os.open(path, os.O_RDONLY))
+
+
+def flush_and_close(descriptor: int) -> None:
+    """Bring an open file or directory to the disk, and close it.
+
+    Raises:
+        OSError: the disk is full or damaged.
+    """
     try:
         os.fsync(descriptor)
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend
 
 from study.errors import RecordError
+from study.files import flush_and_close
 
 UNFINISHED = "unfinished"
 """Key of a line whose step continues on the next line; Optuna ignores keys that it does not know."""
@@ -118,7 +119,7 @@ class Journal(BaseJournalBackend):
                 written = 0
                 while written < len(content):
                     written += file.write(content[written:])
-                self._syncs.append(self._disk.submit(_sync, os.dup(file.fileno())))
+                self._syncs.append(self._disk.submit(flush_and_close, os.dup(file.fileno())))
         except OSError as error:
             with suppress(OSError):  # the file may be gone, if its directory was moved
                 os.truncate(self._path, self._bytes)
@@ -131,14 +132,6 @@ class Journal(BaseJournalBackend):
             f"{self._path}: {rule}, but got: {error.strerror}."
             " Recorded results are safe. Fix the cause, then continue with --resume."
         )
-
-
-def _sync(descriptor: int) -> None:
-    """Bring a file to the disk, and close it."""
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:

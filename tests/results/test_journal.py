@@ -116,10 +116,10 @@ def test_full_disk_leaves_no_half_step(path):
 
 
 def test_steps_do_not_wait_for_the_disk_but_settling_does(path, monkeypatch):
-    disk_spins, synced = threading.Event(), []
+    disk_answers, synced = threading.Event(), []
 
     def slow_fsync(descriptor):
-        disk_spins.wait(60)
+        disk_answers.wait(60)
         synced.append(os.fstat(descriptor).st_ino)
 
     monkeypatch.setattr(os, "fsync", slow_fsync)
@@ -128,7 +128,7 @@ def test_steps_do_not_wait_for_the_disk_but_settling_does(path, monkeypatch):
     journal.append_logs([SECOND])
     assert logs_of(path) == [FIRST, SECOND]
     assert synced == []
-    disk_spins.set()
+    disk_answers.set()
     journal.settle()
     assert synced == [path.stat().st_ino] * 2
 
