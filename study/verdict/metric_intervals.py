@@ -50,7 +50,10 @@ def metric_difference(
         level: error probability of the interval, in (0, 1).
         resamples: number of resamples.
     """
-    counts, gains = _class_gains(metric, before, after, labels)
+    # Images of one class for which all predictions are the same are of one kind: they are interchangeable.
+    answers = np.array([labels, *(test.predictions for test in [*before, *after])])
+    (true, *predicted), counts = np.unique(answers, axis=1, return_counts=True)
+    gains = _class_gains(metric, true, predicted, len(before[0].confusion))
     measured = [[test.metrics[metric] for test in tests] for tests in (before, after)]
     by_seed = np.subtract(measured[1], measured[0])
     seeds, images, mean = len(by_seed), int(counts.sum()), float(by_seed.mean())
@@ -73,21 +76,19 @@ def metric_difference(
         low=mean - margin,
         high=mean + margin,
         p=min(p * (1 - CONFIDENCE) / level, 1.0),
-        detectable=widen_detectable(detectable, changed=_changed(metric, before, after, labels)),
+        detectable=widen_detectable(detectable, changed=_changed(metric, true, predicted, counts)),
     )
 
 
-def _class_gains(
-    metric: str, before: Sequence[Evaluation], after: Sequence[Evaluation], labels: Sequence[int]
-) -> tuple[NDArray[np.int64], Gains]:
-    """Return how many images there are of each kind, and the gains in balanced accuracy or macro F1.
+def _class_gains(metric: str, true: NDArray[np.int64], predicted: Sequence[NDArray[np.int64]], classes: int) -> Gains:
+    """Return the gains in balanced accuracy or macro F1.
 
-    Images of one class for which all predictions are the same are of one kind: they are interchangeable.
+    Args:
+        metric: balanced_accuracy or macro_f1.
+        true: class of each kind of image, (kinds,).
+        predicted: predictions of each kind, (kinds,) for each test: those of the first recipe, then of the second.
+        classes: number of classes.
     """
-    classes = len(before[0].confusion)
-    answers = np.array([labels, *(test.predictions for test in [*before, *after])])
-    kinds, counts = np.unique(answers, axis=1, return_counts=True)
-    true, predicted = kinds[0], kinds[1:]
 
     def gains(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
         def count(kept: NDArray[np.bool_], by: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -108,22 +109,25 @@ def _class_gains(
                 parts, wholes = 2 * right, images + count(every, answer)
             # A class that was not drawn says nothing: the others' mean stands for it.
             values.append(np.nanmean(np.where(wholes > 0, parts / np.maximum(wholes, 1), np.nan), axis=1))
-        return np.transpose(np.subtract(values[len(before) :], values[: len(before)]))
+        seeds = len(values) // 2
+        return np.transpose(np.subtract(values[seeds:], values[:seeds]))
 
-    return counts, gains
+    return gains
 
 
-def _changed(metric: str, before: Sequence[Evaluation], after: Sequence[Evaluation], labels: Sequence[int]) -> float:
+def _changed(
+    metric: str, true: NDArray[np.int64], predicted: Sequence[NDArray[np.int64]], counts: NDArray[np.int64]
+) -> float:
     """Return the share of a class's answers that the recipes give differently, as a mean over the classes.
 
     For balanced accuracy, two wrong answers are the same. For macro F1 they are not: they count in other precisions.
+    The kinds of images are those of `_class_gains`, and `counts` says how many images are of each.
     """
-    true = np.asarray(labels)
-    answers = [np.array([test.predictions for test in tests]) for tests in (before, after)]
-    if metric == "balanced_accuracy":
-        answers = [given == true for given in answers]
-    by_image = np.mean(answers[0] != answers[1], axis=0)
-    return float(np.mean([by_image[true == one].mean() for one in np.unique(true)]))
+    answers = np.equal(predicted, true) if metric == "balanced_accuracy" else np.array(predicted)
+    before, after = np.split(answers, 2)
+    by_kind = np.mean(before != after, axis=0)
+    present = [true == one for one in np.unique(true)]
+    return float(np.mean([np.average(by_kind[kinds], weights=counts[kinds]) for kinds in present]))
 
 
 def _stretch(seeds: int) -> float:
