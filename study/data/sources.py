@@ -178,8 +178,9 @@ def _load_files(
     else:
         test_fraction = test_fraction or TEST_FRACTION
         given = listing.rows.take(listing.rows.having("", "train"))
-        by_split |= _draw_test(given, classes, fraction=test_fraction, seed=seed)
-        held_in_groups = len(by_split["test"]) / len(given) if any(given.groups()) else None
+        groups = given.groups()
+        by_split |= _draw_test(given, classes, groups, fraction=test_fraction, seed=seed)
+        held_in_groups = len(by_split["test"]) / len(given) if any(groups) else None
     chosen = Rows()
     for part, rows in by_split.items():
         if len(rows):
@@ -270,14 +271,16 @@ def _cut(pixels: Pixels, start: int, stop: int) -> Pixels:
     return pixels.take(np.arange(start, stop)) if isinstance(pixels, StoredPixels) else pixels[start:stop]
 
 
-def _draw_test(rows: Rows, classes: tuple[str, ...], *, fraction: float, seed: int) -> dict[str, Rows]:
+def _draw_test(
+    rows: Rows, classes: tuple[str, ...], groups: list[str], *, fraction: float, seed: int
+) -> dict[str, Rows]:
     """Split rows into training and test images, stratified and with each group on one side."""
     held_out = draw_held_out(
         rows.labels(classes),
         classes,
         fraction=fraction,
         seed=derive_seed(seed, "test"),
-        groups=rows.groups(),
+        groups=groups,
         what="test",
     )
     return {"train": rows.take(np.delete(np.arange(len(rows)), held_out)), "test": rows.take(held_out)}
