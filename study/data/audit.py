@@ -112,12 +112,11 @@ class Audit:
         """
         if leaks := self.leaks:
             tests = len(self.leaked_test)
-            are = ("was" if tests == 1 else "were") if dropped else _are(tests)
             done = (
                 "The copies were dropped from training" if dropped else "--leaks drop leaves the copies out of training"
             )
             yield (
-                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {are} also among"
+                f"{_count(tests, 'test image')} of {sum(self.counts['test']):,} {_are(tests, past=dropped)} also among"
                 f" the {'training or validation' if 'val' in self.counts else 'training'} images, for example"
                 f" {self._example(leaks[0])}. {done}"
             )
@@ -313,5 +312,6 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _are(number: int, *, past: bool = False) -> str:
+    one, several = ("was", "were") if past else ("is", "are")
+    return one if number == 1 else several
